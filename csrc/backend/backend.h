@@ -1,0 +1,292 @@
+// The seam between the engine and a device. The engine says what to compute through this interface; a backend owns
+// device memory, the layout of weights, and the kernels. Adding an op touches five places: this file,
+// kernels/cpu/reference.cpp, one file per device, one test, one benchmark entry.
+//
+// Dimension letters: T tokens in this step · B sequences · D model width · H query heads · G KV heads · Dh head size ·
+// F expert inner width · E experts · A active experts per token · V vocabulary · P tokens per page · R rows to sample.
+// Under tensor parallelism H, G, F and V are this rank's share; D, E and A never shrink.
+//
+// Activations between ops are float32 (T, ...) row-major in device memory; which precision a backend multiplies in is
+// its compute type. Ops are enqueued in order and may be asynchronous; download() and synchronize() wait.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "backend/comm.h"
+#include "backend/dtype.h"
+#include "backend/error.h"
+#include "backend/tensor.h"
+
+namespace sigmoe {
+
+constexpr int kPageTokens = 128;  // P: one KV page holds this many tokens
+
+// ---- memory ----------------------------------------------------------------------------------------------------
+
+// Owned device memory, 64-byte aligned or better, zero-filled.
+class DeviceBuffer {
+ public:
+  DeviceBuffer() = default;
+  DeviceBuffer(void* data, size_t bytes, std::function<void(void*, size_t)> release)
+      : data_(data), bytes_(bytes), release_(std::move(release)) {}
+  DeviceBuffer(DeviceBuffer&& other) noexcept { swap(other); }
+  DeviceBuffer& operator=(DeviceBuffer&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~DeviceBuffer() {
+    if (data_) release_(data_, bytes_);
+  }
+  void* data() const { return data_; }
+  size_t bytes() const { return bytes_; }
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
+
+ private:
+  void swap(DeviceBuffer& other) {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    std::swap(release_, other.release_);
+  }
+  void* data_ = nullptr;
+  size_t bytes_ = 0;
+  std::function<void(void*, size_t)> release_;
+};
+
+// ---- weights ---------------------------------------------------------------------------------------------------
+
+// How the elements of a linear weight are stored in the checkpoint. Every format means
+// W[n, k] = stored[n, k] * scale[n, block(k)], with one block and scale 1 for the first two.
+enum class WeightFormat : uint8_t {
+  f32,    // 4 bytes
+  bf16,   // 2 bytes
+  fp8,    // 1 byte E4M3; 128x128 blocks, one scale per row, or one per tensor
+  int4,   // 4 bits, two to a byte, low nibble first along k, stored value minus 8; one scale per row and group of k
+};
+
+const char* weight_format_name(WeightFormat format);
+
+// Bytes of one checkpoint row of k elements.
+constexpr size_t weight_row_bytes(WeightFormat format, int64_t k) {
+  switch (format) {
+    case WeightFormat::f32: return static_cast<size_t>(k) * 4;
+    case WeightFormat::bf16: return static_cast<size_t>(k) * 2;
+    case WeightFormat::fp8: return static_cast<size_t>(k);
+    case WeightFormat::int4: return static_cast<size_t>(k) / 2;
+  }
+  return 0;
+}
+
+// This rank's slice of a linear layer y = x W^T, W (n, k).
+struct LinearDesc {
+  WeightFormat format = WeightFormat::bf16;
+  int64_t n = 0;  // output features of the slice
+  int64_t k = 0;  // input features of the slice
+  // Boundaries of the scale blocks along k, half-open: block b covers [k_bounds[b], k_bounds[b+1]). First 0, last k.
+  // A slice that starts inside a checkpoint block has a short first block. Empty for f32 and bf16.
+  std::vector<int64_t> k_bounds;
+  // Rows [0, n/2) are the gate and [n/2, n) the up projection of one SwiGLU; backends may interleave them.
+  bool gate_up = false;
+  std::string name;  // for messages
+};
+
+// A weight in the backend's own layout. Opaque to the engine.
+class LinearWeight {
+ public:
+  virtual ~LinearWeight() = default;
+  virtual size_t bytes() const = 0;  // device memory held, scales included
+};
+
+// Fills one LinearWeight from checkpoint bytes, so that no second copy of a tensor ever exists. put_rows may be called
+// from several threads at once for disjoint row ranges. All rows and scales must have been put before finish().
+class LinearBuilder {
+ public:
+  virtual ~LinearBuilder() = default;
+  // rows [row, row + n_rows) of the slice; source rows are `stride_bytes` apart and already start at the slice's k = 0.
+  // Throws bad_checkpoint when a value is NaN or infinite.
+  virtual void put_rows(int64_t row, int64_t n_rows, const std::byte* source, size_t stride_bytes) = 0;
+  // scales (n_rows, blocks) f32 for rows [row, row + n_rows); blocks = k_bounds.size() - 1. fp8 and int4 only.
+  virtual void put_scales(int64_t row, int64_t n_rows, const float* scales) = 0;
+  virtual std::unique_ptr<LinearWeight> finish() = 0;
+};
+
+// ---- what a step looks like on the device ------------------------------------------------------------------------
+
+// A flat batch of T tokens from B sequences: prefill chunks and decode rows mixed. All pointers are device memory.
+struct BatchView {
+  int n_tokens = 0;                       // T
+  int n_seqs = 0;                         // B
+  int max_pages = 0;                      // columns of page_tables
+  const int32_t* token_ids = nullptr;     // (T) in [0, V)
+  const int32_t* positions = nullptr;     // (T) position of each token in its sequence
+  const int32_t* seq_offsets = nullptr;   // (B + 1): rows of sequence b are [seq_offsets[b], seq_offsets[b+1])
+  const int32_t* page_tables = nullptr;   // (B, max_pages) page numbers; entries past the sequence's last are undefined
+};
+
+// One layer's KV cache: k and v are (pages, G, P, Dh) each. k is stored after norm and RoPE.
+struct KvView {
+  void* k = nullptr;
+  void* v = nullptr;
+  DType dtype = DType::bf16;
+};
+
+struct AttentionShape {
+  int n_heads = 0;     // H
+  int n_kv_heads = 0;  // G; query head j reads KV head j / (H / G)
+  int head_dim = 0;    // Dh
+  int rotary_dim = 0;  // leading dims of a head that RoPE turns, NeoX pairs (j, j + rotary_dim/2)
+};
+
+struct RouterShape {
+  int n_experts = 0;            // E
+  int n_active = 0;             // A
+  int n_groups = 1;             // consecutive experts form a group
+  int n_groups_kept = 1;
+  bool normalise = true;        // divide the chosen scores by their sum (+ 1e-20)
+  float scaling = 1.0f;         // then multiply by this
+};
+
+// Where each token goes. All pointers are device memory.
+struct Routing {
+  int32_t* expert_ids = nullptr;      // (T, A) in [0, E)
+  float* weights = nullptr;           // (T, A)
+  int32_t* expert_offsets = nullptr;  // (E + 1): slots of expert e are slot_order[expert_offsets[e] .. expert_offsets[e+1])
+  int32_t* slot_order = nullptr;      // (T * A) flat (token * A + choice) indices sorted by expert, then by token
+};
+
+// The experts of one layer on this rank. A dense MLP is the case with no routed experts and the MLP as `shared`.
+struct ExpertWeights {
+  std::vector<const LinearWeight*> gate_up;  // E entries (2F, D); null where this rank's share of F is empty
+  std::vector<const LinearWeight*> down;     // E entries (D, F); likewise
+  const LinearWeight* shared_gate_up = nullptr;  // (2Fs, D) or null
+  const LinearWeight* shared_down = nullptr;     // (D, Fs) or null
+};
+
+// One row to sample: everything the sampler needs besides logits and counts. Plain data, uploaded as it is.
+struct SampleRow {
+  int32_t slot = 0;              // row of the counts table; rows of one step use distinct slots
+  int32_t position = 0;          // position of the token being sampled: the counter of the random stream
+  uint64_t seed = 0;             // its key
+  float temperature = 1.0f;      // 0: greedy
+  float top_p = 1.0f;
+  float min_p = 0.0f;
+  int32_t top_k = 0;             // 0: off
+  float repetition_penalty = 1.0f;
+  float presence_penalty = 0.0f;
+  float frequency_penalty = 0.0f;
+  int32_t n_logprobs = -1;       // alternatives to report; -1: no logprobs at all
+  int32_t bias_begin = 0, bias_end = 0;  // range in bias_ids / bias_values
+  int32_t ban_begin = 0, ban_end = 0;    // range in ban_ids: tokens that must not be sampled now
+};
+
+constexpr int kMaxLogprobs = 20;
+
+struct SampleArgs {
+  const float* logits = nullptr;        // (R, V) f32, the whole vocabulary; not modified
+  int n_rows = 0;                       // R
+  int vocab_size = 0;                   // V
+  const SampleRow* rows = nullptr;      // (R)
+  const int32_t* bias_ids = nullptr;
+  const float* bias_values = nullptr;
+  const int32_t* ban_ids = nullptr;
+  uint32_t* counts = nullptr;           // (slots, V): bit 31 = token is in the prompt, low bits = times generated
+  int32_t* tokens = nullptr;            // (R) out; counts[slot][token] is incremented too
+  float* logprobs = nullptr;            // (R) out: log-softmax of the unmodified logits at the token; 0 where not asked
+  int32_t* top_ids = nullptr;           // (R, kMaxLogprobs) out: most likely first, -1 past n_logprobs
+  float* top_logprobs = nullptr;        // (R, kMaxLogprobs) out
+};
+
+// ---- the interface -----------------------------------------------------------------------------------------------
+
+struct BackendOptions {
+  int n_threads = 0;              // host backends: threads of this rank; 0 = all the process may use
+  std::string kernels = "auto";   // cpu: auto | reference | generic | avx2 | avx512 | avx512bf16 | amx
+  DType compute = DType::bf16;    // bf16: multiply in BF16 where the path can; f32: the float32 mode
+};
+
+struct BackendInfo {
+  std::string device;    // "cpu"
+  std::string name;      // "AMD EPYC ..., 2 threads"
+  std::string kernels;   // the path that runs: "avx512bf16"
+  DType compute = DType::f32;   // what products are multiplied in
+  DType kv_dtype = DType::f32;  // what the KV cache must hold
+  int n_threads = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  virtual const BackendInfo& info() const = 0;
+
+  // Memory. alloc throws out_of_memory naming `what`, the bytes asked and the bytes free.
+  virtual DeviceBuffer alloc(size_t bytes, const char* what) = 0;
+  virtual void upload(void* device, const void* host, size_t bytes) = 0;
+  virtual void download(void* host, const void* device, size_t bytes) = 0;
+  virtual void zero(void* device, size_t bytes) = 0;
+  virtual void synchronize() = 0;
+
+  // Throws unsupported when no kernel can read this format or shape.
+  virtual std::unique_ptr<LinearBuilder> begin_linear(const LinearDesc& desc) = 0;
+
+  // out (T, D) f32 = table[ids], table (V, D) bf16 or f32.
+  virtual void embed(const Tensor& table, const int32_t* ids, int n_tokens, float* out) = 0;
+
+  // residual (T, D) += sum over slots of addend (T, n_slots, D), in slot order, summed over ranks when comm is given
+  // (each rank holds a partial result); then out (T, D) = RMSNorm(residual) * weight, in float32. addend may be null
+  // (nothing to add) and out may be null (no norm wanted). addend is scratch afterwards. weight (D) f32.
+  virtual void reduce_add_rms_norm(float* residual, float* addend, int n_slots, Comm* comm, const float* weight, float eps,
+                                   int n_tokens, int width, float* out) = 0;
+
+  // y (T, n) = x (T, k) W^T.
+  virtual void linear(const float* x, const LinearWeight& weight, int n_tokens, float* y) = 0;
+
+  // Splits qkv (T, (H + 2G) * Dh): all q heads, then k heads, then v heads. q and k heads are RMS-normed over Dh with one
+  // shared weight each (null: no norm), their first rotary_dim dims turned by the row's position, q written to
+  // q_out (T, H, Dh) f32, k and v to their page slots. cos, sin (positions, rotary_dim/2) f32.
+  virtual void qk_norm_rope_store(const BatchView& batch, const AttentionShape& shape, const float* qkv, const float* q_norm,
+                                  const float* k_norm, float eps, const float* cos, const float* sin, const KvView& kv,
+                                  float* q_out) = 0;
+
+  // out (T, H * Dh) = softmax(q k^T / sqrt(Dh)) v over positions [0, position of the row] of the row's own sequence.
+  virtual void attention(const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv, float* out) = 0;
+
+  // logits (T, E) = x (T, D) gate^T in float32; scores = sigmoid(logits); choice by scores + bias within the kept groups
+  // (a group's score is the sum of its two best); weights from the unbiased scores. Ties: the lower expert wins.
+  // `forced_ids` (T, A), when given, replaces the choice (tests). gate (E, D) is a LinearWeight used in float32.
+  virtual void route(const float* x, const LinearWeight& gate, const float* bias, const RouterShape& shape, int n_tokens,
+                     const int32_t* forced_ids, float* logits, const Routing& out) = 0;
+
+  // out (T, slots, D): slot a < A is weights[t, a] * down(silu(gate x) * up x) of expert_ids[t, a]; then, when shared
+  // weights are given or A is 0, one last slot for the shared expert with weight 1. slots = A + (shared ? 1 : 0).
+  // Slots whose weights are null are zero. routing is ignored when n_active is 0.
+  virtual void experts(const float* x, const ExpertWeights& weights, const Routing& routing, int n_active, int n_tokens,
+                       int width, float* out) = 0;
+
+  // logits (R, V of all ranks) f32 = rows of x (T, D) picked by row_ids (R) on the device, times lm_head^T (this rank's
+  // vocab_widths[rank] rows), gathered over ranks.
+  virtual void head_logits(const float* x, const int32_t* row_ids, int n_rows, const LinearWeight& lm_head, Comm* comm,
+                           const std::vector<int64_t>& vocab_widths, float* logits) = 0;
+
+  // Order: ban, logit bias, repetition, presence and frequency penalties, temperature, min-p, top-k, top-p; then a draw
+  // with Philox4x32-10 keyed by seed, counted by position. Ties rank the lower id first. All in float32.
+  virtual void sample(const SampleArgs& args) = 0;
+
+  // Puts a sequence's history into counts[slot] (V): clears it, marks prompt tokens, counts generated ones.
+  virtual void reset_counts(uint32_t* counts_row, int vocab_size, const int32_t* prompt, int n_prompt, const int32_t* generated,
+                            int n_generated) = 0;
+
+  // out (T, 2D) = concat(RMSNorm(embedding, embedding_norm), RMSNorm(hidden, hidden_norm)): the input of an MTP layer's
+  // eh_proj and, with its own norms, of a draft layer.
+  virtual void join_norms(const float* embedding, const float* embedding_norm, const float* hidden, const float* hidden_norm,
+                          float eps, int n_tokens, int width, float* out) = 0;
+};
+
+}  // namespace sigmoe

@@ -1,0 +1,173 @@
+/**
+ * The native addon: sole loader, and the hand-written types of every call it has. Nothing else in lib touches it.
+ * The C++ side of this contract is csrc/binding.
+ */
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+/** Options of a load; every field is checked by lib before it gets here. */
+export interface NativeEngineOptions {
+  device: string;
+  kernels: string;
+  compute: 'bfloat16' | 'float32';
+  threads: number;
+  tensorParallelSize: number;
+  maxModelLen: number;
+  maxNumSeqs: number;
+  maxBatchedTokens: number;
+  kvCacheTokens: number;
+  mtp: boolean;
+}
+
+export interface NativeInfo {
+  architecture: string;
+  device: string;
+  deviceName: string;
+  deviceReason: string;
+  kernels: string;
+  compute: string;
+  weightFormat: string;
+  context: number;
+  vocabSize: number;
+  hiddenSize: number;
+  layers: number;
+  denseLayers: number;
+  mtpLayers: number;
+  heads: number;
+  kvHeads: number;
+  headDim: number;
+  experts: number;
+  activeExperts: number;
+  sharedExperts: number;
+  parameters: number;
+  activeParameters: number;
+  parts: { part: string; parameters: number }[];
+  checkpointBytes: number;
+  weightBytes: number;
+  kvBytesPerToken: number;
+  kvBytes: number;
+  workspaceBytes: number;
+  kvCacheTokens: number;
+  threads: number;
+  tensorParallelSize: number;
+  maxNumSeqs: number;
+  maxBatchedTokens: number;
+  eosIds: number[];
+}
+
+/** One generation. `maxTokens` -1 runs to the end of the context; `logprobs` -1 means none. */
+export interface NativeGenerateRequest {
+  prompt: Int32Array;
+  maxTokens: number;
+  minTokens: number;
+  stopIds: Int32Array;
+  seed: bigint;
+  temperature: number;
+  topP: number;
+  topK: number;
+  minP: number;
+  repetitionPenalty: number;
+  presencePenalty: number;
+  frequencyPenalty: number;
+  logitBiasIds: Int32Array;
+  logitBiasValues: Float32Array;
+  logprobs: number;
+}
+
+export interface NativeFailure {
+  request: number;
+  code: string;
+  message: string;
+  hint: string;
+}
+
+/** Values of `NativeStepEvent.finish`. */
+export const Finish = { none: 0, stop: 1, length: 2, aborted: 3, error: 4 } as const;
+
+/** Alternatives reported per token: the width of `topIds` and `topLogprobs`. */
+export const MAX_LOGPROBS = 20;
+
+/** What one engine step produced: entry i is one sampled token, or one request's end without a token (token -1). */
+export interface NativeStepEvent {
+  requests: Float64Array;
+  tokens: Int32Array;
+  finish: Uint8Array;
+  /** Present when any entry's request asked for logprobs. */
+  logprobs?: Float32Array;
+  /** (entries, MAX_LOGPROBS), most likely first, -1 where absent. */
+  topIds?: Int32Array;
+  topLogprobs?: Float32Array;
+  failures: NativeFailure[];
+  logits: { request: number; rows: number; vocab: number; values: Float32Array }[];
+}
+
+export interface NativeStats {
+  freePages: number;
+  heldPages: number;
+  totalPages: number;
+  running: number;
+  waiting: number;
+  steps: number;
+  prefillTokens: number;
+  decodeTokens: number;
+  preemptions: number;
+}
+
+/** A loaded model. Calls after `dispose()` throw an error with code ERR_DISPOSED. */
+export interface NativeModel {
+  info(): NativeInfo;
+  /** Starts the events; called once, before the first submit. While no request runs, the listener does not keep the process alive. */
+  listen(onStep: (event: NativeStepEvent) => void): void;
+  submit(request: NativeGenerateRequest): number;
+  submitLogits(tokens: Int32Array, mtp: boolean): number;
+  abort(request: number): void;
+  stats(): NativeStats;
+  /** Idempotent. Every running request ends with `aborted` before the promise resolves. */
+  dispose(): Promise<void>;
+}
+
+export interface NativeLoad {
+  promise: Promise<NativeModel>;
+  /** Ends the load with code ERR_ABORTED. */
+  cancel(): void;
+}
+
+export interface NativeAddon {
+  readonly version: string;
+  /** `onProgress(bytesDone, bytesTotal)` is called on the JavaScript thread, at most about 20 times a second. */
+  load(path: string, options: NativeEngineOptions, onProgress: (done: number, total: number) => void): NativeLoad;
+  /** Reads config.json and tensor headers only. */
+  inspect(path: string): Promise<NativeInfo>;
+  devices(): { device: string; available: boolean; detail: string }[];
+  /** Runs off the JavaScript thread; options and result are JSON text. */
+  bench(optionsJson: string, onLine: (line: string) => void): { promise: Promise<string>; cancel(): void };
+}
+
+/** Shape of every error thrown by the addon. */
+export interface NativeError extends Error {
+  code: string;
+  hint: string;
+}
+
+const require = createRequire(import.meta.url);
+const packageRoot = join(dirname(fileURLToPath(import.meta.url)), '..');
+
+let loaded: NativeAddon | undefined;
+
+/** Loads the addon once: a local build first, then a prebuilt binary. */
+export function native(): NativeAddon {
+  if (loaded === undefined) {
+    const load = require('node-gyp-build') as ((directory: string) => NativeAddon) & { path(directory: string): string };
+    try {
+      loaded = load(packageRoot);
+    } catch (cause) {
+      throw new Error(
+        `sigmoe's native addon could not be loaded for ${process.platform}-${process.arch}, Node ${process.version}: ` +
+          `${cause instanceof Error ? cause.message : String(cause)}. Build it with: npx cmake-js compile (in ${packageRoot})`,
+        { cause },
+      );
+    }
+  }
+  return loaded;
+}
