@@ -1,0 +1,112 @@
+// npm test: types, TypeScript tests, C++ tests, and the loader under a hundred thousand mutated files with sanitizers on.
+// Its last line is "N passed, N failed". One stage alone: node scripts/test.mjs types | unit | native | fuzz
+
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { buildNative, prepare } from './prepare.mjs';
+import { findBuildTools, readJson, root, run, runMain, runStep, ScriptError, say } from './tools.mjs';
+
+const FUZZ_ITERATIONS = 100_000;
+const UNIT_LIMIT_SECONDS = 400;
+const NATIVE_LIMIT_SECONDS = 300;
+const FUZZ_LIMIT_SECONDS = 300; // a loader that hangs on a file is a failure, not a long test
+
+/** Each stage answers { passed, failed, note } or throws; a stage that throws counts as one failure. */
+const stages = {
+  types: async () => {
+    // The tests are type-checked too: a type test that no longer compiles fails here.
+    const config = existsSync(join(root, 'test/tsconfig.json')) ? 'test/tsconfig.json' : 'tsconfig.json';
+    const tsc = join(root, 'node_modules/typescript/bin/tsc');
+    await runStep(`checking types (${config})`, process.execPath, [tsc, '--noEmit', '-p', config], {
+      log: join(root, 'build/types.log'),
+    });
+    return { passed: 0, failed: 0, note: 'clean' };
+  },
+
+  unit: async () => {
+    const report = join(root, 'build/vitest.json');
+    rmSync(report, { force: true });
+    const { status } = await run(
+      process.execPath,
+      [join(root, 'node_modules/vitest/vitest.mjs'), 'run', '--reporter=default', '--reporter=json', `--outputFile=${report}`],
+      { limitSeconds: UNIT_LIMIT_SECONDS },
+    );
+    if (!existsSync(report)) throw new ScriptError(`vitest ended with status ${status} and no report`);
+    const { numPassedTests: passed, numFailedTests, numPendingTests: skipped, testResults } = readJson(report);
+    // A file that could not be imported holds no tests, and an error outside any test fails none: both are failures.
+    const broken = testResults.filter((file) => file.status === 'failed' && file.assertionResults.length === 0).length;
+    const failed = numFailedTests + broken;
+    const outside = status !== 0 && failed === 0 ? 1 : 0;
+    return { passed, failed: failed + outside, note: skipped > 0 ? `${skipped} skipped` : '' };
+  },
+
+  native: async () => {
+    await buildNative('compiling the C++ tests', 'build-test', 'sigmoe_tests', [
+      '-DSIGMOE_TESTS=ON',
+      '-DCMAKE_BUILD_TYPE=Release',
+    ]);
+    const program = join(root, 'build-test/test/native/sigmoe_tests');
+    const { status, output } = await run(program, [], { limitSeconds: NATIVE_LIMIT_SECONDS, capture: true });
+    // [doctest] test cases: 12 | 12 passed | 0 failed | 0 skipped
+    const summary = /test cases:\s*\d+\s*\|\s*(\d+) passed\s*\|\s*(\d+) failed/.exec(output);
+    if (summary === null) throw new ScriptError(`the C++ tests ended with status ${status} before their summary`);
+    const [passed, failed] = [Number(summary[1]), Number(summary[2])];
+    return { passed, failed: status !== 0 && failed === 0 ? 1 : failed, note: '' };
+  },
+
+  fuzz: async () => {
+    if (!hasSanitizers()) {
+      say('NOT RUN: the loader fuzz needs the address and undefined-behaviour sanitizers (libasan, libubsan) of this compiler');
+      return { passed: 0, failed: 0, note: 'NOT RUN, no sanitizer runtime' };
+    }
+    await buildNative('compiling the loader fuzzer with sanitizers', 'build-asan', 'sigmoe_fuzz_loader', [
+      '-DSIGMOE_TESTS=ON',
+      '-DSIGMOE_SANITIZE=address,undefined',
+      '-DCMAKE_BUILD_TYPE=RelWithDebInfo',
+    ]);
+    const program = join(root, 'build-asan/test/native/sigmoe_fuzz_loader');
+    const { status } = await run(program, [String(FUZZ_ITERATIONS)], { limitSeconds: FUZZ_LIMIT_SECONDS });
+    if (status !== 0) throw new ScriptError(`the loader fuzz ended with status ${status}`);
+    return { passed: 1, failed: 0, note: `${FUZZ_ITERATIONS} files` };
+  },
+};
+
+// Compiles, links and runs a two-line program: the only proof that the runtime is there.
+function hasSanitizers() {
+  const { env } = findBuildTools();
+  mkdirSync(join(root, 'build'), { recursive: true });
+  const [source, program] = [join(root, 'build/sanitizer-check.cpp'), join(root, 'build/sanitizer-check')];
+  writeFileSync(source, 'int main(int n, char**) { return n - 1; }\n');
+  const compiled = spawnSync(env.CXX, ['-fsanitize=address,undefined', source, '-o', program], { stdio: 'ignore' });
+  return compiled.status === 0 && spawnSync(program, { stdio: 'ignore' }).status === 0;
+}
+
+await runMain(async () => {
+  const asked = process.argv.slice(2);
+  const unknown = asked.find((name) => !Object.hasOwn(stages, name));
+  if (unknown !== undefined) throw new ScriptError(`no stage ${unknown}; there are ${Object.keys(stages).join(', ')}`);
+  const totals = { passed: 0, failed: 0 };
+  const lines = [];
+  const count = (name, { passed, failed, note }) => {
+    totals.passed += passed;
+    totals.failed += failed;
+    lines.push(`  ${name.padEnd(8)}${passed} passed, ${failed} failed${note ? ` (${note})` : ''}`);
+  };
+  const attempt = async (name, body) => {
+    try {
+      count(name, await body());
+    } catch (error) {
+      say(error instanceof ScriptError ? error.message : error.stack);
+      count(name, { passed: 0, failed: 1, note: 'did not run to its end' });
+    }
+  };
+  // Without a build the stages that do not need it still run, so that one report names everything that is wrong.
+  await attempt('build', async () => {
+    await prepare();
+    return { passed: 0, failed: 0, note: 'up to date' };
+  });
+  for (const name of asked.length > 0 ? asked : Object.keys(stages)) await attempt(name, stages[name]);
+  console.log(`\n${lines.join('\n')}\n${totals.passed} passed, ${totals.failed} failed`);
+  return totals.failed === 0 ? 0 : 1;
+});
