@@ -1,0 +1,46 @@
+/** The public API: every name a caller may use, written out. */
+export {
+  AbortError,
+  CheckpointError,
+  DeviceError,
+  DisposedError,
+  EngineError,
+  type ErrorCode,
+  InternalError,
+  InvalidArgumentError,
+  IoError,
+  NotFoundError,
+  OutOfMemoryError,
+  UnsupportedError,
+} from './errors.js';
+export type { Generation } from './generate.js';
+export { JsonNumber, type JsonValue, parseJson } from './json.js';
+export { bench, devices, inspect, Model, nativeVersion } from './model.js';
+export { type TokenDecoder, Tokenizer } from './tokenizer.js';
+export type {
+  BatchOptions,
+  BatchProgress,
+  BenchOptions,
+  ChatOptions,
+  ChatRequest,
+  ChatTemplateSource,
+  Chunk,
+  DeviceStatus,
+  FunctionCall,
+  GenerateRequest,
+  GenerateResult,
+  JsonObject,
+  LoadOptions,
+  LoadProgress,
+  LogitsOptions,
+  Message,
+  ModelInfo,
+  ModelStats,
+  Prompt,
+  PromptRequest,
+  SamplingOptions,
+  TextPart,
+  TokenLogprob,
+  Tool,
+  ToolCall,
+} from './types.js';

@@ -1,0 +1,248 @@
+/**
+ * The types of the public API: what a caller passes in and gets back. Checked in options.ts and chat/messages.ts, which
+ * reject unknown fields by name; every optional field may also be passed as `undefined`.
+ */
+import type { JsonValue } from './json.js';
+
+// ---------------------------------------------------------------------------------------------------------- loading
+
+export interface LoadOptions {
+  /** `auto` picks the best device there is and says why in `info.device.reason`; a named one that is missing throws. */
+  device?: 'auto' | 'cpu' | undefined;
+  /** CPU instruction path. Default `auto`: the fastest this machine has. */
+  kernels?: 'auto' | 'reference' | 'generic' | 'avx2' | 'avx512' | 'avx512bf16' | 'amx' | undefined;
+  /** Type of activations. `float32` is for comparison with goldens. Default `bfloat16`. */
+  compute?: 'bfloat16' | 'float32' | undefined;
+  /** Threads per rank; 0, the default, takes the cores the process may use. */
+  threads?: number | undefined;
+  /** Ranks that share the model. The CPU runs them as threads of one process. Default 1. */
+  tensorParallelSize?: number | undefined;
+  /** Tokens a sequence may hold; 0, the default, takes the model's context. */
+  maxModelLen?: number | undefined;
+  /** Sequences in one step. Default 32. */
+  maxNumSeqs?: number | undefined;
+  /** Token budget of one step: prefill is cut into chunks of at most this. Default 512. */
+  maxBatchedTokens?: number | undefined;
+  /** KV cache capacity over all sequences; 0, the default, is chosen from the context and free memory. */
+  kvCacheTokens?: number | undefined;
+  /** Loads the MTP layers, so that `logits(ids, { mtp: true })` works. Default false. */
+  mtp?: boolean | undefined;
+  /** Jinja text used in place of the folder's own chat template. */
+  chatTemplate?: string | undefined;
+  /** Called while weights are read, at most about 20 times a second and once at the end. */
+  onProgress?: ((progress: LoadProgress) => void) | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+export interface LoadProgress {
+  bytesDone: number;
+  bytesTotal: number;
+}
+
+export interface ModelInfo {
+  /** The folder it was loaded from. */
+  path: string;
+  architecture: string;
+  /** Tokens a sequence may hold: the model's context, or `maxModelLen` if that is less. */
+  context: number;
+  vocabSize: number;
+  weightFormat: string;
+  device: { name: string; description: string; reason: string; kernels: string; compute: string; threads: number };
+  shape: {
+    hiddenSize: number;
+    layers: number;
+    denseLayers: number;
+    mtpLayers: number;
+    heads: number;
+    kvHeads: number;
+    headDim: number;
+    experts: number;
+    activeExperts: number;
+    sharedExperts: number;
+  };
+  parameters: { total: number; active: number; parts: { part: string; parameters: number }[] };
+  memory: { checkpointBytes: number; weightBytes: number; kvBytes: number; kvBytesPerToken: number; workspaceBytes: number };
+  limits: { maxNumSeqs: number; maxBatchedTokens: number; kvCacheTokens: number; tensorParallelSize: number };
+  /** Where the chat template came from: the option, a file of the folder, or the one built in. */
+  chatTemplate: ChatTemplateSource;
+}
+
+export type ChatTemplateSource = 'option' | 'chat_template.jinja' | 'tokenizer_config.json' | 'built-in';
+
+export interface ModelStats {
+  freePages: number;
+  heldPages: number;
+  totalPages: number;
+  running: number;
+  waiting: number;
+  steps: number;
+  prefillTokens: number;
+  decodeTokens: number;
+  preemptions: number;
+}
+
+export interface DeviceStatus {
+  device: string;
+  available: boolean;
+  /** What it is, or why it is not available. */
+  detail: string;
+}
+
+// --------------------------------------------------------------------------------------------------------- messages
+
+/** The message format of chat completions: field names are those of the wire. */
+export interface Message {
+  role: 'system' | 'user' | 'assistant' | 'tool';
+  content?: string | TextPart[] | null | undefined;
+  /** Assistant only: its thinking. `reasoning` is read as the same thing. */
+  reasoning_content?: string | null | undefined;
+  reasoning?: string | null | undefined;
+  /** Assistant only. */
+  tool_calls?: ToolCall[] | null | undefined;
+  /** Tool only: which call this answers. */
+  tool_call_id?: string | undefined;
+  name?: string | undefined;
+}
+
+export interface TextPart {
+  type: 'text';
+  text: string;
+}
+
+/** `arguments` as JSON text reaches the template unchanged; as an object it is written by the template's `tojson`. */
+export interface FunctionCall {
+  name: string;
+  arguments: string | JsonObject;
+}
+
+export type ToolCall = { id?: string | undefined; type?: 'function' | undefined; function: FunctionCall } | FunctionCall;
+
+export interface Tool {
+  type: 'function';
+  function: { name: string; description?: string | undefined; parameters?: JsonObject | undefined };
+}
+
+/** A JSON object: plain, or a Map from `parseJson`, which keeps number text and key order. */
+export type JsonObject = { [key: string]: unknown } | Map<string, JsonValue>;
+
+export interface ChatOptions {
+  /** Tool definitions: objects, or JSON text of an array, of which number text and key order are kept. */
+  tools?: readonly (Tool | JsonObject)[] | string | undefined;
+  /** Ends the prompt with the start of an assistant turn. Default true. */
+  addGenerationPrompt?: boolean | undefined;
+  /** Leaves the last assistant message open, so that the model continues it. Excludes `addGenerationPrompt: true`. */
+  continueFinalMessage?: boolean | undefined;
+  /** Further variables for the template, such as `{ enable_thinking: false }`. */
+  chatTemplateKwargs?: Record<string, unknown> | undefined;
+}
+
+// ------------------------------------------------------------------------------------------------------- generation
+
+export interface SamplingOptions {
+  /** 0 takes the most likely token. Range 0 to 100. */
+  temperature?: number | undefined;
+  /** Keeps the most likely tokens up to this much probability. Range (0, 1]. */
+  topP?: number | undefined;
+  /** Keeps this many tokens; 0 keeps all. */
+  topK?: number | undefined;
+  /** Drops tokens less likely than this share of the best. Range 0 to 1. */
+  minP?: number | undefined;
+  /** Divides the logits of tokens seen in prompt or output; 1 is none. Range (0, 100]. */
+  repetitionPenalty?: number | undefined;
+  /** Subtracted once from tokens seen in the output. Range -2 to 2. */
+  presencePenalty?: number | undefined;
+  /** Subtracted per time seen in the output. Range -2 to 2. */
+  frequencyPenalty?: number | undefined;
+  /** Added to the logits of these token ids. Range -100 to 100 each. */
+  logitBias?: Record<number, number> | Map<number, number> | undefined;
+  /** Same seed, same request: same tokens, whatever else runs. Random when absent, and reported in the result. */
+  seed?: number | bigint | undefined;
+  /** Default: to the end of the context. */
+  maxTokens?: number | undefined;
+  /** No stop token or stop string ends the output before this many tokens. */
+  minTokens?: number | undefined;
+  /** Ends the output where one of these appears; it is not part of the text unless `includeStopInOutput`. */
+  stop?: string | readonly string[] | undefined;
+  stopTokenIds?: readonly number[] | undefined;
+  /** Takes no stop token from the model folder; `stopTokenIds` still count. */
+  ignoreEos?: boolean | undefined;
+  /** Reports log-probabilities, with this many alternatives per token. Range 0 to 20. */
+  logprobs?: number | undefined;
+  /** Leaves special tokens out of the text. Default true. */
+  skipSpecialTokens?: boolean | undefined;
+  /** Keeps a matched stop string in the text. Default false. */
+  includeStopInOutput?: boolean | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+export type Prompt = string | readonly number[] | Int32Array;
+
+export interface PromptRequest extends SamplingOptions {
+  /** Text, in which special tokens are recognised, or token ids. */
+  prompt: Prompt;
+  messages?: undefined;
+}
+
+export interface ChatRequest extends SamplingOptions, ChatOptions {
+  /** A conversation, or its JSON text. Special tokens inside messages are plain text: no message can forge a turn. */
+  messages: readonly Message[] | string;
+  prompt?: undefined;
+}
+
+export type GenerateRequest = PromptRequest | ChatRequest;
+
+export interface TokenLogprob {
+  id: number;
+  /** The token's bytes; a character may be split over several tokens. */
+  bytes: Uint8Array;
+  logprob: number;
+  /** Most likely first. */
+  top: { id: number; bytes: Uint8Array; logprob: number }[];
+}
+
+/** What arrived since the last chunk; a slow reader gets fewer, larger chunks. Any one of the fields may be empty. */
+export interface Chunk {
+  text: string;
+  reasoning: string;
+  tokens: number[];
+  /** One per token, when asked for. */
+  logprobs?: TokenLogprob[];
+}
+
+export interface GenerateResult {
+  text: string;
+  /** What stood between `<think>` and `</think>`; empty when the model did not think. */
+  reasoning: string;
+  tokens: number[];
+  /** `abort` only after the reader left its loop early; an aborted signal rejects instead. */
+  finishReason: 'stop' | 'length' | 'abort';
+  /** The stop string or token id that ended the output; null for other ends. */
+  stopReason: string | number | null;
+  seed: bigint;
+  usage: { promptTokens: number; completionTokens: number; totalTokens: number; reasoningTokens: number };
+  timings: { ttftMs: number; totalMs: number; tokensPerSecond: number };
+  logprobs?: TokenLogprob[];
+}
+
+export interface BatchOptions {
+  /** Called as requests finish. */
+  onProgress?: ((progress: BatchProgress) => void) | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+export interface BatchProgress {
+  done: number;
+  total: number;
+  completionTokens: number;
+}
+
+export interface LogitsOptions {
+  /** Logits of the first MTP layer instead: row t predicts token t + 2. Needs `mtp: true` at load. */
+  mtp?: boolean | undefined;
+  signal?: AbortSignal | undefined;
+}
+
+export interface BenchOptions {
+  onLine?: ((line: string) => void) | undefined;
+  signal?: AbortSignal | undefined;
+}
