@@ -43,11 +43,18 @@ constexpr uint64_t kMaxHeaderBytes = 100u << 20;
 // duplicate names. Throws bad_checkpoint naming the file and the tensor.
 std::vector<TensorEntry> read_safetensors_header(const FileReader& file);
 
+constexpr const char* kIndexName = "model.safetensors.index.json";
+using ShardIndex = std::map<std::string, std::string>;  // tensor name to the plain name of its file
+
+// The weight_map of an index file. Throws bad_checkpoint, also for names that would leave the folder.
+ShardIndex parse_shard_index(const std::string& text);
+
 // All tensors of a checkpoint folder: model.safetensors, or the shards of model.safetensors.index.json.
 class Checkpoint {
  public:
   static Checkpoint open(const std::string& folder);
-  static Checkpoint from_files(std::vector<std::unique_ptr<FileReader>> files);
+  // `index`, when given, must agree with where the tensors are.
+  static Checkpoint from_files(std::vector<std::unique_ptr<FileReader>> files, const ShardIndex* index = nullptr);
 
   const TensorEntry* find(const std::string& name) const;  // null when absent
   const std::map<std::string, TensorEntry>& tensors() const { return tensors_; }

@@ -1,0 +1,128 @@
+// The export table and the calls that belong to no model: load, inspect, devices, bench.
+#include <napi.h>
+
+#include "binding/args.h"
+#include "binding/convert.h"
+#include "binding/model_wrap.h"
+#include "binding/worker.h"
+#include "engine/engine.h"
+
+namespace sigmoe::binding {
+namespace {
+
+EngineOptions engine_options(const Napi::Object& in) {
+  EngineOptions options;
+  options.device = text(in.Get("device"), "device");
+  options.kernels = text(in.Get("kernels"), "kernels");
+  options.compute = text(in.Get("compute"), "compute");
+  options.n_threads = integer32(in.Get("threads"), "threads");
+  options.tensor_parallel = integer32(in.Get("tensorParallelSize"), "tensorParallelSize");
+  options.max_model_len = integer(in.Get("maxModelLen"), "maxModelLen");
+  options.max_num_seqs = integer32(in.Get("maxNumSeqs"), "maxNumSeqs");
+  options.max_batched_tokens = integer32(in.Get("maxBatchedTokens"), "maxBatchedTokens");
+  options.kv_cache_tokens = integer(in.Get("kvCacheTokens"), "kvCacheTokens");
+  options.with_mtp = boolean(in.Get("mtp"), "mtp");
+  return options;
+}
+
+class LoadWorker : public PromiseWorker<EngineLoadProgress> {
+ public:
+  LoadWorker(Napi::Env env, std::string path, EngineOptions options, const Napi::Function& on_progress)
+      : PromiseWorker(env), path_(std::move(path)), options_(std::move(options)), on_progress_(Napi::Persistent(on_progress)) {}
+
+ protected:
+  void run() override {
+    engine_ = Engine::load(path_, options_, [this](const EngineLoadProgress& progress) { send(progress); }, cancelled());
+  }
+  Napi::Value result() override { return ModelWrap::create(Env(), std::move(engine_)); }
+  void on_message(const EngineLoadProgress& progress) override {
+    on_progress_.Call({Napi::Number::New(Env(), static_cast<double>(progress.bytes_done)),
+                       Napi::Number::New(Env(), static_cast<double>(progress.bytes_total))});
+  }
+
+ private:
+  std::string path_;
+  EngineOptions options_;
+  Napi::FunctionReference on_progress_;
+  std::unique_ptr<Engine> engine_;
+};
+
+class InspectWorker : public PromiseWorker<char> {
+ public:
+  InspectWorker(Napi::Env env, std::string path) : PromiseWorker(env), path_(std::move(path)) {}
+
+ protected:
+  void run() override { info_ = inspect_model(path_); }
+  Napi::Value result() override { return to_js(Env(), info_); }
+
+ private:
+  std::string path_;
+  EngineInfo info_;
+};
+
+class BenchWorker : public PromiseWorker<std::string> {
+ public:
+  BenchWorker(Napi::Env env, std::string options, const Napi::Function& on_line)
+      : PromiseWorker(env), options_(std::move(options)), on_line_(Napi::Persistent(on_line)) {}
+
+ protected:
+  void run() override {
+    result_ = run_benchmark(options_, [this](const std::string& line) { send(line); }, cancelled());
+  }
+  Napi::Value result() override { return Napi::String::New(Env(), result_); }
+  void on_message(const std::string& line) override { on_line_.Call({Napi::String::New(Env(), line)}); }
+
+ private:
+  std::string options_, result_;
+  Napi::FunctionReference on_line_;
+};
+
+Napi::Value load(const Napi::CallbackInfo& info) {
+  auto* worker = new LoadWorker(info.Env(), string_arg(info, 0, "path"), engine_options(object_arg(info, 1, "options")),
+                                function_arg(info, 2, "onProgress"));
+  worker->Queue();
+  return worker->handle();
+}
+
+Napi::Value inspect(const Napi::CallbackInfo& info) {
+  auto* worker = new InspectWorker(info.Env(), string_arg(info, 0, "path"));
+  worker->Queue();
+  return worker->promise();
+}
+
+Napi::Value bench(const Napi::CallbackInfo& info) {
+  auto* worker = new BenchWorker(info.Env(), string_arg(info, 0, "options"), function_arg(info, 1, "onLine"));
+  worker->Queue();
+  return worker->handle();
+}
+
+Napi::Value devices(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  return guarded(env, [&] {
+    Napi::Array out = Napi::Array::New(env);
+    for (const DeviceLine& line : engine_devices()) {
+      Napi::Object entry = Napi::Object::New(env);
+      entry.Set("device", line.device);
+      entry.Set("available", line.available);
+      entry.Set("detail", line.detail);
+      out.Set(out.Length(), entry);
+    }
+    return out;
+  });
+}
+
+Napi::Object init(Napi::Env env, Napi::Object exports) {
+  ModelWrap::define(env);
+  exports.Set("version", SIGMOE_VERSION);
+  exports.Set("load", Napi::Function::New(env, load, "load"));
+  exports.Set("inspect", Napi::Function::New(env, inspect, "inspect"));
+  exports.Set("devices", Napi::Function::New(env, devices, "devices"));
+  exports.Set("bench", Napi::Function::New(env, bench, "bench"));
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(sigmoe, init)
+
+}  // namespace sigmoe::binding

@@ -1,0 +1,123 @@
+#include "binding/convert.h"
+
+#include <cstring>
+
+namespace sigmoe::binding {
+namespace {
+
+template <typename Array, typename T>
+Array typed_array(Napi::Env env, const std::vector<T>& values) {
+  Array array = Array::New(env, values.size());
+  if (!values.empty()) std::memcpy(array.Data(), values.data(), values.size() * sizeof(T));
+  return array;
+}
+
+Napi::Number count(Napi::Env env, uint64_t value) { return Napi::Number::New(env, static_cast<double>(value)); }
+
+}  // namespace
+
+Napi::Object to_js(Napi::Env env, const EngineInfo& info) {
+  Napi::Object out = Napi::Object::New(env);
+  out.Set("architecture", info.architecture);
+  out.Set("device", info.device);
+  out.Set("deviceName", info.device_name);
+  out.Set("deviceReason", info.device_reason);
+  out.Set("kernels", info.kernels);
+  out.Set("compute", info.compute);
+  out.Set("weightFormat", info.weight_format);
+  const std::pair<const char*, int64_t> numbers[] = {
+      {"context", info.context},
+      {"vocabSize", info.vocab_size},
+      {"hiddenSize", info.hidden_size},
+      {"layers", info.n_layers},
+      {"denseLayers", info.n_dense_layers},
+      {"mtpLayers", info.n_mtp_layers},
+      {"heads", info.n_heads},
+      {"kvHeads", info.n_kv_heads},
+      {"headDim", info.head_dim},
+      {"experts", info.n_experts},
+      {"activeExperts", info.n_active},
+      {"sharedExperts", info.n_shared},
+      {"parameters", info.parameters},
+      {"activeParameters", info.active_parameters},
+      {"checkpointBytes", static_cast<int64_t>(info.checkpoint_bytes)},
+      {"weightBytes", static_cast<int64_t>(info.weight_bytes)},
+      {"kvBytesPerToken", static_cast<int64_t>(info.kv_bytes_per_token)},
+      {"kvBytes", static_cast<int64_t>(info.kv_bytes)},
+      {"workspaceBytes", static_cast<int64_t>(info.workspace_bytes)},
+      {"kvCacheTokens", info.kv_cache_tokens},
+      {"threads", info.n_threads},
+      {"tensorParallelSize", info.tensor_parallel},
+      {"maxNumSeqs", info.max_num_seqs},
+      {"maxBatchedTokens", info.max_batched_tokens},
+  };
+  for (const auto& [name, value] : numbers) out.Set(name, Napi::Number::New(env, static_cast<double>(value)));
+  Napi::Array parts = Napi::Array::New(env, info.parts.size());
+  for (size_t i = 0; i < info.parts.size(); ++i) {
+    Napi::Object part = Napi::Object::New(env);
+    part.Set("part", info.parts[i].part);
+    part.Set("parameters", Napi::Number::New(env, static_cast<double>(info.parts[i].parameters)));
+    parts.Set(static_cast<uint32_t>(i), part);
+  }
+  out.Set("parts", parts);
+  Napi::Array eos = Napi::Array::New(env, info.eos_ids.size());
+  for (size_t i = 0; i < info.eos_ids.size(); ++i) eos.Set(static_cast<uint32_t>(i), Napi::Number::New(env, info.eos_ids[i]));
+  out.Set("eosIds", eos);
+  return out;
+}
+
+Napi::Object to_js(Napi::Env env, const EngineStats& stats) {
+  Napi::Object out = Napi::Object::New(env);
+  out.Set("freePages", count(env, stats.free_pages));
+  out.Set("heldPages", count(env, stats.held_pages));
+  out.Set("totalPages", count(env, stats.total_pages));
+  out.Set("running", count(env, stats.running));
+  out.Set("waiting", count(env, stats.waiting));
+  out.Set("steps", count(env, stats.steps));
+  out.Set("prefillTokens", count(env, stats.prefill_tokens));
+  out.Set("decodeTokens", count(env, stats.decode_tokens));
+  out.Set("preemptions", count(env, stats.preemptions));
+  return out;
+}
+
+Napi::Object to_js(Napi::Env env, const StepEvent& event) {
+  Napi::Object out = Napi::Object::New(env);
+  const size_t n = event.requests.size();
+  Napi::Float64Array requests = Napi::Float64Array::New(env, n);
+  Napi::Uint8Array finish = Napi::Uint8Array::New(env, n);
+  for (size_t i = 0; i < n; ++i) {
+    requests[i] = static_cast<double>(event.requests[i]);
+    finish[i] = static_cast<uint8_t>(event.finish[i]);
+  }
+  out.Set("requests", requests);
+  out.Set("tokens", typed_array<Napi::Int32Array>(env, event.tokens));
+  out.Set("finish", finish);
+  if (!event.logprobs.empty()) {
+    out.Set("logprobs", typed_array<Napi::Float32Array>(env, event.logprobs));
+    out.Set("topIds", typed_array<Napi::Int32Array>(env, event.top_ids));
+    out.Set("topLogprobs", typed_array<Napi::Float32Array>(env, event.top_logprobs));
+  }
+  Napi::Array failures = Napi::Array::New(env, event.failures.size());
+  for (size_t i = 0; i < event.failures.size(); ++i) {
+    Napi::Object failure = Napi::Object::New(env);
+    failure.Set("request", count(env, event.failures[i].request));
+    failure.Set("code", error_code_name(event.failures[i].code));
+    failure.Set("message", event.failures[i].message);
+    failure.Set("hint", event.failures[i].hint);
+    failures.Set(static_cast<uint32_t>(i), failure);
+  }
+  out.Set("failures", failures);
+  Napi::Array logits = Napi::Array::New(env, event.logits.size());
+  for (size_t i = 0; i < event.logits.size(); ++i) {
+    Napi::Object entry = Napi::Object::New(env);
+    entry.Set("request", count(env, event.logits[i].request));
+    entry.Set("rows", count(env, event.logits[i].rows));
+    entry.Set("vocab", count(env, event.logits[i].vocab));
+    entry.Set("values", typed_array<Napi::Float32Array>(env, event.logits[i].values));
+    logits.Set(static_cast<uint32_t>(i), entry);
+  }
+  out.Set("logits", logits);
+  return out;
+}
+
+}  // namespace sigmoe::binding

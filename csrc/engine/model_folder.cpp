@@ -1,0 +1,197 @@
+#include "engine/model_folder.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <thread>
+
+#include "backend/registry.h"
+
+namespace sigmoe {
+namespace {
+
+constexpr uint64_t kMaxConfigBytes = 4u << 20;
+constexpr uint64_t kDefaultKvBytes = 1ull << 30;  // unless one context alone needs more
+
+std::string read_small_file(const std::filesystem::path& path) {
+  const auto file = open_file(path.string());
+  if (file->size() > kMaxConfigBytes)
+    throw EngineError(ErrorCode::bad_checkpoint, path.string() + " has " + std::to_string(file->size()) + " bytes; a config has a few thousand",
+                      "pass a folder that holds a Hugging Face model");
+  std::string text(file->size(), '\0');
+  file->read(0, text.data(), text.size());
+  return text;
+}
+
+std::string weight_format_text(const ModelConfig& config, const Checkpoint& checkpoint) {
+  if (config.quant.method != QuantMethod::none) return quant_method_name(config.quant.method);
+  const TensorEntry* head = checkpoint.find("model.norm.weight");
+  return head ? dtype_name(head->dtype) : "BF16";
+}
+
+}  // namespace
+
+ModelFolder open_model_folder(const std::string& folder) {
+  namespace fs = std::filesystem;
+  std::error_code ignored;
+  if (!fs::is_directory(folder, ignored))
+    throw EngineError(ErrorCode::not_found, "model '" + folder + "': no such folder",
+                      "pass the path of a folder with config.json and model.safetensors");
+  const fs::path config_path = fs::path(folder) / "config.json";
+  if (!fs::exists(config_path, ignored))
+    throw EngineError(ErrorCode::not_found, "model '" + folder + "': the folder has no config.json",
+                      "pass the path of a folder with config.json and model.safetensors");
+  const fs::path quant_path = fs::path(folder) / "hf_quant_config.json";
+  const std::string quant_text = fs::exists(quant_path, ignored) ? read_small_file(quant_path) : std::string();
+  ModelFolder model{parse_model_config(read_small_file(config_path), quant_text), Checkpoint::open(folder)};
+  check_tensors(model.config, model.checkpoint);
+  return model;
+}
+
+MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, DType kv_dtype) {
+  MemoryPlan plan;
+  plan.context = config.context;
+  if (options.max_model_len > 0) {
+    if (options.max_model_len > config.context)
+      throw EngineError(ErrorCode::invalid_argument, "maxModelLen " + std::to_string(options.max_model_len) +
+                            " asked for; the model's context is " + std::to_string(config.context),
+                        "lower it, or add a YaRN rope_scaling entry to config.json");
+    plan.context = options.max_model_len;
+  }
+  const int64_t one_context = pages_for(plan.context) * kPageTokens;
+  if (options.kv_cache_tokens > 0) {
+    plan.kv_cache_tokens = pages_for(options.kv_cache_tokens) * kPageTokens;
+    if (plan.kv_cache_tokens < one_context)
+      throw EngineError(ErrorCode::invalid_argument, "kvCacheTokens " + std::to_string(options.kv_cache_tokens) +
+                            " asked for; one sequence may hold " + std::to_string(plan.context) + " tokens",
+                        "raise kvCacheTokens or lower maxModelLen");
+    return plan;
+  }
+  const int64_t layers = config.n_layers + (options.with_mtp && config.n_mtp_layers > 0 ? 1 : 0);
+  const int64_t affordable = static_cast<int64_t>(kDefaultKvBytes / kv_bytes_per_token(config, kv_dtype, layers));
+  const int64_t wanted = one_context * options.max_num_seqs;
+  plan.kv_cache_tokens = std::max(one_context, std::min(wanted, affordable) / kPageTokens * kPageTokens);
+  return plan;
+}
+
+EngineInfo describe_model(const ModelConfig& config) {
+  EngineInfo info;
+  info.architecture = config.architecture;
+  info.context = config.context;
+  info.vocab_size = config.vocab_size;
+  info.hidden_size = config.hidden_size;
+  info.n_layers = config.n_layers;
+  info.n_dense_layers = std::min(config.n_dense_layers, config.n_layers);
+  info.n_mtp_layers = config.n_mtp_layers;
+  info.n_heads = config.n_heads;
+  info.n_kv_heads = config.n_kv_heads;
+  info.head_dim = config.head_dim;
+  info.n_experts = config.n_experts;
+  info.n_active = config.n_active;
+  info.n_shared = config.expert_width > 0 ? config.shared_width / config.expert_width : 0;
+  info.eos_ids = config.eos_ids;
+  const ParameterCount count = count_parameters(config);
+  info.parameters = count.total();
+  info.active_parameters = count.active();
+  info.parts = {{"embedding", count.embedding},           {"head", count.head},
+                {"attention", count.attention},           {"dense MLP", count.dense_mlp},
+                {"routed experts", count.routed_experts}, {"shared experts", count.shared_experts},
+                {"router", count.router},                 {"norms", count.norms},
+                {"MTP", count.mtp}};
+  info.kv_bytes_per_token = kv_bytes_per_token(config, DType::bf16, config.n_layers);
+  return info;
+}
+
+std::string resolve_device(const std::string& asked, std::string& reason) {
+  if (asked != "auto") {
+    reason = "asked for";
+    return asked;
+  }
+  reason.clear();
+  for (const DeviceReport& report : list_devices()) {
+    if (report.available) {
+      reason = reason.empty() ? "first choice" : reason;
+      return report.device;
+    }
+    reason += (reason.empty() ? "" : "; ") + report.device + ": " + report.detail;
+  }
+  throw EngineError(ErrorCode::not_found, "device 'auto' asked for: no device is available (" + reason + ")");
+}
+
+BackendOptions backend_options(const EngineOptions& options) {
+  BackendOptions backend;
+  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  backend.n_threads = options.n_threads > 0 ? options.n_threads : std::max(1, cores / options.tensor_parallel);
+  backend.kernels = options.kernels;
+  backend.compute = options.compute == "float32" ? DType::f32 : DType::bf16;
+  return backend;
+}
+
+LoadedModel load_model(const std::string& folder, const EngineOptions& options, const Engine::ProgressFn& on_progress,
+                       const std::atomic<bool>* cancelled) {
+  const ModelFolder model = open_model_folder(folder);
+  const ModelConfig& config = model.config;
+  const int world = options.tensor_parallel;
+  LoadedModel loaded;
+  loaded.info = describe_model(config);
+  EngineInfo& info = loaded.info;
+  loaded.has_mtp = options.with_mtp && config.n_mtp_layers > 0;
+  const std::string device = resolve_device(options.device, info.device_reason);
+
+  MemoryPlan plan;
+  const auto make_rank = [&](int rank, Comm* comm) {
+    auto backend = create_backend(device, backend_options(options));
+    if (rank == 0) {
+      plan = plan_memory(config, options, backend->info().kv_dtype);
+      info.device = device;
+      info.device_name = backend->info().name;
+      info.kernels = backend->info().kernels;
+      info.compute = backend->info().compute == DType::f32 ? "float32" : "bfloat16";
+      info.n_threads = backend->info().n_threads;
+      info.kv_bytes_per_token = kv_bytes_per_token(config, backend->info().kv_dtype, config.n_layers + (loaded.has_mtp ? 1 : 0));
+    }
+    LoadOptions load;
+    load.rank = rank;
+    load.world = world;
+    load.with_mtp = loaded.has_mtp;
+    load.n_threads = backend_options(options).n_threads * world;  // ranks load one after the other
+    load.cancelled = cancelled;
+    if (on_progress)
+      load.on_progress = [&on_progress, rank, world](const LoadProgress& progress) {
+        on_progress({progress.bytes_total * rank + progress.bytes_done, progress.bytes_total * world});
+      };
+    ModelWeights weights = load_weights(config, model.checkpoint, *backend, load);
+    info.weight_bytes += weights.bytes;
+    RunnerLimits limits;
+    limits.max_tokens = options.max_batched_tokens;
+    limits.max_seqs = options.max_num_seqs;
+    limits.n_positions = plan.context;
+    limits.n_pages = plan.kv_cache_tokens / kPageTokens;
+    limits.mtp = loaded.has_mtp;
+    return std::make_unique<RankRunner>(config, std::move(backend), std::move(weights), comm, rank, world, limits);
+  };
+  loaded.world = std::make_unique<World>(world, make_rank);
+
+  info.context = plan.context;
+  info.kv_cache_tokens = plan.kv_cache_tokens;
+  info.weight_format = weight_format_text(config, model.checkpoint);
+  info.checkpoint_bytes = model.checkpoint.total_bytes();
+  info.tensor_parallel = world;
+  info.max_num_seqs = options.max_num_seqs;
+  info.max_batched_tokens = options.max_batched_tokens;
+  for (int rank = 0; rank < world; ++rank) {
+    info.kv_bytes += loaded.world->rank(rank).kv_bytes();
+    info.workspace_bytes += loaded.world->rank(rank).workspace_bytes();
+  }
+  return loaded;
+}
+
+EngineInfo inspect_model(const std::string& folder) {
+  const ModelFolder model = open_model_folder(folder);
+  EngineInfo info = describe_model(model.config);
+  info.weight_format = weight_format_text(model.config, model.checkpoint);
+  info.checkpoint_bytes = model.checkpoint.total_bytes();
+  info.weight_bytes = info.checkpoint_bytes;
+  return info;
+}
+
+}  // namespace sigmoe

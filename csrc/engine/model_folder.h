@@ -1,0 +1,46 @@
+// A Hugging Face folder to a running World: files, config, device, memory plan, ranks.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+
+#include "engine/config.h"
+#include "engine/engine.h"
+#include "engine/runner.h"
+#include "engine/safetensors.h"
+
+namespace sigmoe {
+
+struct ModelFolder {
+  ModelConfig config;
+  Checkpoint checkpoint;
+};
+
+// Reads config.json (and hf_quant_config.json) and all tensor headers, and checks them against each other.
+ModelFolder open_model_folder(const std::string& folder);
+
+// Sizes that follow from a config and options, before any memory is taken.
+struct MemoryPlan {
+  int64_t context = 0;          // tokens a sequence may hold
+  int64_t kv_cache_tokens = 0;  // a multiple of kPageTokens
+};
+MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, DType kv_dtype);
+
+struct LoadedModel {
+  EngineInfo info;
+  std::unique_ptr<World> world;
+  bool has_mtp = false;
+};
+
+LoadedModel load_model(const std::string& folder, const EngineOptions& options, const Engine::ProgressFn& on_progress,
+                       const std::atomic<bool>* cancelled);
+
+// What config and headers alone say; device fields are empty.
+EngineInfo describe_model(const ModelConfig& config);
+
+// Picks the device for "auto" and says why; returns the name unchanged otherwise.
+std::string resolve_device(const std::string& asked, std::string& reason);
+BackendOptions backend_options(const EngineOptions& options);
+
+}  // namespace sigmoe

@@ -1,0 +1,215 @@
+#include "engine/runner.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace sigmoe {
+namespace {
+
+// Logits exist for this many rows at a time: 157,184 floats a row add up.
+constexpr int kHeadRows = 32;
+
+// Lays arrays one behind the other, 64-byte aligned, so that a step is one upload.
+class Packer {
+ public:
+  explicit Packer(std::vector<std::byte>& bytes) : bytes_(bytes) { bytes_.clear(); }
+
+  template <typename T>
+  size_t put(const std::vector<T>& values) {
+    const size_t at = (bytes_.size() + 63) / 64 * 64;
+    bytes_.resize(at + values.size() * sizeof(T));
+    if (!values.empty()) std::memcpy(bytes_.data() + at, values.data(), values.size() * sizeof(T));
+    return at;
+  }
+
+ private:
+  std::vector<std::byte>& bytes_;
+};
+
+}  // namespace
+
+struct RankRunner::DeviceStep {
+  BatchView batch;
+  const int32_t* next_ids;
+  const int32_t* sample_row_ids;
+  const int32_t* logits_row_ids;
+  const int32_t* mtp_row_ids;
+  SampleArgs sample;
+};
+
+RankRunner::RankRunner(const ModelConfig& config, std::unique_ptr<Backend> backend, ModelWeights weights, Comm* comm, int rank,
+                       int world, const RunnerLimits& limits)
+    : config_(config),
+      backend_(std::move(backend)),
+      weights_(std::move(weights)),
+      comm_(comm),
+      rank_(rank),
+      limits_(limits),
+      heads_(shard_heads(config, rank, world)),
+      kv_(*backend_, config.n_layers + (limits.mtp ? 1 : 0), limits.n_pages, heads_.kv.size(), config.head_dim),
+      workspace_(config, heads_, *backend_, limits.max_tokens, limits.n_positions, limits.mtp),
+      graph_(config_, weights_, heads_, *backend_, comm, kv_, workspace_),
+      logits_(backend_->alloc(sizeof(float) * kHeadRows * config.vocab_size, "logits")),
+      step_output_(backend_->alloc(kHeadRows * (8 + 8 * kMaxLogprobs), "sampled tokens")) {
+  if (rank == 0) counts_ = backend_->alloc(sizeof(uint32_t) * limits.max_seqs * config.vocab_size, "token counts");
+}
+
+uint64_t RankRunner::workspace_bytes() const {
+  return workspace_.bytes() + logits_.bytes() + counts_.bytes() + step_input_.bytes() + step_output_.bytes();
+}
+
+RankRunner::DeviceStep RankRunner::upload(const StepInputs& inputs) {
+  Packer packer(staging_);
+  const size_t token_ids = packer.put(inputs.token_ids), positions = packer.put(inputs.positions),
+               seq_offsets = packer.put(inputs.seq_offsets), page_tables = packer.put(inputs.page_tables),
+               next_ids = packer.put(inputs.next_ids), sample_row_ids = packer.put(inputs.sample_row_ids),
+               sample_rows = packer.put(inputs.sample_rows), bias_ids = packer.put(inputs.bias_ids),
+               bias_values = packer.put(inputs.bias_values), ban_ids = packer.put(inputs.ban_ids),
+               logits_row_ids = packer.put(inputs.logits_row_ids), mtp_row_ids = packer.put(inputs.mtp_row_ids);
+  if (step_input_.bytes() < staging_.size()) step_input_ = backend_->alloc(staging_.size() * 2, "step inputs");
+  backend_->upload(step_input_.data(), staging_.data(), staging_.size());
+
+  const auto at = [&]<typename T>(size_t offset, const T*) { return reinterpret_cast<const T*>(step_input_.as<std::byte>() + offset); };
+  const int32_t* i32 = nullptr;
+  DeviceStep step;
+  step.batch = {inputs.n_tokens(),       inputs.n_seqs(),      inputs.max_pages,      at(token_ids, i32),
+                at(positions, i32), at(seq_offsets, i32), at(page_tables, i32)};
+  step.next_ids = at(next_ids, i32);
+  step.sample_row_ids = at(sample_row_ids, i32);
+  step.logits_row_ids = at(logits_row_ids, i32);
+  step.mtp_row_ids = at(mtp_row_ids, i32);
+  step.sample.vocab_size = static_cast<int>(config_.vocab_size);
+  step.sample.rows = at(sample_rows, static_cast<const SampleRow*>(nullptr));
+  step.sample.bias_ids = at(bias_ids, i32);
+  step.sample.bias_values = at(bias_values, static_cast<const float*>(nullptr));
+  step.sample.ban_ids = at(ban_ids, i32);
+  step.sample.counts = counts_.as<uint32_t>();
+  return step;
+}
+
+void RankRunner::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace) {
+  if (rank_ == 0)
+    for (const SlotReset& reset : inputs.resets)
+      backend_->reset_counts(counts_.as<uint32_t>() + reset.slot * config_.vocab_size, static_cast<int>(config_.vocab_size),
+                             reset.prompt.data(), static_cast<int>(reset.prompt.size()), reset.generated.data(),
+                             static_cast<int>(reset.generated.size()));
+  const DeviceStep step = upload(inputs);
+  graph_.forward(step.batch, trace);
+  sample(inputs, step, outputs);
+  download_logits(step.logits_row_ids, static_cast<int>(inputs.logits_row_ids.size()), outputs.logits);
+  if (!inputs.next_ids.empty()) {
+    graph_.forward_mtp(step.batch, step.next_ids, trace);
+    download_logits(step.mtp_row_ids, static_cast<int>(inputs.mtp_row_ids.size()), outputs.mtp_logits);
+  }
+}
+
+// Final hidden states to logits, a block of rows at a time: with_logits(first, n) finds rows [first, first + n) in logits_.
+void RankRunner::head(const int32_t* row_ids, int n_rows, const std::function<void(int, int)>& with_logits) {
+  for (int first = 0; first < n_rows; first += kHeadRows) {
+    const int n = std::min(kHeadRows, n_rows - first);
+    backend_->head_logits(workspace_.normed.as<float>(), row_ids + first, n, *weights_.lm_head, comm_, weights_.vocab_widths,
+                          logits_.as<float>());
+    if (rank_ == 0) with_logits(first, n);
+  }
+}
+
+void RankRunner::sample(const StepInputs& inputs, const DeviceStep& step, StepOutputs& outputs) {
+  const int n_rows = static_cast<int>(inputs.sample_rows.size());
+  outputs.tokens.resize(n_rows);
+  outputs.logprobs.resize(n_rows);
+  outputs.top_ids.resize(static_cast<size_t>(n_rows) * kMaxLogprobs);
+  outputs.top_logprobs.resize(static_cast<size_t>(n_rows) * kMaxLogprobs);
+  SampleArgs args = step.sample;
+  args.logits = logits_.as<float>();
+  args.tokens = step_output_.as<int32_t>();
+  args.logprobs = step_output_.as<float>() + kHeadRows;
+  args.top_ids = step_output_.as<int32_t>() + 2 * kHeadRows;
+  args.top_logprobs = step_output_.as<float>() + (2 + kMaxLogprobs) * kHeadRows;
+  head(step.sample_row_ids, n_rows, [&](int first, int n) {
+    args.rows = step.sample.rows + first;
+    args.n_rows = n;
+    backend_->sample(args);
+    backend_->download(outputs.tokens.data() + first, args.tokens, n * sizeof(int32_t));
+    backend_->download(outputs.logprobs.data() + first, args.logprobs, n * sizeof(float));
+    const size_t top_bytes = static_cast<size_t>(n) * kMaxLogprobs * sizeof(float);
+    backend_->download(outputs.top_ids.data() + first * kMaxLogprobs, args.top_ids, top_bytes);
+    backend_->download(outputs.top_logprobs.data() + first * kMaxLogprobs, args.top_logprobs, top_bytes);
+  });
+}
+
+void RankRunner::download_logits(const int32_t* row_ids, int n_rows, std::vector<float>& out) {
+  const size_t vocab = config_.vocab_size;
+  out.resize(rank_ == 0 ? n_rows * vocab : 0);
+  head(row_ids, n_rows, [&](int first, int n) {
+    backend_->download(out.data() + first * vocab, logits_.data(), n * vocab * sizeof(float));
+  });
+}
+
+World::World(int n_ranks, const MakeRank& make_rank) {
+  if (n_ranks > 1) comms_ = make_thread_world(n_ranks);
+  for (int rank = 0; rank < n_ranks; ++rank) runners_.push_back(make_rank(rank, comms_.empty() ? nullptr : comms_[rank].get()));
+  for (int rank = 1; rank < n_ranks; ++rank) threads_.emplace_back([this, rank] { rank_loop(rank); });
+}
+
+World::~World() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void World::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (failure_) std::rethrow_exception(failure_);
+    step_ = &inputs;
+    n_unfinished_ = static_cast<int>(threads_.size());
+    ++generation_;
+  }
+  changed_.notify_all();
+  std::exception_ptr own_failure;
+  try {
+    runners_[0]->run(inputs, outputs, trace);
+  } catch (...) {
+    own_failure = std::current_exception();
+    if (!comms_.empty()) comms_[0]->shut_down();  // the other ranks must not wait for this one
+  }
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return n_unfinished_ == 0; });
+  // With several ranks the collectives are gone after a failure: every later step fails the same way.
+  if (own_failure && !threads_.empty() && !failure_) failure_ = own_failure;
+  if (failure_) std::rethrow_exception(failure_);
+  if (own_failure) std::rethrow_exception(own_failure);
+}
+
+void World::rank_loop(int rank) {
+  uint64_t seen = 0;
+  for (;;) {
+    const StepInputs* step = nullptr;
+    {
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [&] { return stopping_ || generation_ != seen; });
+      if (stopping_) return;
+      seen = generation_;
+      step = step_;
+    }
+    StepOutputs ignored;
+    std::exception_ptr failure;
+    try {
+      runners_[rank]->run(*step, ignored);
+    } catch (...) {
+      failure = std::current_exception();
+      comms_[rank]->shut_down();
+    }
+    {
+      const std::lock_guard lock(mutex_);
+      if (failure && !failure_) failure_ = failure;
+      --n_unfinished_;
+    }
+    changed_.notify_all();
+  }
+}
+
+}  // namespace sigmoe
