@@ -9,7 +9,6 @@
 #include <cerrno>
 #include <cstring>
 
-#include "backend/error.h"
 #include "engine/safetensors.h"
 
 namespace sigmoe {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend/dtype.h"
+#include "backend/error.h"
 
 namespace sigmoe {
 
