@@ -10,27 +10,50 @@
 namespace sigmoe {
 namespace {
 
-// Checkpoint bytes as they came, row-major; an element is dequantised when it is used.
-class ReferenceWeight : public LinearWeight {
+// W (n, k) in float32, dequantised when it is built: slow and large, and nothing about it can be doubted.
+struct ReferenceWeight : LinearWeight {
+  explicit ReferenceWeight(int64_t n, int64_t k) : n(n), k(k), values(static_cast<size_t>(n) * k) {}
+  size_t bytes() const override { return values.size() * sizeof(float); }
+
+  int64_t n, k;
+  std::vector<float> values;
+};
+
+class ReferenceBuilder : public LinearBuilder {
  public:
-  explicit ReferenceWeight(const LinearDesc& desc)
-      : desc(desc),
-        row_bytes(weight_row_bytes(desc.format, desc.k)),
-        n_blocks(desc.k_bounds.empty() ? 0 : desc.k_bounds.size() - 1),
-        rows(row_bytes * desc.n),
-        scales(n_blocks * desc.n) {}
+  explicit ReferenceBuilder(const LinearDesc& desc)
+      : desc_(desc),
+        n_blocks_(desc.k_bounds.empty() ? 0 : desc.k_bounds.size() - 1),
+        scales_(n_blocks_ * desc.n),
+        weight_(std::make_unique<ReferenceWeight>(desc.n, desc.k)) {}
 
-  size_t bytes() const override { return rows.size() + scales.size() * sizeof(float); }
-
-  float scale(int64_t n, int64_t k) const {
-    if (n_blocks == 0) return 1.0f;
-    const auto bound = std::upper_bound(desc.k_bounds.begin(), desc.k_bounds.end(), k);
-    return scales[n * n_blocks + (bound - desc.k_bounds.begin() - 1)];
+  void put_rows(int64_t row, int64_t n_rows, const std::byte* source, size_t stride_bytes) override {
+    for (int64_t n = row; n < row + n_rows; ++n, source += stride_bytes)
+      for (int64_t k = 0; k < desc_.k; ++k) {
+        const float value = stored(source, k);
+        if (!std::isfinite(value))
+          throw EngineError(ErrorCode::bad_checkpoint, desc_.name + " holds a NaN or an infinity in row " + std::to_string(n),
+                            "the file is damaged; fetch it again and compare its checksum");
+        weight_->values[n * desc_.k + k] = value;
+      }
   }
 
-  float at(int64_t n, int64_t k) const {
-    const std::byte* row = rows.data() + n * row_bytes;
-    switch (desc.format) {
+  void put_scales(int64_t row, int64_t n_rows, const float* scales) override {
+    std::copy(scales, scales + n_rows * n_blocks_, scales_.begin() + row * n_blocks_);
+  }
+
+  std::unique_ptr<LinearWeight> finish() override {
+    for (int64_t n = 0; n < desc_.n; ++n)
+      for (size_t block = 0; block < n_blocks_; ++block)
+        for (int64_t k = desc_.k_bounds[block]; k < desc_.k_bounds[block + 1]; ++k)
+          weight_->values[n * desc_.k + k] *= scales_[n * n_blocks_ + block];
+    return std::move(weight_);
+  }
+
+ private:
+  // Element k of a checkpoint row, before its scale.
+  float stored(const std::byte* row, int64_t k) const {
+    switch (desc_.format) {
       case WeightFormat::f32: {
         float value;
         std::memcpy(&value, row + 4 * k, 4);
@@ -41,50 +64,18 @@ class ReferenceWeight : public LinearWeight {
         std::memcpy(&value, row + 2 * k, 2);
         return bf16_to_f32(value);
       }
-      case WeightFormat::fp8: return f8e4m3_to_f32(static_cast<uint8_t>(row[k])) * scale(n, k);
+      case WeightFormat::fp8: return f8e4m3_to_f32(static_cast<uint8_t>(row[k]));
       case WeightFormat::int4: {
         const int pair = static_cast<int>(row[k / 2]);
-        const int stored = k % 2 == 0 ? pair & 15 : pair >> 4;
-        return static_cast<float>(stored - 8) * scale(n, k);
+        return static_cast<float>((k % 2 == 0 ? pair & 15 : pair >> 4) - 8);
       }
     }
     return 0.0f;
   }
 
-  LinearDesc desc;
-  size_t row_bytes;
-  size_t n_blocks;
-  std::vector<std::byte> rows;
-  std::vector<float> scales;  // (n, n_blocks)
-};
-
-class ReferenceBuilder : public LinearBuilder {
- public:
-  explicit ReferenceBuilder(const LinearDesc& desc) : weight_(std::make_unique<ReferenceWeight>(desc)) {}
-
-  void put_rows(int64_t row, int64_t n_rows, const std::byte* source, size_t stride_bytes) override {
-    for (int64_t i = 0; i < n_rows; ++i)
-      std::memcpy(weight_->rows.data() + (row + i) * weight_->row_bytes, source + i * stride_bytes, weight_->row_bytes);
-    for (int64_t n = row; n < row + n_rows; ++n)
-      for (int64_t k = 0; k < weight_->desc.k; ++k) check_finite(n, k);
-  }
-
-  void put_scales(int64_t row, int64_t n_rows, const float* scales) override {
-    std::memcpy(weight_->scales.data() + row * weight_->n_blocks, scales, n_rows * weight_->n_blocks * sizeof(float));
-  }
-
-  std::unique_ptr<LinearWeight> finish() override { return std::move(weight_); }
-
- private:
-  void check_finite(int64_t n, int64_t k) const {
-    const std::byte* row = weight_->rows.data() + n * weight_->row_bytes;
-    const bool nan_code = weight_->desc.format == WeightFormat::fp8 && (static_cast<int>(row[k]) & 0x7f) == 0x7f;
-    const bool wide = weight_->desc.format == WeightFormat::f32 || weight_->desc.format == WeightFormat::bf16;
-    if (nan_code || (wide && !std::isfinite(weight_->at(n, k))))
-      throw EngineError(ErrorCode::bad_checkpoint, weight_->desc.name + " holds a NaN or an infinity in row " + std::to_string(n),
-                        "the file is damaged; fetch it again and compare its checksum");
-  }
-
+  LinearDesc desc_;
+  size_t n_blocks_;
+  std::vector<float> scales_;  // (n, n_blocks)
   std::unique_ptr<ReferenceWeight> weight_;
 };
 
@@ -92,9 +83,9 @@ const ReferenceWeight& reference_weight(const LinearWeight& weight) { return sta
 
 // y (n) = W x for one row.
 void multiply_row(const float* x, const ReferenceWeight& weight, float* y) {
-  for (int64_t n = 0; n < weight.desc.n; ++n) {
+  for (int64_t n = 0; n < weight.n; ++n) {
     float sum = 0.0f;
-    for (int64_t k = 0; k < weight.desc.k; ++k) sum += x[k] * weight.at(n, k);
+    for (int64_t k = 0; k < weight.k; ++k) sum += x[k] * weight.values[n * weight.k + k];
     y[n] = sum;
   }
 }
@@ -177,7 +168,7 @@ void ReferenceBackend::reduce_add_rms_norm(float* residual, float* addend, int n
 
 void ReferenceBackend::linear(const float* x, const LinearWeight& weight, int n_tokens, float* y) {
   const ReferenceWeight& w = reference_weight(weight);
-  for (int64_t t = 0; t < n_tokens; ++t) multiply_row(x + t * w.desc.k, w, y + t * w.desc.n);
+  for (int64_t t = 0; t < n_tokens; ++t) multiply_row(x + t * w.k, w, y + t * w.n);
 }
 
 void ReferenceBackend::qk_norm_rope_store(const BatchView& batch, const AttentionShape& shape, const float* qkv,
@@ -320,8 +311,8 @@ void ReferenceBackend::experts(const float* x, const ExpertWeights& weights, con
     std::fill(result, result + width, 0.0f);
     if (!gate_up_weight) return;  // this rank has no share of the width
     const ReferenceWeight& first = reference_weight(*gate_up_weight);
-    const int64_t inner_width = first.desc.n / 2;
-    gate_up.resize(first.desc.n);
+    const int64_t inner_width = first.n / 2;
+    gate_up.resize(first.n);
     inner.resize(inner_width);
     multiply_row(token, first, gate_up.data());
     for (int64_t i = 0; i < inner_width; ++i)
@@ -346,10 +337,10 @@ void ReferenceBackend::head_logits(const float* x, const int32_t* row_ids, int n
   std::vector<float> part;
   float* target = logits;
   if (comm) {
-    part.resize(static_cast<size_t>(n_rows) * w.desc.n);
+    part.resize(static_cast<size_t>(n_rows) * w.n);
     target = part.data();
   }
-  for (int64_t r = 0; r < n_rows; ++r) multiply_row(x + row_ids[r] * w.desc.k, w, target + r * w.desc.n);
+  for (int64_t r = 0; r < n_rows; ++r) multiply_row(x + row_ids[r] * w.k, w, target + r * w.n);
   if (comm) comm->all_gather_columns(part.data(), logits, n_rows, vocab_widths);
 }
 
