@@ -1,0 +1,192 @@
+#include "golden.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "backend/registry.h"
+#include "engine/model_folder.h"
+
+namespace sigmoe::test {
+
+std::string golden_dir() { return SIGMOE_GOLDEN_DIR; }
+std::string source_dir() { return SIGMOE_SOURCE_DIR; }
+
+const std::vector<std::string>& random_checkpoints() {
+  static const std::vector<std::string> names = {"base",       "fp8-block",  "fp8-ragged",   "full-rotary",  "mtp",       "no-qk-norm",
+                                                 "real-heads", "real-routing", "single-group", "two-dense", "two-shared", "yarn"};
+  return names;
+}
+
+GoldenFile::GoldenFile(const std::string& path) : file_(open_file(path)) {
+  for (TensorEntry& entry : read_safetensors_header(*file_)) tensors_[entry.name] = entry;
+}
+
+const TensorEntry& GoldenFile::find(const std::string& name) const {
+  const auto at = tensors_.find(name);
+  if (at == tensors_.end()) throw std::runtime_error("golden tensor " + name + " is missing from " + file_->path());
+  return at->second;
+}
+
+std::vector<int64_t> GoldenFile::shape(const std::string& name) const { return find(name).shape; }
+
+std::vector<float> GoldenFile::floats(const std::string& name) const {
+  const TensorEntry& entry = find(name);
+  std::vector<std::byte> raw(entry.bytes);
+  file_->read(entry.offset, raw.data(), raw.size());
+  std::vector<float> values(entry.bytes / dtype_bytes(entry.dtype));
+  if (entry.dtype == DType::f32) {
+    std::memcpy(values.data(), raw.data(), raw.size());
+  } else {
+    for (size_t i = 0; i < values.size(); ++i) {
+      uint16_t bits;
+      std::memcpy(&bits, raw.data() + 2 * i, 2);
+      values[i] = bf16_to_f32(bits);
+    }
+  }
+  return values;
+}
+
+std::vector<int32_t> GoldenFile::ints(const std::string& name) const {
+  const TensorEntry& entry = find(name);
+  std::vector<std::byte> raw(entry.bytes);
+  file_->read(entry.offset, raw.data(), raw.size());
+  std::vector<int32_t> values(entry.bytes / dtype_bytes(entry.dtype));
+  for (size_t i = 0; i < values.size(); ++i) {
+    int64_t wide = 0;
+    if (entry.dtype == DType::i64)
+      std::memcpy(&wide, raw.data() + 8 * i, 8);
+    else {
+      int32_t narrow;
+      std::memcpy(&narrow, raw.data() + 4 * i, 4);
+      wide = narrow;
+    }
+    values[i] = static_cast<int32_t>(wide);
+  }
+  return values;
+}
+
+std::vector<std::string> available_paths(DType compute) {
+  std::vector<std::string> paths;
+  for (const char* path : {"reference", "generic", "avx2", "avx512", "avx512bf16", "amx"}) {
+    BackendOptions options;
+    options.kernels = path;
+    options.compute = compute;
+    options.n_threads = 1;
+    try {
+      if (create_backend("cpu", options)->info().compute == compute) paths.push_back(path);
+    } catch (const EngineError& error) {
+      if (error.code() != ErrorCode::not_found) throw;
+    }
+  }
+  return paths;
+}
+
+TestModel::TestModel(const std::string& folder, const WorldSpec& spec, int64_t n_positions) {
+  const ModelFolder model = open_model_folder(folder);
+  config = model.config;
+  world = std::make_unique<World>(spec.world, [&](int rank, Comm* comm) {
+    BackendOptions options;
+    options.kernels = spec.kernels;
+    options.compute = spec.compute;
+    options.n_threads = spec.n_threads;
+    auto backend = create_backend("cpu", options);
+    LoadOptions load;
+    load.rank = rank;
+    load.world = spec.world;
+    load.with_mtp = spec.mtp;
+    load.n_threads = 2;
+    ModelWeights weights = load_weights(config, model.checkpoint, *backend, load);
+    RunnerLimits limits;
+    limits.max_tokens = spec.max_tokens;
+    limits.max_seqs = 8;
+    limits.n_positions = n_positions;
+    limits.n_pages = 4 * pages_for(n_positions);
+    limits.mtp = spec.mtp;
+    return std::make_unique<RankRunner>(config, std::move(backend), std::move(weights), comm, rank, spec.world, limits);
+  });
+}
+
+namespace {
+
+StepInputs chunk_inputs(const std::vector<int32_t>& tokens, int64_t begin, int64_t end, int32_t first_page) {
+  StepInputs in;
+  for (int64_t i = begin; i < end; ++i) {
+    in.token_ids.push_back(tokens[i]);
+    in.positions.push_back(static_cast<int32_t>(i));
+  }
+  in.seq_offsets = {0, static_cast<int32_t>(end - begin)};
+  in.max_pages = static_cast<int>(pages_for(end));
+  for (int page = 0; page < in.max_pages; ++page) in.page_tables.push_back(first_page + page);
+  return in;
+}
+
+}  // namespace
+
+std::vector<float> run_logits(TestModel& model, const std::vector<int32_t>& tokens, const std::vector<int64_t>& chunks, Trace* trace,
+                              int32_t first_page) {
+  std::vector<float> logits;
+  const int64_t n = static_cast<int64_t>(tokens.size());
+  size_t c = 0;
+  for (int64_t begin = 0; begin < n;) {
+    const int64_t end = std::min(n, begin + chunks[std::min(c++, chunks.size() - 1)]);
+    StepInputs in = chunk_inputs(tokens, begin, end, first_page);
+    for (int64_t row = 0; row < end - begin; ++row) in.logits_row_ids.push_back(static_cast<int32_t>(row));
+    StepOutputs out;
+    model.world->run(in, out, trace);
+    logits.insert(logits.end(), out.logits.begin(), out.logits.end());
+    begin = end;
+  }
+  return logits;
+}
+
+std::vector<float> run_mtp_logits(TestModel& model, const std::vector<int32_t>& tokens, const std::vector<int32_t>& next_ids) {
+  const int64_t n = static_cast<int64_t>(tokens.size());
+  StepInputs in = chunk_inputs(tokens, 0, n, 0);
+  in.next_ids = next_ids;
+  for (int64_t row = 0; row < n; ++row) in.mtp_row_ids.push_back(static_cast<int32_t>(row));
+  StepOutputs out;
+  model.world->run(in, out);
+  return out.mtp_logits;
+}
+
+std::vector<int32_t> run_greedy(TestModel& model, const std::vector<int32_t>& prompt, int n) {
+  std::vector<int32_t> tokens = prompt;
+  int64_t begin = 0;
+  for (int i = 0; i < n; ++i) {
+    const int64_t end = static_cast<int64_t>(tokens.size());
+    StepInputs in = chunk_inputs(tokens, begin, end, 0);
+    if (i == 0) in.resets.push_back({0, prompt, {}});
+    SampleRow row;
+    row.temperature = 0;
+    row.position = static_cast<int32_t>(end);
+    in.sample_rows = {row};
+    in.sample_row_ids = {static_cast<int32_t>(end - begin - 1)};
+    StepOutputs out;
+    model.world->run(in, out);
+    tokens.push_back(out.tokens[0]);
+    begin = end;
+  }
+  return {tokens.begin() + prompt.size(), tokens.end()};
+}
+
+std::vector<double> row_errors(const std::vector<float>& a, const std::vector<float>& b, int64_t n) {
+  std::vector<double> errors;
+  for (size_t row = 0; row < b.size() / n; ++row) {
+    double difference = 0, norm = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      const double x = a[row * n + i], y = b[row * n + i];
+      difference += (x - y) * (x - y);
+      norm += y * y;
+    }
+    errors.push_back(std::sqrt(difference / norm));
+  }
+  return errors;
+}
+
+double median_of(std::vector<double> values) {
+  std::sort(values.begin(), values.end());
+  return values[values.size() / 2];
+}
+
+}  // namespace sigmoe::test

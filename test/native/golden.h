@@ -1,0 +1,64 @@
+// Golden checkpoints and vectors for the C++ tests; test/golden/README.md says where they come from.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "backend/backend.h"
+#include "engine/runner.h"
+#include "engine/safetensors.h"
+
+namespace sigmoe::test {
+
+std::string golden_dir();    // folder with random/NAME/, unpacked by the build
+std::string source_dir();    // the repository
+const std::vector<std::string>& random_checkpoints();  // the twelve names
+
+// A whole safetensors file in memory.
+class GoldenFile {
+ public:
+  explicit GoldenFile(const std::string& path);
+  bool has(const std::string& name) const { return tensors_.count(name) > 0; }
+  std::vector<int64_t> shape(const std::string& name) const;
+  std::vector<float> floats(const std::string& name) const;   // F32 or BF16
+  std::vector<int32_t> ints(const std::string& name) const;   // I32 or I64
+
+ private:
+  const TensorEntry& find(const std::string& name) const;
+  std::unique_ptr<FileReader> file_;
+  std::map<std::string, TensorEntry> tensors_;
+};
+
+// CPU paths this machine can run in the given compute type: "reference" first.
+std::vector<std::string> available_paths(DType compute);
+
+struct WorldSpec {
+  std::string kernels = "reference";
+  DType compute = DType::f32;
+  int world = 1;
+  int n_threads = 2;
+  bool mtp = false;
+  int64_t max_tokens = 512;
+};
+
+// A checkpoint folder loaded into a world of ranks, with pages enough for a few sequences of n_positions tokens.
+struct TestModel {
+  TestModel(const std::string& folder, const WorldSpec& spec, int64_t n_positions);
+  ModelConfig config;
+  std::unique_ptr<World> world;
+};
+
+// Logits of every position, (T, V), fed in chunks of the given sizes (the last one repeats). Pages start at first_page.
+std::vector<float> run_logits(TestModel& model, const std::vector<int32_t>& tokens, const std::vector<int64_t>& chunks,
+                              Trace* trace = nullptr, int32_t first_page = 0);
+std::vector<float> run_mtp_logits(TestModel& model, const std::vector<int32_t>& tokens, const std::vector<int32_t>& next_ids);
+// Greedy continuation of n tokens through the sampler, one token a step.
+std::vector<int32_t> run_greedy(TestModel& model, const std::vector<int32_t>& prompt, int n);
+
+// ||a - b|| / ||b|| of each row of width n.
+std::vector<double> row_errors(const std::vector<float>& a, const std::vector<float>& b, int64_t n);
+double median_of(std::vector<double> values);
+
+}  // namespace sigmoe::test

@@ -1,0 +1,301 @@
+// The whole engine through its public header, on the bundled model.
+#include <chrono>
+#include <condition_variable>
+#include <fstream>
+#include <limits>
+#include <map>
+#include <mutex>
+#include <thread>
+
+#include "doctest/doctest.h"
+#include "engine/engine.h"
+#include "golden.h"
+#include "nlohmann/json.hpp"
+
+using namespace sigmoe;
+using namespace sigmoe::test;
+
+namespace {
+
+const std::string kNano = source_dir() + "/models/nano";
+
+// Collects events of all requests; waits with a deadline so that a lost end fails a test instead of hanging it.
+class Collector {
+ public:
+  explicit Collector(Engine& engine) {
+    engine.set_listener([this](StepEvent&& event) { take(std::move(event)); });
+  }
+
+  struct Result {
+    std::vector<int32_t> tokens;
+    std::vector<float> logprobs;
+    FinishReason finish = FinishReason::none;
+    std::vector<float> logits;
+  };
+
+  Result wait(uint64_t id) {
+    std::unique_lock lock(mutex_);
+    REQUIRE(changed_.wait_for(lock, std::chrono::seconds(60), [&] { return results_[id].finish != FinishReason::none; }));
+    return results_[id];
+  }
+
+  size_t n_tokens(uint64_t id) {
+    const std::lock_guard lock(mutex_);
+    return results_[id].tokens.size();
+  }
+
+ private:
+  void take(StepEvent&& event) {
+    const std::lock_guard lock(mutex_);
+    for (size_t i = 0; i < event.requests.size(); ++i) {
+      Result& result = results_[event.requests[i]];
+      CHECK(result.finish == FinishReason::none);  // nothing comes after the end
+      if (event.tokens[i] >= 0) result.tokens.push_back(event.tokens[i]);
+      if (!event.logprobs.empty()) result.logprobs.push_back(event.logprobs[i]);
+      result.finish = event.finish[i];
+    }
+    for (StepEvent::Logits& logits : event.logits) results_[logits.request].logits = std::move(logits.values);
+    changed_.notify_all();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::map<uint64_t, Result> results_;
+};
+
+std::unique_ptr<Engine> load_nano(const EngineOptions& changes = {}) { return Engine::load(kNano, changes); }
+
+GenerateRequest greedy_request(const std::vector<int32_t>& prompt, int64_t max_tokens) {
+  GenerateRequest request;
+  request.prompt = prompt;
+  request.max_tokens = max_tokens;
+  request.temperature = 0;
+  return request;
+}
+
+std::vector<int32_t> some_prompt(int n, int salt = 0) {
+  std::vector<int32_t> prompt;
+  for (int i = 0; i < n; ++i) prompt.push_back(((i + salt) * 2654435761u >> 9) % 6000);
+  return prompt;
+}
+
+void check_refused(Engine& engine, GenerateRequest request, const char* named) {
+  CAPTURE(named);
+  try {
+    engine.submit(std::move(request));
+    FAIL("was accepted");
+  } catch (const EngineError& error) {
+    CHECK(error.code() == ErrorCode::invalid_argument);
+    CHECK(std::string(error.what()).find(named) != std::string::npos);
+  }
+}
+
+}  // namespace
+
+TEST_CASE("engine: greedy answers equal the publisher's, alone and in one batch") {
+  EngineOptions options;
+  options.compute = "float32";
+  const auto engine = load_nano(options);
+  Collector collector(*engine);
+  std::ifstream file(source_dir() + "/test/golden/nano/greedy.json");
+  const auto cases = nlohmann::json::parse(file)["prompts"];
+  std::vector<std::pair<uint64_t, std::vector<int32_t>>> expected;
+  for (const auto& item : cases) {
+    const auto greedy = item["greedy_ids"].get<std::vector<int32_t>>();
+    expected.emplace_back(engine->submit(greedy_request(item["prompt_ids"], static_cast<int64_t>(greedy.size()))), greedy);
+  }
+  for (const auto& [id, greedy] : expected) CHECK(collector.wait(id).tokens == greedy);
+  CHECK(engine->stats().held_pages == 0);
+}
+
+TEST_CASE("engine: a small pool preempts and recomputes without changing a token") {
+  EngineOptions roomy, tight;
+  for (EngineOptions* options : {&roomy, &tight}) options->max_model_len = 512;
+  tight.kv_cache_tokens = 512;
+  std::vector<std::vector<int32_t>> answers[2];
+  uint64_t preemptions = 0;
+  for (const bool small : {false, true}) {
+    const auto engine = load_nano(small ? tight : roomy);
+    Collector collector(*engine);
+    std::vector<uint64_t> ids;
+    for (int i = 0; i < 6; ++i) {
+      GenerateRequest request = greedy_request(some_prompt(100, i), 200);
+      request.temperature = 0.8f;
+      request.seed = i;
+      request.repetition_penalty = 1.1f;
+      ids.push_back(engine->submit(std::move(request)));
+    }
+    for (const uint64_t id : ids) answers[small].push_back(collector.wait(id).tokens);
+    preemptions = engine->stats().preemptions;
+    CHECK(engine->stats().held_pages == 0);
+  }
+  CHECK(preemptions > 0);
+  CHECK(answers[0] == answers[1]);
+}
+
+TEST_CASE("engine: sampled tokens do not depend on the neighbours") {
+  const auto engine = load_nano();
+  Collector collector(*engine);
+  const auto request = [](int i) {
+    GenerateRequest r = greedy_request(some_prompt(20 + i, i), 40);
+    r.temperature = 0.9f;
+    r.top_p = 0.9f;
+    r.seed = 1000 + i;
+    r.n_logprobs = 3;
+    return r;
+  };
+  std::vector<Collector::Result> alone;
+  for (int i = 0; i < 5; ++i) alone.push_back(collector.wait(engine->submit(request(i))));
+  std::vector<uint64_t> ids;
+  for (int i = 0; i < 5; ++i) ids.push_back(engine->submit(request(i)));
+  for (int i = 0; i < 5; ++i) {
+    const auto together = collector.wait(ids[i]);
+    CHECK(together.tokens == alone[i].tokens);
+    CHECK(together.logprobs == alone[i].logprobs);
+  }
+}
+
+TEST_CASE("engine: logits requests give every position, chunked, beside running generations") {
+  EngineOptions options;
+  options.max_batched_tokens = 33;
+  options.with_mtp = true;
+  const auto engine = load_nano(options);
+  Collector collector(*engine);
+  const std::vector<int32_t> tokens = some_prompt(150);
+  const uint64_t generation = engine->submit(greedy_request(some_prompt(10), 30));
+  const uint64_t plain = engine->submit(LogitsRequest{tokens, false});
+  const uint64_t mtp = engine->submit(LogitsRequest{tokens, true});
+  CHECK(collector.wait(plain).logits.size() == 150u * 6144);
+  CHECK(collector.wait(mtp).logits.size() == 149u * 6144);
+  CHECK(collector.wait(generation).tokens.size() == 30);
+
+  WorldSpec spec;
+  spec.kernels = engine->info().kernels;
+  spec.compute = engine->info().compute == "float32" ? DType::f32 : DType::bf16;
+  TestModel model(kNano, spec, 256);
+  CHECK(collector.wait(plain).logits == run_logits(model, tokens, {512}));
+}
+
+TEST_CASE("engine: stop ids, length, minimum length, context end") {
+  EngineOptions options;
+  options.max_model_len = 64;
+  const auto engine = load_nano(options);
+  Collector collector(*engine);
+  const auto free_run = collector.wait(engine->submit(greedy_request(some_prompt(20), 30)));
+  CHECK(free_run.finish == FinishReason::length);
+  CHECK(free_run.tokens.size() == 30);
+
+  GenerateRequest stopped = greedy_request(some_prompt(20), 30);
+  stopped.stop_ids = {free_run.tokens[5]};
+  const auto stop = collector.wait(engine->submit(stopped));
+  CHECK(stop.finish == FinishReason::stop);
+  CHECK(stop.tokens.back() == free_run.tokens[5]);
+  CHECK(stop.tokens.size() <= 6);
+
+  stopped.min_tokens = 12;
+  const auto later = collector.wait(engine->submit(stopped));
+  for (size_t i = 0; i < 12; ++i) CHECK(later.tokens.at(i) != free_run.tokens[5]);
+
+  const auto to_the_end = collector.wait(engine->submit(greedy_request(some_prompt(20), -1)));
+  CHECK(to_the_end.finish == FinishReason::length);
+  CHECK(to_the_end.tokens.size() == 44);
+}
+
+TEST_CASE("engine: requests no run could satisfy are refused by name") {
+  const auto engine = load_nano();
+  const GenerateRequest good = greedy_request({1, 2, 3}, 5);
+  const auto with = [&](auto change) {
+    GenerateRequest request = good;
+    change(request);
+    return request;
+  };
+  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+  check_refused(*engine, with([](auto& r) { r.prompt.clear(); }), "prompt is empty");
+  check_refused(*engine, with([](auto& r) { r.prompt = {1, 6144}; }), "prompt[1] is 6144");
+  check_refused(*engine, with([](auto& r) { r.prompt = {-1}; }), "prompt[0] is -1");
+  check_refused(*engine, with([](auto& r) { r.prompt.assign(2048, 1); }), "context is 2048");
+  check_refused(*engine, with([](auto& r) { r.temperature = kNan; }), "temperature");
+  check_refused(*engine, with([](auto& r) { r.temperature = -1; }), "temperature");
+  check_refused(*engine, with([](auto& r) { r.top_p = 1.5f; }), "topP");
+  check_refused(*engine, with([](auto& r) { r.min_p = -0.1f; }), "minP");
+  check_refused(*engine, with([](auto& r) { r.repetition_penalty = 0; }), "repetitionPenalty");
+  check_refused(*engine, with([](auto& r) { r.top_k = -2; }), "topK");
+  check_refused(*engine, with([](auto& r) { r.max_tokens = 0; }), "maxTokens");
+  check_refused(*engine, with([](auto& r) { r.n_logprobs = 21; }), "logprobs");
+  check_refused(*engine, with([](auto& r) { r.logit_bias = {{7000, 1.0f}}; }), "logitBias");
+  check_refused(*engine, with([](auto& r) { r.logit_bias = {{7, kNan}}; }), "logitBias");
+  check_refused(*engine, with([](auto& r) { r.stop_ids = {-5}; }), "stopTokenIds");
+  CHECK_THROWS_AS(engine->submit(LogitsRequest{{1, 2}, true}), EngineError);  // no MTP layer was loaded
+}
+
+TEST_CASE("engine: abort before, during and after; shutting down ends everything") {
+  auto engine = load_nano();
+  Collector collector(*engine);
+  const uint64_t queued = engine->submit(greedy_request(some_prompt(10), 500));
+  engine->abort(queued);
+  CHECK(collector.wait(queued).finish == FinishReason::aborted);
+  const uint64_t running = engine->submit(greedy_request(some_prompt(10), 1500));
+  while (collector.n_tokens(running) < 3) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  engine->abort(running);
+  CHECK(collector.wait(running).finish == FinishReason::aborted);
+  CHECK(collector.wait(running).tokens.size() < 1500);
+  engine->abort(running);
+  engine->abort(123456);
+  CHECK(engine->stats().held_pages == 0);
+
+  std::vector<uint64_t> ids;
+  for (int i = 0; i < 40; ++i) ids.push_back(engine->submit(greedy_request(some_prompt(50, i), 1500)));
+  engine->shut_down();
+  engine->shut_down();
+  for (const uint64_t id : ids) CHECK(collector.wait(id).finish == FinishReason::aborted);
+  CHECK_THROWS_AS(engine->submit(greedy_request({1}, 1)), EngineError);
+}
+
+TEST_CASE("engine: loading reports progress, can be cancelled, and refuses what it cannot run") {
+  uint64_t last = 0;
+  EngineLoadProgress end;
+  Engine::load(kNano, {}, [&](const EngineLoadProgress& progress) {
+    CHECK(progress.bytes_done >= last);
+    last = progress.bytes_done;
+    end = progress;
+  });
+  CHECK(end.bytes_total > 0);
+  CHECK(end.bytes_done == end.bytes_total);
+
+  const std::atomic<bool> cancelled{true};
+  const auto code_of = [](auto&& load) {
+    try {
+      load();
+    } catch (const EngineError& error) {
+      return error.code();
+    }
+    return ErrorCode::internal;
+  };
+  CHECK(code_of([&] { Engine::load(kNano, {}, {}, &cancelled); }) == ErrorCode::aborted);
+  CHECK(code_of([&] { Engine::load("/no/such/folder", {}); }) == ErrorCode::not_found);
+  CHECK(code_of([&] { Engine::load(source_dir() + "/csrc", {}); }) == ErrorCode::not_found);
+  EngineOptions options;
+  options.device = "cuda";
+  CHECK(code_of([&] { load_nano(options); }) == ErrorCode::not_found);
+  options = {};
+  options.max_model_len = 4096;
+  CHECK(code_of([&] { load_nano(options); }) == ErrorCode::invalid_argument);
+  options = {};
+  options.tensor_parallel = 3;
+  CHECK(code_of([&] { load_nano(options); }) == ErrorCode::unsupported);
+}
+
+TEST_CASE("engine: two and four ranks answer like one") {
+  std::vector<int32_t> answers[3];
+  int i = 0;
+  for (const int world : {1, 2, 4}) {
+    EngineOptions options;
+    options.compute = "float32";
+    options.tensor_parallel = world;
+    const auto engine = load_nano(options);
+    Collector collector(*engine);
+    answers[i++] = collector.wait(engine->submit(greedy_request(some_prompt(30), 60))).tokens;
+  }
+  CHECK(answers[0] == answers[1]);
+  CHECK(answers[0] == answers[2]);
+}
