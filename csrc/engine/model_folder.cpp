@@ -28,6 +28,23 @@ std::string weight_format_text(const ModelConfig& config, const Checkpoint& chec
   return head ? dtype_name(head->dtype) : "BF16";
 }
 
+// lib checks these too; here they protect every other caller from an allocation of absurd size.
+void check_options(const EngineOptions& options) {
+  const auto in_range = [](int64_t value, int64_t low, int64_t high, const char* name) {
+    if (value < low || value > high)
+      throw EngineError(ErrorCode::invalid_argument, std::string(name) + " is " + std::to_string(value) + ", outside [" +
+                                                         std::to_string(low) + ", " + std::to_string(high) + "]");
+  };
+  in_range(options.n_threads, 0, 1024, "threads");
+  in_range(options.tensor_parallel, 1, 64, "tensorParallelSize");
+  in_range(options.max_model_len, 0, int64_t{1} << 31, "maxModelLen");
+  in_range(options.max_num_seqs, 1, 4096, "maxNumSeqs");
+  in_range(options.max_batched_tokens, 1, 65536, "maxBatchedTokens");
+  in_range(options.kv_cache_tokens, 0, int64_t{1} << 40, "kvCacheTokens");
+  if (options.compute != "bfloat16" && options.compute != "float32")
+    throw EngineError(ErrorCode::invalid_argument, "compute '" + options.compute + "' asked for; known are bfloat16 and float32");
+}
+
 }  // namespace
 
 ModelFolder open_model_folder(const std::string& folder) {
@@ -128,6 +145,7 @@ BackendOptions backend_options(const EngineOptions& options) {
 
 LoadedModel load_model(const std::string& folder, const EngineOptions& options, const Engine::ProgressFn& on_progress,
                        const std::atomic<bool>* cancelled) {
+  check_options(options);
   const ModelFolder model = open_model_folder(folder);
   const ModelConfig& config = model.config;
   const int world = options.tensor_parallel;
