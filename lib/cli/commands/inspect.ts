@@ -1,0 +1,95 @@
+/** sigmoe inspect: what a model folder holds, what it costs in memory, and what fits on this machine. */
+import os from 'node:os';
+import Table from 'cli-table3';
+import { Command } from 'commander';
+import { inspect, type ModelInfo } from '../../index.js';
+import { bytes, count, integer, json, percent } from '../format.js';
+import { write } from '../terminal.js';
+
+export function inspectCommand(): Command {
+  return new Command('inspect')
+    .summary('show what a model folder holds and what fits in memory')
+    .description('Shows architecture, parameters and memory of a model folder from its headers; no weights are loaded.')
+    .argument('<model>', 'model folder')
+    .option('--json', 'print one JSON object')
+    .action(async (path: string, flags: { json?: boolean }) => {
+      const info = await inspect(path);
+      const fit = whatFits(info, availableBytes());
+      await write(flags.json ? `${json({ ...describe(info), fit }, 2)}\n` : `${report(info, fit)}\n`);
+    });
+}
+
+/** Memory this process may still take: what the machine has free, or what its container has left. */
+function availableBytes(): number {
+  return process.availableMemory?.() ?? os.freemem();
+}
+
+interface Fit {
+  availableBytes: number;
+  /** Tokens of KV cache beside the weights, over all sequences; 0 when the weights alone do not fit. */
+  kvTokens: number;
+  /** How many sequences of a length fit at once. */
+  sequences: { context: number; count: number }[];
+}
+
+function whatFits(info: ModelInfo, available: number): Fit {
+  const { weightBytes, workspaceBytes, kvBytesPerToken } = info.memory;
+  const left = Math.max(0, available - weightBytes - workspaceBytes);
+  const kvTokens = Math.floor(left / kvBytesPerToken);
+  const contexts = [...new Set([Math.min(1024, info.context), Math.min(4096, info.context), info.context])];
+  return {
+    availableBytes: available,
+    kvTokens,
+    sequences: contexts.map((context) => ({ context, count: Math.floor(kvTokens / context) })),
+  };
+}
+
+// The facts of the folder, without those that only a loaded model has.
+function describe({ path, architecture, context, vocabSize, weightFormat, shape, parameters, memory }: ModelInfo) {
+  return { path, architecture, weightFormat, context, vocabSize, shape, parameters, memory };
+}
+
+function report(info: ModelInfo, fit: Fit): string {
+  const { shape, parameters, memory } = info;
+  const plain = { chars: noBorders, style: { head: [], border: [], 'padding-left': 0, 'padding-right': 2 } };
+  const facts = new Table(plain);
+  facts.push(
+    ['architecture', info.architecture],
+    [
+      'layers',
+      `${shape.layers} (${shape.denseLayers} dense, ${shape.layers - shape.denseLayers} of experts)` +
+        (shape.mtpLayers > 0 ? ` + ${shape.mtpLayers} MTP` : ''),
+    ],
+    [
+      'attention',
+      `${shape.heads} query heads on ${shape.kvHeads} KV heads of ${shape.headDim}, width ${integer(shape.hiddenSize)}`,
+    ],
+    ['experts', `${shape.activeExperts} of ${shape.experts} a token + ${shape.sharedExperts} shared`],
+    ['vocabulary', integer(info.vocabSize)],
+    ['context', `${integer(info.context)} tokens`],
+    ['weights', info.weightFormat],
+    ['checkpoint', bytes(memory.checkpointBytes)],
+    ['in memory', `${bytes(memory.weightBytes)} of weights, ${bytes(memory.kvBytesPerToken)} of KV cache a token`],
+  );
+
+  const parts = new Table({ ...plain, head: ['part', 'parameters', 'share'], colAligns: ['left', 'right', 'right'] });
+  for (const { part, parameters: n } of parameters.parts) parts.push([part, count(n), percent(n / parameters.total)]);
+  parts.push(
+    ['all', count(parameters.total), ''],
+    ['active per token', count(parameters.active), percent(parameters.active / parameters.total)],
+  );
+
+  const room =
+    fit.kvTokens === 0
+      ? `The weights do not fit in the ${bytes(fit.availableBytes)} free on this machine.`
+      : [
+          `In the ${bytes(fit.availableBytes)} free on this machine, beside the weights: ${integer(fit.kvTokens)} tokens of KV cache,`,
+          ...fit.sequences.map(({ context, count: n }) => `  ${integer(n)} sequences of ${integer(context)} tokens`),
+        ].join('\n');
+  return `${facts.toString()}\n\n${parts.toString()}\n\n${room}`.replace(/ +$/gm, '');
+}
+
+const noBorders = Object.fromEntries(
+  // biome-ignore format: one line reads better
+  ['top', 'top-mid', 'top-left', 'top-right', 'bottom', 'bottom-mid', 'bottom-left', 'bottom-right', 'left', 'left-mid', 'mid', 'mid-mid', 'right', 'right-mid', 'middle'].map((name) => [name, '']),
+);

@@ -1,0 +1,50 @@
+#!/usr/bin/env node
+/** The sigmoe command: the list of commands, and how any of them ends. Makes no network connection. */
+import { readFileSync } from 'node:fs';
+import { Command } from 'commander';
+import { benchCommand } from './commands/bench.js';
+import { chatCommand } from './commands/chat.js';
+import { devicesCommand } from './commands/devices.js';
+import { generateCommand } from './commands/generate.js';
+import { inspectCommand } from './commands/inspect.js';
+import { describeFailure } from './failure.js';
+import { note, watchOutput } from './terminal.js';
+
+const { version, description } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as {
+  version: string;
+  description: string;
+};
+
+function buildProgram(): Command {
+  const program = new Command('sigmoe').description(description).version(version);
+  for (const command of [generateCommand(), chatCommand(), inspectCommand(), benchCommand(), devicesCommand()]) {
+    program.addCommand(command);
+  }
+  for (const command of [program, ...program.commands]) {
+    command
+      .optionsGroup('Options:')
+      .option('--verbose', 'show where an error came from')
+      .exitOverride()
+      .configureOutput({
+        // Commander puts its suggestion on a second line.
+        outputError: (text, print) =>
+          print(
+            `sigmoe: ${text
+              .trim()
+              .replace(/^error: /, '')
+              .replace(/\s*\n\s*/g, ' ')}\n`,
+          ),
+      });
+  }
+  return program;
+}
+
+watchOutput();
+try {
+  await buildProgram().parseAsync();
+} catch (error) {
+  const { line, status } = describeFailure(error);
+  if (line !== '') note(`sigmoe: ${line}`);
+  if (process.argv.includes('--verbose') && error instanceof Error && line !== '') note(error.stack ?? '');
+  process.exitCode = status;
+}
