@@ -142,8 +142,6 @@ export function toEngineError(error: unknown): EngineError {
   return errorFromCode(typeof code === 'string' ? code : '', error.message, typeof hint === 'string' ? hint : '', error);
 }
 
-Object.defineProperty(AbortError.prototype, 'name', { value: 'AbortError' });
-
 function oneLine(text: string): string {
   return text.replace(/\s*[\r\n]+\s*/g, ' ');
 }

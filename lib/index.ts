@@ -16,7 +16,8 @@ export {
 export type { Generation } from './generate.js';
 export { JsonNumber, type JsonValue, parseJson } from './json.js';
 export { bench, devices, inspect, Model, nativeVersion } from './model.js';
-export { type TokenDecoder, Tokenizer } from './tokenizer.js';
+export type { TokenDecoder } from './text/bytes.js';
+export { type DecodeOptions, type EncodeOptions, Tokenizer, type TokenizerOptions } from './tokenizer.js';
 export type {
   BatchOptions,
   BatchProgress,

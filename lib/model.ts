@@ -1,8 +1,25 @@
-import type { Generation } from './generate.js';
-import type { Tokenizer } from './tokenizer.js';
+/** A loaded model: what a caller holds. Checks arguments, then hands work to the engine through native.ts. */
+import { join } from 'node:path';
+import { Dispatcher } from './dispatcher.js';
+import { AbortError, DisposedError, InvalidArgumentError, toEngineError } from './errors.js';
+import { readOptionalJson } from './folder.js';
+import { Generation, type GenerationContext } from './generate.js';
+import { type NativeAddon, type NativeInfo, type NativeModel, native } from './native.js';
+import {
+  checkCallback,
+  checkFields,
+  checkIds,
+  checkPromptLength,
+  checkSignal,
+  readLoadOptions,
+  readSamplingDefaults,
+  type SamplingDefaults,
+} from './options.js';
+import { Tokenizer } from './tokenizer.js';
 import type {
   BatchOptions,
   BenchOptions,
+  ChatTemplateSource,
   DeviceStatus,
   GenerateRequest,
   GenerateResult,
@@ -11,22 +28,311 @@ import type {
   ModelInfo,
   ModelStats,
 } from './types.js';
-export declare class Model {
-  static load(path: string, options?: LoadOptions): Promise<Model>;
+
+/** Requests of a batch handed to the engine ahead of those it runs. */
+const BATCH_AHEAD = 2;
+
+export class Model {
   readonly info: ModelInfo;
   readonly tokenizer: Tokenizer;
-  readonly disposed: boolean;
-  generate(request: GenerateRequest): Generation;
-  generateBatch(requests: readonly GenerateRequest[], options?: BatchOptions): Promise<GenerateResult[]>;
-  /** Float32Array [T, vocab], row-major. */
-  logits(ids: readonly number[] | Int32Array, options?: LogitsOptions): Promise<Float32Array>;
-  stats(): ModelStats;
-  dispose(): Promise<void>;
-  [Symbol.asyncDispose](): Promise<void>;
+  private readonly context: GenerationContext;
+  private readonly dispatcher: Dispatcher;
+  private disposing: Promise<void> | undefined;
+
+  /**
+   * Loads a model folder: config.json, tokenizer.json, safetensors. Ends with AbortError when `signal` is aborted.
+   *
+   *     await using model = await Model.load('models/nano');
+   */
+  static async load(path: string, options: LoadOptions = {}): Promise<Model> {
+    checkPath(path);
+    const nativeOptions = readLoadOptions(options);
+    const { signal, onProgress } = options;
+    if (signal?.aborted) throw loadAborted(signal);
+    const tokenizer = await Tokenizer.load(path, { chatTemplate: options.chatTemplate });
+    const generation = await readOptionalJson(path, 'generation_config.json');
+    const defaults = readSamplingDefaults(join(path, 'generation_config.json'), generation);
+    if (signal?.aborted) throw loadAborted(signal);
+    const model = await runCancellable(
+      (cancel) => {
+        const report = (bytesDone: number, bytesTotal: number) => {
+          try {
+            onProgress?.({ bytesDone, bytesTotal });
+          } catch (error) {
+            cancel(error);
+          }
+        };
+        return addon().load(path, nativeOptions, report);
+      },
+      signal,
+      loadAborted,
+    );
+    if (!signal?.aborted) return new Model(path, model, tokenizer, defaults);
+    await model.dispose();
+    throw loadAborted(signal);
+  }
+
+  private constructor(
+    path: string,
+    private readonly native: NativeModel,
+    tokenizer: Tokenizer,
+    defaults: SamplingDefaults,
+  ) {
+    const info = native.info();
+    this.info = describe(path, info, tokenizer.chatTemplateSource);
+    this.tokenizer = tokenizer;
+    this.dispatcher = new Dispatcher(native);
+    this.context = {
+      tokenizer,
+      dispatcher: this.dispatcher,
+      context: info.context,
+      vocabSize: info.vocabSize,
+      defaults,
+      stopIds: [...new Set([...tokenizer.stopIds, ...info.eosIds])],
+      isDisposed: () => this.disposed,
+    };
+  }
+
+  get disposed(): boolean {
+    return this.disposing !== undefined;
+  }
+
+  /**
+   * Starts a generation, which runs whether or not it is read. Errors, also those of the request, come from `result` and
+   * from the loop.
+   *
+   *     for await (const chunk of model.generate({ prompt: 'Fever is' })) process.stdout.write(chunk.text);
+   *     const { text, usage } = await model.generate({ messages, temperature: 0 }).result;
+   */
+  generate(request: GenerateRequest): Generation {
+    return new Generation(this.context, request);
+  }
+
+  /** Runs many requests, as many at once as the engine takes; results in the order of requests. The first error ends all. */
+  async generateBatch(requests: readonly GenerateRequest[], options: BatchOptions = {}): Promise<GenerateResult[]> {
+    checkFields('generateBatch', options, ['onProgress', 'signal']);
+    checkCallback('onProgress', options.onProgress);
+    if (!Array.isArray(requests)) throw new InvalidArgumentError('requests', 'requests: expected an array of requests');
+    const signal = checkSignal(options.signal);
+    const results: GenerateResult[] = [];
+    const running = new Set<Generation>();
+    let next = 0;
+    let done = 0;
+    let completionTokens = 0;
+    let stopped = false;
+    const stopAll = () => {
+      stopped = true;
+      for (const generation of running) generation.stop();
+    };
+    const lane = async () => {
+      while (!stopped && next < requests.length) {
+        const index = next++;
+        const generation = this.generate(requests[index] as GenerateRequest);
+        running.add(generation);
+        const result = await generation.result;
+        running.delete(generation);
+        if (stopped) return;
+        results[index] = result;
+        completionTokens += result.usage.completionTokens;
+        options.onProgress?.({ done: ++done, total: requests.length, completionTokens });
+      }
+    };
+    signal?.addEventListener('abort', stopAll);
+    try {
+      const lanes = Math.min(requests.length, this.info.limits.maxNumSeqs * BATCH_AHEAD);
+      if (!signal?.aborted) await Promise.all(Array.from({ length: lanes }, lane));
+    } finally {
+      stopAll();
+      signal?.removeEventListener('abort', stopAll);
+    }
+    if (!signal?.aborted) return results;
+    throw new AbortError(`the batch was aborted after ${done} of ${requests.length} requests`, results, {
+      cause: signal.reason,
+    });
+  }
+
+  /** Teacher-forced logits as Float32Array [T, vocab], row-major: row t scores the token after position t. */
+  async logits(ids: readonly number[] | Int32Array, options: LogitsOptions = {}): Promise<Float32Array> {
+    checkFields('logits', options, ['mtp', 'signal']);
+    const { mtp = false } = options;
+    const signal = checkSignal(options.signal);
+    if (typeof mtp !== 'boolean') throw new InvalidArgumentError('mtp', 'mtp: expected true or false');
+    this.checkOpen();
+    const tokens = checkIds('ids', ids, this.context.vocabSize);
+    checkPromptLength('ids', tokens, this.context.context, 0);
+    const aborted = () => new AbortError('the logits were aborted', undefined, { cause: signal?.reason });
+    if (signal?.aborted) throw aborted();
+    let onAbort = () => {};
+    try {
+      return await new Promise((resolve, reject) => {
+        let values: Float32Array = new Float32Array(0);
+        const request = this.dispatcher.submitLogits(tokens, mtp, {
+          logits: (all) => {
+            values = all;
+          },
+          finished: () => resolve(values),
+          failed: reject,
+        });
+        onAbort = () => {
+          this.dispatcher.drop(request);
+          reject(aborted());
+        };
+        signal?.addEventListener('abort', onAbort, { once: true });
+      });
+    } finally {
+      signal?.removeEventListener('abort', onAbort);
+    }
+  }
+
+  stats(): ModelStats {
+    this.checkOpen();
+    return guarded(() => this.native.stats());
+  }
+
+  /** Ends what runs, each with a DisposedError, and frees the model's memory. Further calls wait for the same end. */
+  dispose(): Promise<void> {
+    this.disposing ??= this.native.dispose().then(
+      () => this.dispatcher.close(),
+      (error: unknown) => {
+        throw toEngineError(error);
+      },
+    );
+    return this.disposing;
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.dispose();
+  }
+
+  private checkOpen(): void {
+    if (this.disposed) throw new DisposedError();
+  }
 }
-/** Reads config.json and tensor headers only; no weights are loaded. */
-export declare function inspect(path: string): Promise<ModelInfo>;
-export declare function devices(): DeviceStatus[];
-/** Options and result are those of csrc/engine/bench.h. */
-export declare function bench(options: Record<string, unknown>, hooks?: BenchOptions): Promise<unknown>;
-export declare function nativeVersion(): string;
+
+/** What a model folder holds, from config.json and tensor headers; no weights are loaded. */
+export async function inspect(path: string): Promise<ModelInfo> {
+  checkPath(path);
+  try {
+    const info = await addon().inspect(path);
+    const { chatTemplateSource } = await Tokenizer.load(path);
+    return describe(path, info, chatTemplateSource);
+  } catch (error) {
+    throw toEngineError(error);
+  }
+}
+
+/** The devices of this machine, and why one that could be here is not. */
+export function devices(): DeviceStatus[] {
+  return guarded(() => addon().devices());
+}
+
+/** Measures speed; options and result are those of csrc/engine/bench.h. */
+export async function bench(options: Record<string, unknown>, hooks: BenchOptions = {}): Promise<unknown> {
+  checkFields('bench', hooks, ['onLine', 'signal']);
+  checkCallback('onLine', hooks.onLine);
+  const signal = checkSignal(hooks.signal);
+  const aborted = (by: AbortSignal) => new AbortError('the benchmark was aborted', undefined, { cause: by.reason });
+  if (signal?.aborted) throw aborted(signal);
+  const start = () => addon().bench(JSON.stringify(options), (line) => hooks.onLine?.(line));
+  return JSON.parse(await runCancellable(start, signal, aborted)) as unknown;
+}
+
+/** Version of the native addon that was loaded. */
+export function nativeVersion(): string {
+  return addon().version;
+}
+
+/** Runs native work that can be cancelled, by its signal or by a callback that threw. */
+async function runCancellable<T>(
+  start: (cancel: (reason: unknown) => void) => { promise: Promise<T>; cancel(): void },
+  signal: AbortSignal | undefined,
+  aborted: (signal: AbortSignal) => AbortError,
+): Promise<T> {
+  let thrown: { error: unknown } | undefined;
+  let cancelNative = () => {};
+  const onAbort = () => cancelNative();
+  try {
+    const work = start((error) => {
+      thrown ??= { error };
+      cancelNative();
+    });
+    cancelNative = () => work.cancel();
+    signal?.addEventListener('abort', onAbort, { once: true });
+    return await work.promise;
+  } catch (error) {
+    if (thrown !== undefined) throw thrown.error;
+    if (signal?.aborted) throw aborted(signal);
+    throw toEngineError(error);
+  } finally {
+    signal?.removeEventListener('abort', onAbort);
+  }
+}
+
+function loadAborted(signal: AbortSignal): AbortError {
+  return new AbortError('the load was aborted', undefined, { cause: signal.reason });
+}
+
+function addon(): NativeAddon {
+  return guarded(native);
+}
+
+function guarded<T>(call: () => T): T {
+  try {
+    return call();
+  } catch (error) {
+    throw toEngineError(error);
+  }
+}
+
+function checkPath(path: unknown): void {
+  if (typeof path === 'string' && path !== '' && !path.includes('\0')) return;
+  throw new InvalidArgumentError(
+    'path',
+    `path: expected the path of a model folder, found ${JSON.stringify(path) ?? typeof path}`,
+  );
+}
+
+function describe(path: string, info: NativeInfo, chatTemplate: ChatTemplateSource): ModelInfo {
+  return {
+    path,
+    architecture: info.architecture,
+    context: info.context,
+    vocabSize: info.vocabSize,
+    weightFormat: info.weightFormat,
+    device: {
+      name: info.device,
+      description: info.deviceName,
+      reason: info.deviceReason,
+      kernels: info.kernels,
+      compute: info.compute,
+      threads: info.threads,
+    },
+    shape: {
+      hiddenSize: info.hiddenSize,
+      layers: info.layers,
+      denseLayers: info.denseLayers,
+      mtpLayers: info.mtpLayers,
+      heads: info.heads,
+      kvHeads: info.kvHeads,
+      headDim: info.headDim,
+      experts: info.experts,
+      activeExperts: info.activeExperts,
+      sharedExperts: info.sharedExperts,
+    },
+    parameters: { total: info.parameters, active: info.activeParameters, parts: info.parts },
+    memory: {
+      checkpointBytes: info.checkpointBytes,
+      weightBytes: info.weightBytes,
+      kvBytes: info.kvBytes,
+      kvBytesPerToken: info.kvBytesPerToken,
+      workspaceBytes: info.workspaceBytes,
+    },
+    limits: {
+      maxNumSeqs: info.maxNumSeqs,
+      maxBatchedTokens: info.maxBatchedTokens,
+      kvCacheTokens: info.kvCacheTokens,
+      tensorParallelSize: info.tensorParallelSize,
+    },
+    chatTemplate,
+  };
+}

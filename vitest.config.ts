@@ -1,0 +1,14 @@
+import { defineConfig } from 'vitest/config';
+
+export default defineConfig({
+  test: {
+    // A process per file: an addon that crashes takes one file with it, and no two files share a thread pool.
+    pool: 'forks',
+    maxWorkers: 2,
+    include: ['test/unit/**/*.test.ts', 'test/engine/**/*.test.ts'],
+    testTimeout: 20_000,
+    hookTimeout: 60_000,
+    watch: false,
+    coverage: { include: ['lib/**/*.ts'], reportsDirectory: 'build/coverage' },
+  },
+});
