@@ -227,6 +227,7 @@ class Backend {
   virtual const BackendInfo& info() const = 0;
 
   // Memory. alloc throws out_of_memory naming `what`, the bytes asked and the bytes free.
+  // upload may be called from several threads at once for disjoint ranges.
   virtual DeviceBuffer alloc(size_t bytes, const char* what) = 0;
   virtual void upload(void* device, const void* host, size_t bytes) = 0;
   virtual void download(void* host, const void* device, size_t bytes) = 0;

@@ -84,8 +84,9 @@ ModelWeights synthetic_weights(const ModelConfig& config, WeightFormat format, B
 struct ParameterCount {
   int64_t embedding = 0, head = 0, attention = 0, dense_mlp = 0, routed_experts = 0, shared_experts = 0, router = 0, norms = 0,
           mtp = 0;
+  int64_t routed_active = 0;      // of routed_experts, those that one token uses
   int64_t total() const;          // without MTP
-  int64_t active() const;         // per token, embedding table and head excluded
+  int64_t active() const;         // per token; embedding table, head and norms excluded
 };
 ParameterCount count_parameters(const ModelConfig& config);
 
