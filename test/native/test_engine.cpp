@@ -17,6 +17,7 @@ using namespace sigmoe::test;
 
 namespace {
 
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 const std::string kNano = source_dir() + "/models/nano";
 
 // Collects events of all requests; waits with a deadline so that a lost end fails a test instead of hanging it.
@@ -171,7 +172,7 @@ TEST_CASE("engine: logits requests give every position, chunked, beside running 
 
   WorldSpec spec;
   spec.kernels = engine->info().kernels;
-  spec.compute = engine->info().compute == "float32" ? DType::f32 : DType::bf16;
+  spec.compute = DType::bf16;  // the engine's default
   TestModel model(kNano, spec, 256);
   CHECK(collector.wait(plain).logits == run_logits(model, tokens, {512}));
 }
@@ -209,7 +210,6 @@ TEST_CASE("engine: requests no run could satisfy are refused by name") {
     change(request);
     return request;
   };
-  constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
   check_refused(*engine, with([](auto& r) { r.prompt.clear(); }), "prompt is empty");
   check_refused(*engine, with([](auto& r) { r.prompt = {1, 6144}; }), "prompt[1] is 6144");
   check_refused(*engine, with([](auto& r) { r.prompt = {-1}; }), "prompt[0] is -1");
