@@ -185,8 +185,8 @@ export function npmCommand() {
  * Runs `body` while no other process does the same in this folder. The lock is a name in the kernel's abstract socket
  * space: it goes when its holder goes, however that ends, so no stale lock is ever left behind.
  */
-export async function withBuildLock(body) {
-  const name = `\0sigmoe-build-${createHash('sha256').update(root).digest('hex').slice(0, 32)}`;
+export async function withBuildLock(body, folder = root) {
+  const name = `\0sigmoe-build-${createHash('sha256').update(folder).digest('hex').slice(0, 32)}`;
   let waited = false;
   for (;;) {
     const lock = await hold(name);

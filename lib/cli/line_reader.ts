@@ -38,6 +38,7 @@ export class LineReader implements Disposable {
         this.#wake = resolve;
       });
       if (!this.#ended) this.#listen(false);
+      else if (this.interactive) note(''); // leaves the line of the prompt
     }
     return this.#lines.shift();
   }
@@ -57,7 +58,6 @@ export class LineReader implements Disposable {
     let warned = false;
     this.#reader.on('SIGINT', () => {
       if (this.#reader.line === '' && warned) {
-        note('');
         this.#reader.close();
         return;
       }
