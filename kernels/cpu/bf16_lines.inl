@@ -1,0 +1,90 @@
+// Packed lines to BF16 pairs, for the paths that multiply in BF16: dword r of a vector is (k, k + 1) of output row r.
+// Needs AVX512BW and AVX512_VBMI.
+
+constexpr int line_k(LineFormat format) { return 1 << static_cast<int>(format); }  // values of k in one line
+
+// The BF16 value of every E4M3 magnitude, exact for denormals: low and high bytes apart, as byte lookups want them.
+struct Fp8Tables {
+  alignas(64) uint8_t low[128], high[128];
+};
+constexpr Fp8Tables make_fp8_tables() {
+  Fp8Tables tables{};
+  for (unsigned code = 0; code < 128; ++code) {
+    unsigned exponent = code >> 3, fraction = code & 7;
+    if (exponent == 0 && fraction != 0) {  // a denormal: fraction * 2^-9
+      for (exponent = 1; fraction < 8; --exponent) fraction <<= 1;
+      fraction &= 7;
+    } else if (code == 0) {
+      exponent = -120u;
+    }
+    const unsigned bits = (exponent + 120) << 7 | fraction << 4;
+    tables.low[code] = static_cast<uint8_t>(bits);
+    tables.high[code] = static_cast<uint8_t>(bits >> 8);
+  }
+  return tables;
+}
+alignas(64) constexpr Fp8Tables kFp8Tables = make_fp8_tables();
+
+// -8 .. 7 as BF16, twice: the lookup reads five bits of which four are the nibble.
+alignas(64) constexpr uint16_t kInt4Table[32] = {
+    0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0,
+    0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80, 0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
+
+// Expands lines of one format; made once per call so that the tables stay in registers.
+template <LineFormat F>
+struct Expander {
+  static constexpr int kPairs = line_k(F) / 2;  // vectors of pairs per line
+  __m512i t0, t1, t2, t3;
+
+  Expander() {
+    if constexpr (F == LineFormat::fp8) {
+      t0 = _mm512_load_si512(kFp8Tables.low);
+      t1 = _mm512_load_si512(kFp8Tables.low + 64);
+      t2 = _mm512_load_si512(kFp8Tables.high);
+      t3 = _mm512_load_si512(kFp8Tables.high + 64);
+    } else {
+      t0 = t1 = t2 = t3 = _mm512_load_si512(kInt4Table);
+    }
+  }
+
+  void operator()(const uint8_t* line, __m512i (&pairs)[kPairs]) const {
+    const __m512i codes = _mm512_load_si512(line);
+    if constexpr (F == LineFormat::bf16) pairs[0] = codes;
+    if constexpr (F == LineFormat::fp8) {
+      const __m512i low = _mm512_permutex2var_epi8(t0, codes, t1);  // bit 7 of an index is not looked at
+      const __m512i magnitude = _mm512_permutex2var_epi8(t2, codes, t3);
+      const __m512i high = _mm512_ternarylogic_epi32(magnitude, codes, _mm512_set1_epi8(-128), 0xf8);  // m | (codes & sign)
+      const __m512i low_byte = _mm512_set1_epi16(0x00ff);
+      pairs[0] = _mm512_ternarylogic_epi32(low_byte, low, _mm512_slli_epi16(high, 8), 0xca);  // k0, k1: mask ? low : high
+      pairs[1] = _mm512_ternarylogic_epi32(low_byte, _mm512_srli_epi16(low, 8), high, 0xca);  // k2, k3
+    }
+    if constexpr (F == LineFormat::int4) {
+      pairs[0] = _mm512_permutexvar_epi16(codes, t0);
+      pairs[1] = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 4), t0);
+      pairs[2] = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 8), t0);
+      pairs[3] = _mm512_permutexvar_epi16(_mm512_srli_epi16(codes, 12), t0);
+    }
+  }
+};
+
+// One segment of a panel to [k/2][16] pairs.
+template <LineFormat F>
+void expand_panel(const PanelView& w, int panel, int segment, uint8_t* out) {
+  const Expander<F> expand;
+  const uint8_t* line = w.lines + panel * w.panel_bytes + w.segment_begin[segment] / line_k(F) * 64;
+  const int n_lines = (w.segment_begin[segment + 1] - w.segment_begin[segment]) / line_k(F);
+  for (int i = 0; i < n_lines; ++i, line += 64) {
+    __m512i pairs[Expander<F>::kPairs];
+    expand(line, pairs);
+#pragma GCC unroll 4
+    for (int j = 0; j < Expander<F>::kPairs; ++j, out += 64) _mm512_store_si512(out, pairs[j]);
+  }
+}
+
+// Scales of a panel's 16 rows in one segment.
+inline __m512 segment_scale(const PanelView& w, int panel, int segment) {
+  if (!w.segment_block) return _mm512_set1_ps(1.0f);
+  const int64_t block = w.segment_block[segment];
+  const float* scales = w.scales + panel * w.scale_panel_stride;
+  return w.scale_per_row ? _mm512_loadu_ps(scales + block * kPanelRows) : _mm512_set1_ps(scales[block]);
+}

@@ -1,0 +1,75 @@
+// The contract between the ops and the files that are compiled once per SIMD path. Those files include this header and
+// nothing else of ours, and no containers: an inline function compiled there with wide instructions could be the copy
+// the linker keeps for everyone. So: plain structs, function pointers, no inline functions.
+#pragma once
+
+#include <cstdint>
+
+namespace sigmoe {
+
+constexpr int kPanelRows = 16;     // output rows of a packed weight that lie together
+constexpr int kGroupPanels = 4;    // panels that one gemm call computes at most
+constexpr int kMaxSegment = 128;   // most values of k summed before a scale is applied
+constexpr int kSegmentUnit = 32;   // segments are padded with zeros to a multiple of this
+
+// How a line of a packed weight stores 16 output rows: dword r of the 64 bytes belongs to row r and holds
+//   f32:  1 k     bf16: k0 k1     fp8: k0 k2 k1 k3     int4: nibbles k0 k2 k4 k6 k1 k3 k5 k7     (low bits first)
+// so that even k lie in the dword's low half and odd k in its high half: shifting and masking leaves pairs (k, k+1) as
+// BF16 products want them, and float32 takes each half on its own.
+enum class LineFormat : int { f32, bf16, fp8, int4 };
+constexpr int kLineFormats = 4;
+
+// Up to four panels of a packed weight, from panel `first` on.
+struct PanelView {
+  const uint8_t* lines = nullptr;       // first panel's first line
+  int64_t panel_bytes = 0;              // from one panel to the next
+  const int32_t* segment_begin = nullptr;  // (n_segments + 1) packed k, multiples of kSegmentUnit, steps of at most kMaxSegment
+  const int32_t* segment_block = nullptr;  // (n_segments) scale block of each; null: scale 1
+  int n_segments = 0;
+  const float* scales = nullptr;        // first panel's (blocks), or (blocks, 16) when scale_per_row
+  int64_t scale_panel_stride = 0;       // floats from one panel to the next
+  bool scale_per_row = false;
+};
+
+// c (m, n_panels * 16), rows `c_stride` floats apart = rows x panels^T. Element (r, n) is summed in one order whatever m
+// and n_panels are: within a segment k by k (BF16: pair by pair), then total = fma(segment, scale, total).
+struct GemmArgs {
+  PanelView w;
+  int n_panels = 0;                     // 1..kGroupPanels
+  const void* const* rows = nullptr;    // (m) activations in packed k order, float32 or BF16 by the function called
+  int m = 0;
+  float* c = nullptr;
+  int64_t c_stride = 0;
+  void* scratch = nullptr;              // kGemmScratchBytes, 64-byte aligned, of the calling thread
+};
+constexpr int64_t kGemmScratchBytes = 64 * 1024;
+
+using GemmFn = void (*)(const GemmArgs&);
+
+// Kernels of one float32 path. Row functions take any length n >= 0; sums have one order for a given n.
+struct SimdKernels {
+  // FP8 codes are used as float32 bits with an exponent 120 too low; the activations of FP8 weights are therefore
+  // stored times 2^60 and segment sums multiplied by 2^60. Both are exact.
+  GemmFn gemm[kLineFormats];
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
+  void (*sum_slots)(const float* slots, int n_slots, int64_t n, float* out);  // slots (n_slots, n)
+  void (*add)(float* x, const float* y, int64_t n);                           // x += y
+  void (*scale)(const float* x, float factor, int64_t n, float* out);
+  void (*scale_add)(float* x, float factor, const float* y, float y_factor, int64_t n);  // x = x * factor + y * y_factor
+  void (*to_bf16)(const float* x, int64_t n, uint16_t* out);                  // to nearest, ties to even
+  void (*swiglu)(const float* gate, const float* up, int64_t n, float* out);  // silu(gate) * up
+  // s (n) <- exp(s * scale - max), in place; returns the sum, sets *max. n >= 1.
+  float (*softmax_part)(float* s, float scale, int64_t n, float* max);
+};
+
+constexpr float kFp8ActivationScale = 0x1p60f;
+
+extern const SimdKernels kSimdGeneric;
+#if defined(__x86_64__)
+extern const SimdKernels kSimdAvx2, kSimdAvx512;
+// BF16 products. Null where the format has none (float32 weights).
+extern const GemmFn kGemmAvx512Bf16[kLineFormats];
+extern const GemmFn kGemmAmx[kLineFormats];
+#endif
+
+}  // namespace sigmoe

@@ -1,0 +1,30 @@
+// Eight lanes with fused multiply-add. Compiled with -mavx2 -mfma; simd.h says what may be included here.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "cpu/simd.h"
+
+namespace sigmoe {
+namespace {
+
+constexpr int kLanes = 8;
+using vf = float __attribute__((vector_size(32)));
+using vi = int32_t __attribute__((vector_size(32)));
+using vu = uint32_t __attribute__((vector_size(32)));
+
+inline vf splat(float x) { return (vf)_mm256_set1_ps(x); }
+inline vf madd(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+
+constexpr int kTileRows = 6, kTilePanels = 1;
+constexpr int kFewRows = 3, kFewPanels = 2;
+
+#include "cpu/simd_f32.inl"
+
+}  // namespace
+
+const SimdKernels kSimdAvx2 = {
+    {gemm<LineFormat::f32>, gemm<LineFormat::bf16>, gemm<LineFormat::fp8>, gemm<LineFormat::int4>},
+    rms_norm, sum_slots, add, scale, scale_add, to_bf16, swiglu, softmax_part};
+
+}  // namespace sigmoe
+#endif

@@ -1,0 +1,34 @@
+// Four lanes, for any processor: SSE2 on x86-64, NEON on arm64, scalar code elsewhere.
+#include "cpu/simd.h"
+
+#if defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace sigmoe {
+namespace {
+
+constexpr int kLanes = 4;
+using vf = float __attribute__((vector_size(16)));
+using vi = int32_t __attribute__((vector_size(16)));
+using vu = uint32_t __attribute__((vector_size(16)));
+
+inline vf splat(float x) { return vf{x, x, x, x}; }
+#if defined(__aarch64__)
+inline vf madd(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+#else
+inline vf madd(vf a, vf b, vf c) { return a * b + c; }
+#endif
+
+constexpr int kTileRows = 2, kTilePanels = 1;
+constexpr int kFewRows = 2, kFewPanels = 1;
+
+#include "cpu/simd_f32.inl"
+
+}  // namespace
+
+const SimdKernels kSimdGeneric = {
+    {gemm<LineFormat::f32>, gemm<LineFormat::bf16>, gemm<LineFormat::fp8>, gemm<LineFormat::int4>},
+    rms_norm, sum_slots, add, scale, scale_add, to_bf16, swiglu, softmax_part};
+
+}  // namespace sigmoe
