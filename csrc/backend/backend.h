@@ -130,7 +130,8 @@ struct BatchView {
   const int32_t* page_tables = nullptr;   // (B, max_pages) page numbers; entries past the sequence's last are undefined
 };
 
-// One layer's KV cache: k and v are (pages, G, P, Dh) each. k is stored after norm and RoPE.
+// One layer's KV cache: k and v are (pages, G, P, Dh) each; the order of the P * Dh elements inside a (page, KV head) is
+// the backend's own. k is stored after norm and RoPE.
 struct KvView {
   void* k = nullptr;
   void* v = nullptr;
