@@ -3,6 +3,8 @@
  * names too: the message says what was asked and what was found in one line, the hint says what to try next.
  */
 
+import type { GenerateResult } from './types.js';
+
 export type ErrorCode =
   | 'ERR_INVALID_ARGUMENT'
   | 'ERR_NOT_FOUND'
@@ -75,11 +77,11 @@ export class OutOfMemoryError extends EngineError {
 }
 
 /** The caller's signal ended the work. `name` is `AbortError`, as the platform's own; `cause` is the signal's reason. */
-export class AbortError<Partial = unknown> extends EngineError {
-  /** What a generation had produced when it was aborted. */
-  readonly partial: Partial | undefined;
+export class AbortError extends EngineError {
+  /** What a generation had produced when it was aborted; of a batch, the results that were complete, holes between them. */
+  readonly partial: GenerateResult | (GenerateResult | undefined)[] | undefined;
 
-  constructor(message: string, partial?: Partial, options?: ErrorOptions) {
+  constructor(message: string, partial?: AbortError['partial'], options?: ErrorOptions) {
     super('ERR_ABORTED', message, '', options);
     this.partial = partial;
   }

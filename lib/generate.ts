@@ -160,7 +160,7 @@ export class Generation implements AsyncIterable<Chunk> {
     if (this.model.isDisposed()) throw new DisposedError();
   }
 
-  private abortError(): AbortError<GenerateResult> {
+  private abortError(): AbortError {
     this.answer?.finish();
     const partial = this.makeResult('abort');
     const message = `the generation was aborted after ${partial.tokens.length} tokens`;

@@ -225,9 +225,10 @@ export class ChatInterpreter extends Interpreter {
     return changed === text ? text : this.derived(text + replacement, changed);
   }
 
-  /** What was cut out of a message keeps its guard; what was cut out of the template's own text needs none. */
+  /** What was cut out of a message is guarded like one; spellings that the template's own text holds stay whole. */
   private derived(source: string, result: string): string {
-    return this.markers.holdsSpelling(source) ? result : this.markers.guard(this.markers.strip(result));
+    if (this.markers.holdsSpelling(source)) return this.markers.guardEnds(result);
+    return this.markers.guard(this.markers.strip(result));
   }
 
   private pattern(before: string, needle: string, after: string, flags = ''): RegExp {

@@ -68,7 +68,11 @@ export class Markers {
 
   /** Whether `text` holds a whole spelling, which only the template writes. */
   holdsSpelling(text: string): boolean {
-    return this.whole !== undefined && text.search(this.whole) >= 0;
+    if (this.whole === undefined) return false;
+    for (const { index } of text.matchAll(this.whole)) {
+      if (!this.singles.has(text.charAt(index).toLowerCase()) || !this.isGuarded(text.slice(0, index))) return true;
+    }
+    return false;
   }
 
   guardEnds(text: string): string {
