@@ -7,7 +7,7 @@ const question = process.argv.slice(2).join(' ') || 'What are the symptoms of di
 
 await runMain(async () => {
   await prepare();
-  const args = ['generate', question, '--model', 'models/nano', '--temperature', '0', '--max-tokens', '120', '--stats'];
+  const args = ['generate', 'models/nano', question, '--temperature', '0', '--max-tokens', '120', '--stats'];
   say(`sigmoe ${args.map((arg) => (/[\s?]/.test(arg) ? JSON.stringify(arg) : arg)).join(' ')}`);
   return (await run(process.execPath, [join(root, 'dist/cli/main.js'), ...args])).status;
 });

@@ -1,4 +1,5 @@
 // Makes what a command needs and does not make it twice: npm packages, the native addon, the compiled TypeScript.
+import { spawnSync } from 'node:child_process';
 import { existsSync, readdirSync, readFileSync, rmSync, statSync, utimesSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { checkNode, findBuildTools, npmCommand, readJson, root, runStep, ScriptError, withBuildLock } from './tools.mjs';
@@ -52,10 +53,13 @@ async function ensureAddon() {
   await runStep(
     `compiling the native addon with ${tools.compiler} (once; a minute or two, it holds a kernel set per CPU generation)`,
     process.execPath,
-    [join(root, 'node_modules/cmake-js/bin/cmake-js'), 'compile', '--generator', cmakeGenerator(join(root, 'build'), tools)],
+    [join(root, 'node_modules/cmake-js/bin/cmake-js'), 'build', '--generator', cmakeGenerator(join(root, 'build'), tools)],
     { log: join(root, 'build/addon.log'), env: tools.env },
   );
-  if (!existsSync(addon)) throw new ScriptError(`the build ended well but left no ${addon}`);
+  // A symbol that nobody defines is found by loading, not by linking: Node's own symbols are undefined in every addon.
+  const { status, stderr } = spawnSync(process.execPath, ['-e', `require(${JSON.stringify(addon)})`], { encoding: 'utf8' });
+  if (status !== 0)
+    throw new ScriptError(`the native addon was built but does not load: ${/Error: .*/.exec(stderr)?.[0] ?? stderr}`);
   writeStamp(stamp, began);
 }
 
