@@ -121,8 +121,30 @@ void gemm(const GemmArgs& args) {
   }
 }
 
+float peak_loop(int64_t iterations) {
+  configure_tiles();
+  alignas(64) float c[256];
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_zero(4);
+  _tile_zero(5);
+  _tile_zero(6);
+  _tile_zero(7);
+  for (int64_t i = 0; i < iterations; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_stored(0, c, 64);
+  return c[0];
+}
+
 }  // namespace
 
+const PeakLoop kPeakAmx = {peak_loop, 4 * 2 * 16 * 16 * 32};
 const GemmFn kGemmAmx[kLineFormats] = {nullptr, gemm<LineFormat::bf16>, gemm<LineFormat::fp8>, gemm<LineFormat::int4>};
 
 }  // namespace sigmoe

@@ -137,8 +137,29 @@ void gemm(const GemmArgs& args) {
   }
 }
 
+float peak_loop(int64_t iterations) {
+  constexpr int kSums = 12;
+  __m512 sums[kSums];
+#pragma GCC unroll 12
+  for (int j = 0; j < kSums; ++j) sums[j] = _mm512_set1_ps(static_cast<float>(j));  // all different: none is computed once for two
+  __m512i a = _mm512_set1_epi32(0x3f803f80), b = a;
+  for (int64_t i = 0; i < iterations; ++i) {
+    __asm__ volatile("" : "+v"(a), "+v"(b));  // the compiler does not know the values: every product is made
+#pragma GCC unroll 12
+    for (int j = 0; j < kSums; ++j) sums[j] = _mm512_dpbf16_ps(sums[j], (__m512bh)a, (__m512bh)b);
+  }
+  __m512 all = sums[0];
+  for (int j = 1; j < kSums; ++j) all = _mm512_add_ps(all, sums[j]);
+  float lanes[16];
+  _mm512_storeu_ps(lanes, all);
+  float sum = 0.0f;
+  for (const float lane : lanes) sum += lane;
+  return sum;
+}
+
 }  // namespace
 
+const PeakLoop kPeakAvx512Bf16 = {peak_loop, 12 * 64};
 const GemmFn kGemmAvx512Bf16[kLineFormats] = {nullptr, gemm<LineFormat::bf16>, gemm<LineFormat::fp8>, gemm<LineFormat::int4>};
 
 }  // namespace sigmoe

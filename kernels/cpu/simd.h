@@ -46,6 +46,12 @@ constexpr int64_t kGemmScratchBytes = 64 * 1024;
 
 using GemmFn = void (*)(const GemmArgs&);
 
+// Loops that reach a ceiling of the machine, for benchmarks.
+struct PeakLoop {
+  float (*run)(int64_t iterations);  // products of registers, summed; returns something that depends on all of them
+  int64_t flop;                      // of one iteration
+};
+
 // Kernels of one float32 path. Row functions take any length n >= 0; sums have one order for a given n.
 struct SimdKernels {
   // FP8 codes are used as float32 bits with an exponent 120 too low; the activations of FP8 weights are therefore
@@ -60,6 +66,8 @@ struct SimdKernels {
   void (*swiglu)(const float* gate, const float* up, int64_t n, float* out);  // silu(gate) * up
   // s (n) <- exp(s * scale - max), in place; returns the sum, sets *max. n >= 1.
   float (*softmax_part)(float* s, float scale, int64_t n, float* max);
+  uint32_t (*read_all)(const uint32_t* memory, int64_t n);  // XOR of n dwords, n a multiple of 64
+  PeakLoop peak;
 };
 
 constexpr float kFp8ActivationScale = 0x1p60f;
@@ -70,6 +78,7 @@ extern const SimdKernels kSimdAvx2, kSimdAvx512;
 // BF16 products. Null where the format has none (float32 weights).
 extern const GemmFn kGemmAvx512Bf16[kLineFormats];
 extern const GemmFn kGemmAmx[kLineFormats];
+extern const PeakLoop kPeakAvx512Bf16, kPeakAmx;
 #endif
 
 }  // namespace sigmoe

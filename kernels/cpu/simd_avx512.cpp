@@ -14,6 +14,7 @@ using vu = uint32_t __attribute__((vector_size(64)));
 
 inline vf splat(float x) { return (vf)_mm512_set1_ps(x); }
 inline vf madd(vf a, vf b, vf c) { return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+inline void opaque(vf& v) { __asm__ volatile("" : "+v"(v)); }
 
 constexpr int kTileRows = 6, kTilePanels = 4;
 constexpr int kFewRows = 4, kFewPanels = 4;
@@ -24,7 +25,7 @@ constexpr int kFewRows = 4, kFewPanels = 4;
 
 const SimdKernels kSimdAvx512 = {
     {gemm<LineFormat::f32>, gemm<LineFormat::bf16>, gemm<LineFormat::fp8>, gemm<LineFormat::int4>},
-    rms_norm, sum_slots, add, scale, scale_add, to_bf16, swiglu, softmax_part};
+    rms_norm, sum_slots, add, scale, scale_add, to_bf16, swiglu, softmax_part, read_all, kPeak};
 
 }  // namespace sigmoe
 #endif

@@ -2,6 +2,7 @@
 //   kLanes; vf, vi, vu = vectors of float, int32_t, uint32_t; vf splat(float); vf madd(vf a, vf b, vf c) = a * b + c;
 //   kTileRows, kTilePanels  accumulator block of the many-row kernel; kTileRows * kTilePanels * kParts registers
 //   kFewRows, kFewPanels    likewise of the few-row kernel, which expands weights in registers
+//   opaque(vf&)             the compiler must not know the value any more
 // and names its table by SIGMOE_SIMD_TABLE after it has included this.
 
 constexpr int kParts = kPanelRows / kLanes;  // vectors across a panel
@@ -293,3 +294,36 @@ float softmax_part(float* s, float factor, int64_t n, float* max) {
   for (; i < n; ++i) sum += s[i];
   return sum;
 }
+
+// ---- ceilings ----------------------------------------------------------------------------------------------------
+
+uint32_t read_all(const uint32_t* memory, int64_t n) {
+  vu sums[4] = {};
+  for (int64_t i = 0; i < n; i += 4 * kLanes)
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) sums[j] ^= *reinterpret_cast<const vu_mem*>(memory + i + j * kLanes);
+  const vu all = sums[0] ^ sums[1] ^ sums[2] ^ sums[3];
+  uint32_t result = 0;
+  for (int i = 0; i < kLanes; ++i) result ^= all[i];
+  return result;
+}
+
+constexpr int kPeakSums = kLanes == 4 ? 10 : 12;
+
+float peak_loop(int64_t iterations) {
+  vf sums[kPeakSums];
+#pragma GCC unroll 12
+  for (int j = 0; j < kPeakSums; ++j) sums[j] = splat(static_cast<float>(j));  // all different: none is computed once for two
+  vf a = splat(1.0f), b = splat(0.5f);
+  for (int64_t i = 0; i < iterations; ++i) {
+    opaque(a);  // every product is made
+    opaque(b);
+#pragma GCC unroll 12
+    for (int j = 0; j < kPeakSums; ++j) sums[j] = madd(a, b, sums[j]);
+  }
+  vf all{};
+  for (int j = 0; j < kPeakSums; ++j) all = all + sums[j];
+  return sum_lanes(all);
+}
+
+constexpr PeakLoop kPeak = {peak_loop, 2 * kLanes * kPeakSums};

@@ -19,6 +19,13 @@ inline vf madd(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (float32
 #else
 inline vf madd(vf a, vf b, vf c) { return a * b + c; }
 #endif
+#if defined(__x86_64__)
+inline void opaque(vf& v) { __asm__ volatile("" : "+x"(v)); }
+#elif defined(__aarch64__)
+inline void opaque(vf& v) { __asm__ volatile("" : "+w"(v)); }
+#else
+inline void opaque(vf& v) { __asm__ volatile("" : "+m"(v)); }
+#endif
 
 constexpr int kTileRows = 2, kTilePanels = 1;
 constexpr int kFewRows = 2, kFewPanels = 1;
@@ -29,6 +36,6 @@ constexpr int kFewRows = 2, kFewPanels = 1;
 
 const SimdKernels kSimdGeneric = {
     {gemm<LineFormat::f32>, gemm<LineFormat::bf16>, gemm<LineFormat::fp8>, gemm<LineFormat::int4>},
-    rms_norm, sum_slots, add, scale, scale_add, to_bf16, swiglu, softmax_part};
+    rms_norm, sum_slots, add, scale, scale_add, to_bf16, swiglu, softmax_part, read_all, kPeak};
 
 }  // namespace sigmoe
