@@ -15,7 +15,7 @@ import {
   readSamplingDefaults,
   type SamplingDefaults,
 } from './options.js';
-import { Tokenizer } from './tokenizer.js';
+import { chatTemplateSource, Tokenizer } from './tokenizer.js';
 import type {
   BatchOptions,
   BenchOptions,
@@ -214,8 +214,7 @@ export async function inspect(path: string): Promise<ModelInfo> {
   checkPath(path);
   try {
     const info = await addon().inspect(path);
-    const { chatTemplateSource } = await Tokenizer.load(path);
-    return describe(path, info, chatTemplateSource);
+    return describe(path, info, await chatTemplateSource(path));
   } catch (error) {
     throw toEngineError(error);
   }

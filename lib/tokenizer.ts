@@ -195,6 +195,11 @@ function namedTokens(config: Fields): Map<string, string> {
   return tokens;
 }
 
+/** Which chat template a folder would be used with. */
+export async function chatTemplateSource(folder: string): Promise<ChatTemplateSource> {
+  return (await readTemplate(folder, await readOptionalJson(folder, 'tokenizer_config.json'), undefined)).source;
+}
+
 async function readTemplate(folder: string, config: Fields, override: string | undefined): Promise<ChatTemplateText> {
   if (override !== undefined) {
     if (typeof override === 'string') return { source: 'option', text: override };

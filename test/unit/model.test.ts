@@ -181,8 +181,9 @@ describe('loading', () => {
     await expect(load({ top_p: 7 })).rejects.toThrow('generation_config.json: top_p');
   });
 
-  test('inspect', async () => {
-    expect(await inspect(nano)).toMatchObject({ path: nano, vocabSize: 6144 });
+  test('inspect needs no tokenizer', async () => {
+    expect(await inspect(nano)).toMatchObject({ path: nano, vocabSize: 6144, chatTemplate: 'tokenizer_config.json' });
+    expect(await inspect(folderWith({}))).toMatchObject({ chatTemplate: 'built-in' });
   });
 });
 
