@@ -114,6 +114,13 @@ export function number(text: string): number {
   return value;
 }
 
+/** For what the library does not check again. */
+export function integer(text: string): number {
+  const value = Number(wholeNumber(text));
+  if (!Number.isSafeInteger(value)) throw new InvalidArgumentError(`${text} is out of range.`);
+  return value;
+}
+
 function wholeNumber(text: string): bigint {
   if (!/^-?\d+$/.test(text)) throw new InvalidArgumentError(`${JSON.stringify(text)} is not a whole number.`);
   return BigInt(text);

@@ -5,7 +5,7 @@ import Table from 'cli-table3';
 import { Command } from 'commander';
 import { bench } from '../../index.js';
 import { CliError, EXIT_USAGE, fileProblem } from '../failure.js';
-import { number } from '../flags.js';
+import { integer } from '../flags.js';
 import { bytes, json, measure, percent } from '../format.js';
 import { interruptible } from '../interrupt.js';
 import { dim, note, write } from '../terminal.js';
@@ -54,12 +54,12 @@ export function benchCommand(): Command {
     .argument('[model]', 'model folder')
     .option('--shape <name[:layers]>', 'random weights of this shape in place of a folder')
     .option('--format <name>', 'weight format of a shape: fp8 | bf16 | int4')
-    .option('--threads <n>', '0: the cores this process may use', number)
+    .option('--threads <n>', '0: the cores this process may use', integer)
     .option('--kernels <path>', 'auto | reference | generic | avx2 | avx512 | avx512bf16 | amx')
     .option('--compute <type>', 'type of activations: bfloat16 | float32')
-    .option('--context <tokens>', 'tokens already in the cache when decoding', number)
-    .option('--prefill <tokens>', 'prompt tokens read at once', number)
-    .option('--repeats <n>', 'runs of each measurement, of which the median counts', number)
+    .option('--context <tokens>', 'tokens already in the cache when decoding', integer)
+    .option('--prefill <tokens>', 'prompt tokens read at once', integer)
+    .option('--repeats <n>', 'runs of each measurement, of which the median counts', integer)
     .option('--load', 'measure loading as well (model folders only)')
     .option('--json', 'print one JSON object')
     .option('--output <file>', 'write the JSON, with commit and command, to a file')

@@ -91,7 +91,9 @@ async function answer(model: Model, conversation: Conversation, content: string,
       return printAnswer(generation);
     });
     conversation.turns.push({ role: 'user', content }, { role: 'assistant', content: result.text });
-    if (result.finishReason === 'length') note('(cut off: --max-tokens or the end of the context; /reset makes room)');
+    const asked = flags.maxTokens ?? Number.POSITIVE_INFINITY;
+    if (result.finishReason === 'length' && result.usage.completionTokens < asked)
+      note('(the context is full; /reset makes room)');
     if (flags.stats) noteStats(result, model.info);
   } catch (error) {
     outputClosed.throwIfAborted();

@@ -73,10 +73,14 @@ function report(info: ModelInfo, fit: Fit): string {
   );
 
   const parts = new Table({ ...plain, head: ['part', 'parameters', 'share'], colAligns: ['left', 'right', 'right'] });
-  for (const { part, parameters: n } of parameters.parts) parts.push([part, count(n), percent(n / parameters.total)]);
+  const isMtp = ({ part }: { part: string }) => part === 'MTP'; // not part of the model that answers
+  for (const { part, parameters: n } of parameters.parts.filter((row) => !isMtp(row))) {
+    parts.push([part, count(n), percent(n / parameters.total)]);
+  }
   parts.push(
     ['all', count(parameters.total), ''],
     ['active per token', count(parameters.active), percent(parameters.active / parameters.total)],
+    ...parameters.parts.filter(isMtp).map(({ parameters: n }) => ['MTP, beside them', count(n), '']),
   );
 
   const room =
