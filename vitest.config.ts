@@ -5,7 +5,6 @@ export default defineConfig({
     // A process per file: an addon that crashes takes one file with it, and no two files share a thread pool.
     pool: 'forks',
     maxWorkers: 2,
-    execArgv: ['--expose-gc'],
     include: ['test/unit/**/*.test.ts', 'test/engine/**/*.test.ts', 'test/cli/**/*.test.ts', 'test/scripts/**/*.test.ts'],
     testTimeout: 20_000,
     hookTimeout: 60_000,

@@ -86,7 +86,9 @@ class EncoderWorker {
     private readonly onEnd: () => void,
   ) {
     const libraryPath = createRequire(import.meta.url).resolve('@huggingface/tokenizers');
-    this.thread = new Worker(`(${workerMain})()`, { eval: true, workerData: { libraryPath, plain } });
+    // The process's own flags, such as --input-type=module, are not meant for the thread's source.
+    const options = { eval: true, execArgv: [], workerData: { libraryPath, plain } };
+    this.thread = new Worker(`(${workerMain})()`, options);
     this.thread.unref();
     this.thread.on('message', ({ ids, error }: Reply) => {
       const job = this.waiting.shift();
