@@ -103,6 +103,7 @@ void ReferenceBackend::sample(const SampleArgs& args) {
     };
     args.logprobs[r] = logprob(x[token]);
     for (int i = 0; i < std::min({row.n_logprobs, kMaxLogprobs, V}); ++i) {
+      if (std::isinf(choices[i].x)) break;  // impossible tokens are no alternatives
       args.top_ids[r * kMaxLogprobs + i] = choices[i].id;
       args.top_logprobs[r * kMaxLogprobs + i] = logprob(choices[i].x);
     }

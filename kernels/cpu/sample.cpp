@@ -1,6 +1,6 @@
 // Sampling without sorting the vocabulary. Dense passes over V (copy, penalties, maximum, weights) are plain loops the
 // compiler vectorises; what needs an order works on candidates: the top k by a rising threshold, the top p and the draw by
-// selection on cumulative weight.
+// selection on cumulative weight, which over the whole vocabulary is a bisection of dense passes.
 #include "cpu/sample.h"
 
 #include <algorithm>
@@ -42,13 +42,37 @@ SIGMOE_EVERY_WIDTH float highest_of(const float* x, int n) {
   return highest;
 }
 
-SIGMOE_EVERY_WIDTH uint64_t weight_of_all(const float* x, int n, float highest, float temperature, float least) {
-  uint64_t total = 0;
+// The lowest logit at or above `least`, which one of them is.
+SIGMOE_EVERY_WIDTH float lowest_from(const float* x, int n, float least) {
+  float lanes[16];
+  for (float& lane : lanes) lane = -kNever;
+  int i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int j = 0; j < 16; ++j) {
+      const float value = x[i + j] >= least ? x[i + j] : -kNever;
+      lanes[j] = value < lanes[j] ? value : lanes[j];
+    }
+  for (; i < n; ++i) lanes[0] = x[i] >= least && x[i] < lanes[0] ? x[i] : lanes[0];
+  float lowest = lanes[0];
+  for (const float lane : lanes) lowest = lane < lowest ? lane : lowest;
+  return lowest;
+}
+
+// Weight and number of the logits at or above `least`.
+struct Mass {
+  uint64_t weight = 0;
+  int64_t count = 0;
+};
+
+SIGMOE_EVERY_WIDTH Mass mass_of(const float* x, int n, float highest, float temperature, float least) {
+  uint64_t weight = 0;
+  int64_t count = 0;
   for (int i = 0; i < n; ++i) {
-    const uint64_t weight = sample_weight((x[i] - highest) / temperature);
-    total += x[i] >= least ? weight : 0;
+    const uint64_t mask = x[i] >= least ? ~uint64_t{0} : 0;
+    weight += sample_weight((x[i] - highest) / temperature) & mask;
+    count -= static_cast<int64_t>(mask);
   }
-  return total;
+  return {weight, count};
 }
 
 bool more_likely(const SampleCandidate& a, const SampleCandidate& b) { return a.x != b.x ? a.x > b.x : a.id < b.id; }
@@ -81,8 +105,8 @@ void take_top_k(const float* x, int n, int k, float threshold, std::vector<Sampl
   shrink();
 }
 
-// Orders [0, i] of the candidates before the rest, i being the first, in order of likelihood, at which the cumulative
-// weight exceeds `target`; returns i, and in `before` the weight of those ahead of it. The whole weight exceeds target.
+// Moves the candidate at which the cumulative weight, in order of likelihood, first exceeds `target` to the index it
+// returns, and all more likely ones before it; `before` is their weight. The weight of all exceeds target.
 size_t select_by_weight(std::vector<SampleCandidate>& candidates, uint64_t target, uint64_t& before) {
   constexpr size_t kFew = 32;
   size_t begin = 0, end = candidates.size();
@@ -144,7 +168,7 @@ class RowSampler {
   void logprobs(int32_t token, int out_row) {
     copy_finite(logits_, n_, x_);
     const float highest = highest_of(x_, n_);
-    const double total = static_cast<double>(weight_of_all(x_, n_, highest, 1.0f, kNever)) / kWeightOne;
+    const double total = static_cast<double>(mass_of(x_, n_, highest, 1.0f, kNever).weight) / kWeightOne;
     const float log_total = static_cast<float>(std::log(total));
     const auto logprob = [&](float x) {
       return highest == kNever ? -std::log(static_cast<float>(n_)) : (x - highest) - log_total;
@@ -174,49 +198,68 @@ class RowSampler {
   int32_t draw_of_top_k() {
     take_top_k(x_, n_, row_.top_k, kNever, candidates_);
     std::erase_if(candidates_, [&](const SampleCandidate& candidate) { return candidate.x < least_; });
-    uint64_t total = 0;
+    uint64_t total = 0, before = 0;
     for (SampleCandidate& candidate : candidates_) total += candidate.weight = weight(candidate.x);
-    uint64_t before = 0;
-    if (row_.top_p < 1.0f) total = keep_top_p(total);
+    if (row_.top_p < 1.0f) {
+      candidates_.resize(select_by_weight(candidates_, top_p_target(total), before) + 1);
+      total = before + candidates_.back().weight;
+    }
     return candidates_[select_by_weight(candidates_, draw_below(total, row_.seed, row_.position), before)].id;
   }
 
-  // Cuts the candidates, which hold at least the top p of `total`, to it; returns their weight.
-  uint64_t keep_top_p(uint64_t total) {
-    uint64_t before = 0;
-    const size_t last = select_by_weight(candidates_, top_p_target(total), before);
-    candidates_.resize(last + 1);
-    return before + candidates_[last].weight;
-  }
-
-  // Without top-k the total is over the vocabulary, but only its likely end need be looked at one by one.
   int32_t draw_of_all() {
-    const uint64_t total = weight_of_all(x_, n_, highest_, row_.temperature, least_);
+    constexpr float kDepth = 29.0f;  // weights are zero from here on down
+    least_ = std::max(least_, highest_ - kDepth * row_.temperature);
+    Mass within = mass_from(least_);
+    uint64_t total = within.weight, before = 0;
     if (row_.top_p < 1.0f) {
-      gather(top_p_target(total));
-      const uint64_t kept = keep_top_p(total);
-      uint64_t before = 0;
-      return candidates_[select_by_weight(candidates_, draw_below(kept, row_.seed, row_.position), before)].id;
+      const SampleCandidate last = select_of_all(within, top_p_target(total), before);
+      total = before + last.weight;
+      least_ = last.x;
+      within = mass_from(least_);
     }
-    const uint64_t target = draw_below(total, row_.seed, row_.position);
-    gather(target);
-    uint64_t before = 0;
-    return candidates_[select_by_weight(candidates_, target, before)].id;
+    return select_of_all(within, draw_below(total, row_.seed, row_.position), before).id;
   }
 
-  // Candidates: the most likely tokens down to some depth, together heavier than `target`.
-  void gather(uint64_t target) {
-    for (const float depth : {6.0f, 12.0f, std::numeric_limits<float>::infinity()}) {
-      const float floor = std::max(least_, highest_ - depth * row_.temperature);
-      const float threshold = std::nextafter(floor, kNever);
-      uint64_t gathered = 0;
-      candidates_.clear();
-      for_each_above(x_, n_, threshold, [&](int id) {
-        candidates_.push_back({x_[id], id, weight(x_[id])});
-        gathered += candidates_.back().weight;
-      });
-      if (gathered > target) return;
+  Mass mass_from(float least) const { return mass_of(x_, n_, highest_, row_.temperature, least); }
+
+  // select_by_weight over the whole vocabulary, `within` being what lies at or above least_: bisects the logits between
+  // which the answer lies until few are left. Every probe is a dense pass, the first ones where the answer mostly is.
+  SampleCandidate select_of_all(Mass within, uint64_t target, uint64_t& before) {
+    constexpr int64_t kFew = 4096;
+    float low = least_;                              // from here up the weight exceeds target
+    float high = std::nextafter(highest_, -kNever);  // from here up it does not
+    Mass above;
+    float depth = 3.0f;
+    while (within.count - above.count > kFew) {
+      low = lowest_from(x_, n_, low);
+      float middle = highest_ - (depth *= 2.0f) * row_.temperature;
+      if (!(middle > low && middle < high)) middle = low + (high - low) / 2;
+      if (!(middle > low && middle < high)) return select_of_equals(low, above.weight, target, before);
+      const Mass mass = mass_from(middle);
+      if (mass.weight > target)
+        low = middle, within = mass;
+      else
+        high = middle, above = mass;
     }
+    candidates_.clear();
+    const float below_low = std::nextafter(low, kNever);
+    for_each_above(x_, n_, below_low, [&](int id) {
+      if (x_[id] < high) candidates_.push_back({x_[id], id, weight(x_[id])});
+    });
+    const size_t found = select_by_weight(candidates_, target - above.weight, before);
+    before += above.weight;
+    return candidates_[found];
+  }
+
+  // The answer is one of those equal to x, and they come by id.
+  SampleCandidate select_of_equals(float x, uint64_t above, uint64_t target, uint64_t& before) const {
+    const uint64_t each = weight(x);
+    uint64_t skip = (target - above) / each;
+    before = above + skip * each;
+    int32_t id = 0;
+    while (x_[id] != x || skip-- > 0) ++id;
+    return {x, id, each};
   }
 
   const SampleArgs& args_;
