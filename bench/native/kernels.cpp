@@ -13,6 +13,7 @@
 #include <map>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "backend/registry.h"
@@ -63,6 +64,14 @@ class Random {
   std::mt19937_64 random_{1};
 };
 
+double median_of(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
+  return values[values.size() / 2];
+}
+
+// Threads of one pool look for work a little before they sleep; let them, before another pool is timed.
+void settle() { std::this_thread::sleep_for(std::chrono::microseconds(300)); }
+
 double seconds_now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 class Bench {
@@ -73,12 +82,13 @@ class Bench {
   }
 
   void run() {
-    read_gbps_ = measure_read_gbps(options_.backend.n_threads);
-    peak_gflops_ = measure_matrix_gflops(options_.backend.n_threads);
+    probe_ = make_ceiling_probe(options_.backend.n_threads);
     std::printf("%s · kernels %s · %s · %s weights · %s\n", options_.shape.c_str(), backend_->info().kernels.c_str(),
                 dtype_name(backend_->info().compute), weight_format_name(format_), backend_->info().name.c_str());
-    std::printf("read stream %.1f GB/s, matrix peak %.0f GFLOP/s\n\n", read_gbps_, peak_gflops_);
-    std::printf("%-34s %7s %10s %10s %9s %9s %9s  %s\n", "op", "tokens", "median us", "best us", "GB/s", "GFLOP/s", "of bound", "bound");
+    std::printf("read stream %.1f GB/s, matrix peak %.0f GFLOP/s (best of a few; below, the median of samples beside the runs)\n\n",
+                measure_read_gbps(options_.backend.n_threads), measure_matrix_gflops(options_.backend.n_threads));
+    std::printf("%-32s %6s %10s %10s %8s %8s %8s %8s %8s  %s\n", "op", "tokens", "median us", "best us", "GB/s", "of read", "GFLOP/s",
+                "of peak", "of bound", "bound");
     make_weights();
     for (const int tokens : options_.tokens) {
       linear_ops(tokens);
@@ -138,18 +148,24 @@ class Bench {
   template <typename Run>
   void time(const std::string& name, int tokens, double bytes, double flop, Run run) {
     if (name.find(options_.only) == std::string::npos) return;
-    std::vector<double> seconds;
+    std::vector<double> seconds, reads, peaks, fractions;
     run(0);
     for (int i = 1; i <= options_.repeat; ++i) {
       const double begin = seconds_now();
       run(i);
-      seconds.push_back(seconds_now() - begin);
+      const double taken = seconds_now() - begin;
+      settle();
+      reads.push_back(probe_->read_gbps() * 1e9);
+      peaks.push_back(probe_->matrix_gflops() * 1e9);
+      settle();
+      seconds.push_back(taken);
+      fractions.push_back(std::max(bytes / reads.back(), flop / peaks.back()) / taken);
     }
-    std::sort(seconds.begin(), seconds.end());
-    const double median = seconds[seconds.size() / 2];
-    const double read = bytes / (read_gbps_ * 1e9), compute = flop / (peak_gflops_ * 1e9);
-    std::printf("%-34s %7d %10.1f %10.1f %9.1f %9.1f %8.0f%%  %s\n", name.c_str(), tokens, median * 1e6, seconds[0] * 1e6,
-                bytes / median * 1e-9, flop / median * 1e-9, 100 * std::max(read, compute) / median, read > compute ? "read" : "matrix");
+    const double best = *std::min_element(seconds.begin(), seconds.end()), median = median_of(seconds);
+    const double read = median_of(reads), peak = median_of(peaks);
+    std::printf("%-32s %6d %10.1f %10.1f %8.1f %8.1f %8.1f %8.1f %7.0f%%  %s\n", name.c_str(), tokens, median * 1e6, best * 1e6,
+                bytes / median * 1e-9, read * 1e-9, flop / median * 1e-9, peak * 1e-9, 100 * median_of(fractions),
+                bytes / read > flop / peak ? "read" : "matrix");
     std::fflush(stdout);
   }
 
@@ -295,7 +311,7 @@ class Bench {
   std::unique_ptr<Backend> backend_;
   WeightFormat format_;
   Random random_;
-  double read_gbps_ = 0, peak_gflops_ = 0;
+  std::unique_ptr<CeilingProbe> probe_;
   std::map<std::pair<WeightFormat, int64_t>, std::vector<std::byte>> rows_;  // 64 random rows, used for all
   std::vector<std::unique_ptr<LinearWeight>> qkv_, out_, router_, dense_gate_up_, dense_down_, expert_weights_;
   ExpertWeights experts_;

@@ -24,8 +24,19 @@ std::unique_ptr<Backend> create_backend(const std::string& device, const Backend
 // Defined by kernels/cpu.
 std::unique_ptr<Backend> create_cpu_backend(const BackendOptions& options);
 std::string describe_cpu();  // "AMD EPYC ...: avx2 avx512 avx512bf16, 2 cores"
-// What this machine can do at most, for benchmarks: each takes some tenths of a second. 0 threads = all cores.
-double measure_read_gbps(int n_threads);      // 10^9 bytes/s of reading memory once, in a buffer larger than the caches
-double measure_matrix_gflops(int n_threads);  // 10^9 FLOP/s of BF16 products on registers: AMX, else VDPBF16PS, else float32
+
+// What this machine can do at most, for benchmarks. One sample takes a few milliseconds, so that a benchmark can take one
+// after every run of its own and compare two figures of the same moment. 0 threads = all cores.
+class CeilingProbe {
+ public:
+  virtual ~CeilingProbe() = default;
+  virtual double read_gbps() = 0;      // 10^9 bytes/s of reading memory once, from a buffer larger than the caches
+  virtual double matrix_gflops() = 0;  // 10^9 FLOP/s of BF16 products on registers: AMX, else VDPBF16PS, else float32
+};
+std::unique_ptr<CeilingProbe> make_ceiling_probe(int n_threads);
+
+// The best of a few samples.
+double measure_read_gbps(int n_threads);
+double measure_matrix_gflops(int n_threads);
 
 }  // namespace sigmoe

@@ -67,22 +67,27 @@ struct Expander {
   }
 };
 
-// One segment of a panel to [k/2][16] pairs.
-template <LineFormat F>
-void expand_panel(const PanelView& w, int panel, int segment, uint8_t* out) {
+// One segment of NP panels to pairs, [k/2][panel][16]. Asks for the lines of the next segment, which arrive while this one
+// is multiplied.
+template <LineFormat F, int NP>
+void expand_panels(const PanelGroup& w, int first_panel, int segment, uint8_t* out) {
   const Expander<F> expand;
-  const uint8_t* line = w.lines + panel * w.panel_bytes + w.segment_begin[segment] / line_k(F) * 64;
+  const uint8_t* line = w.lines + (static_cast<int64_t>(w.segment_begin[segment] / line_k(F)) * w.n_panels + first_panel) * 64;
   const int n_lines = (w.segment_begin[segment + 1] - w.segment_begin[segment]) / line_k(F);
-  for (int i = 0; i < n_lines; ++i, line += 64) {
-    __m512i pairs[Expander<F>::kPairs];
-    expand(line, pairs);
+  constexpr int kPairs = Expander<F>::kPairs;
+  for (int i = 0; i < n_lines; ++i, line += w.n_panels * 64, out += kPairs * NP * 64)
 #pragma GCC unroll 4
-    for (int j = 0; j < Expander<F>::kPairs; ++j, out += 64) _mm512_store_si512(out, pairs[j]);
-  }
+    for (int p = 0; p < NP; ++p) {
+      __m512i pairs[kPairs];
+      __builtin_prefetch(line + (n_lines * w.n_panels + p) * 64, 0, 2);
+      expand(line + p * 64, pairs);
+#pragma GCC unroll 4
+      for (int j = 0; j < kPairs; ++j) _mm512_store_si512(out + (j * NP + p) * 64, pairs[j]);
+    }
 }
 
 // Scales of a panel's 16 rows in one segment.
-inline __m512 segment_scale(const PanelView& w, int panel, int segment) {
+inline __m512 segment_scale(const PanelGroup& w, int panel, int segment) {
   if (!w.segment_block) return _mm512_set1_ps(1.0f);
   const int64_t block = w.segment_block[segment];
   const float* scales = w.scales + panel * w.scale_panel_stride;

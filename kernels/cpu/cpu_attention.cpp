@@ -16,6 +16,7 @@ namespace {
 
 constexpr int kGroupPages = 8;
 constexpr int kGroupTokens = kGroupPages * kPageTokens;
+constexpr int kGroupRows = kGroupPanels * kPanelRows;
 constexpr int kBlockRows = 64;    // query rows that go through a page together, about
 constexpr int kSplitTokens = 16;  // sequences of at most this many tokens are cut by group
 
@@ -83,12 +84,13 @@ void CpuBackend::attend(const AttentionStep& step, const AttentionItem& item, in
   args.rows = rows;
   args.m = n_rows;
   args.scratch = workers_[worker].gemm_scratch.data();
-  const auto multiply_panels = [&](GemmFn gemm, const void* cache, int64_t offset, int n_panels, float* c, int64_t c_stride) {
+  // c (rows, n) = rows times the first n output rows of a block of n_k values each.
+  const auto multiply_block = [&](GemmFn gemm, const void* cache, int64_t offset, int n, int n_k, float* c, int64_t c_stride) {
     args.c_stride = c_stride;
-    for (int p = 0; p < n_panels; p += kGroupPanels) {
-      args.w.lines = static_cast<const uint8_t*>(cache) + offset + p * args.w.panel_bytes;
-      args.n_panels = std::min(kGroupPanels, n_panels - p);
-      args.c = c + p * kPanelRows;
+    for (int first = 0; first < n; first += kGroupRows) {
+      args.w.lines = static_cast<const uint8_t*>(cache) + offset + static_cast<int64_t>(first) * n_k * element_bytes;
+      args.w.n_panels = std::min(kGroupRows, n - first) / kPanelRows;
+      args.c = c + first;
       gemm(args);
     }
   };
@@ -108,10 +110,9 @@ void CpuBackend::attend(const AttentionStep& step, const AttentionItem& item, in
         const int64_t token = item.first_token + r / per_kv, head = item.kv_head * per_kv + r % per_kv;
         rows[r] = step.queries + (token * shape.n_heads + head) * head_dim * step.query_bytes();
       }
-      args.w.panel_bytes = head_dim * kPanelRows * element_bytes;
       args.w.segment_begin = step.k_segments.data();
       args.w.n_segments = static_cast<int>(step.k_segments.size()) - 1;
-      multiply_panels(step.score_gemm, step.kv.k, block, (n_keys + kPanelRows - 1) / kPanelRows, scores, kPageTokens);
+      multiply_block(step.score_gemm, step.kv.k, block, (n_keys + kGroupRows - 1) / kGroupRows * kGroupRows, head_dim, scores, kPageTokens);
 
       // Probabilities past a row's own position are zeros, up to the multiple of its unit at which the kernel stops.
       const int32_t value_segment[2] = {0, (n_keys + kSegmentUnit - 1) / kSegmentUnit * kSegmentUnit};
@@ -125,10 +126,9 @@ void CpuBackend::attend(const AttentionStep& step, const AttentionItem& item, in
         if (step.narrow)
           simd_->to_bf16(row, value_segment[1], reinterpret_cast<uint16_t*>(probabilities + static_cast<int64_t>(r) * kPageTokens));
       }
-      args.w.panel_bytes = kPageTokens * kPanelRows * element_bytes;
       args.w.segment_begin = value_segment;
       args.w.n_segments = 1;
-      multiply_panels(step.value_gemm, step.kv.v, block, head_dim / kPanelRows, values + 2 * n_values, head_dim);
+      multiply_block(step.value_gemm, step.kv.v, block, head_dim, kPageTokens, values + 2 * n_values, head_dim);
       for (int r = 0; r < n_rows; ++r) fold(*simd_, head_dim, group_state[r], page_state[r]);
     }
     for (int r = 0; r < n_rows; ++r) fold(*simd_, head_dim, total[r], group_state[r]);

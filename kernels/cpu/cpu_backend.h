@@ -37,7 +37,8 @@ struct ActivationForm {
   const KLayout* layout = nullptr;
   bool bf16 = false;
   float scale = 1.0f;
-  int64_t row_bytes() const { return layout->packed_k * (bf16 ? 2 : 4); }
+  // One line more than the values: rows a power of two apart would all fall on the same cache lines.
+  int64_t row_bytes() const { return layout->packed_k * (bf16 ? 2 : 4) + 64; }
   bool padded() const { return layout->packed_k != layout->k; }
   bool operator==(const ActivationForm&) const = default;
 };
@@ -90,8 +91,8 @@ class CpuBackend : public ReferenceBackend {
     int n_active, n_tokens, n_slots, width;
     float* out;
   };
-  void run_gate_up(const ExpertStep& step, const ExpertTask& task, int64_t panel, int worker);
-  void run_down(const ExpertStep& step, const ExpertTask& task, int64_t panel, int worker);
+  void run_gate_up(const ExpertStep& step, const ExpertTask& task, int64_t group, int worker);
+  void run_down(const ExpertStep& step, const ExpertTask& task, int64_t group, int worker);
 
   // Some tokens of one sequence, the heads of one KV head, and a range of page groups.
   struct AttentionItem {
@@ -120,7 +121,7 @@ class CpuBackend : public ReferenceBackend {
   Scratch rows_{"activation scratch"}, row_pointers_{"activation scratch"}, inner_{"expert scratch"}, sums_{"activation scratch"},
       part_logits_{"logits scratch"}, queries_{"attention scratch"}, partials_{"attention scratch"};
   std::vector<ExpertTask> tasks_;
-  std::vector<std::pair<int32_t, int32_t>> task_panels_;  // (task, panel) work items
+  std::vector<std::pair<int32_t, int32_t>> task_groups_;  // (task, group of panels) work items
   std::vector<AttentionItem> attention_items_;
 };
 

@@ -13,11 +13,10 @@ constexpr int64_t kGroupRows = kGroupPanels * kPanelRows;
 
 }  // namespace
 
-void CpuBackend::run_gate_up(const ExpertStep& step, const ExpertTask& task, int64_t panel, int worker) {
+void CpuBackend::run_gate_up(const ExpertStep& step, const ExpertTask& task, int64_t group, int worker) {
   const PackedWeight& weight = *task.gate_up;
   GemmArgs args;
-  args.w = weight.view(panel);
-  args.n_panels = static_cast<int>(std::min<int64_t>(kGroupPanels, weight.n_panels - panel));
+  args.w = weight.group(group);
   args.c = workers_[worker].tile.get<float>(kRowChunk * kGroupRows);
   args.c_stride = kGroupRows;
   args.scratch = workers_[worker].gemm_scratch.data();
@@ -34,9 +33,9 @@ void CpuBackend::run_gate_up(const ExpertStep& step, const ExpertTask& task, int
     args.rows = rows;
     gemm_of(weight, task.in)(args);
     for (int r = 0; r < args.m; ++r)
-      for (int p = 0; p < args.n_panels; p += 2) {  // gate panel, up panel
+      for (int p = 0; p < args.w.n_panels; p += 2) {  // gate panel, up panel
         float inner[kPanelRows];
-        const int64_t column = (panel + p) / 2 * kPanelRows;
+        const int64_t column = (group * kGroupPanels + p) / 2 * kPanelRows;
         const float* gate = args.c + r * kGroupRows + p * kPanelRows;
         simd_->swiglu(gate, gate + kPanelRows, kPanelRows, inner);
         write_activations(task.inner, inner, column, std::min<int64_t>(kPanelRows, width - column),
@@ -45,16 +44,15 @@ void CpuBackend::run_gate_up(const ExpertStep& step, const ExpertTask& task, int
   }
 }
 
-void CpuBackend::run_down(const ExpertStep& step, const ExpertTask& task, int64_t panel, int worker) {
+void CpuBackend::run_down(const ExpertStep& step, const ExpertTask& task, int64_t group, int worker) {
   const PackedWeight& weight = *task.down;
   GemmArgs args;
-  args.w = weight.view(panel);
-  args.n_panels = static_cast<int>(std::min<int64_t>(kGroupPanels, weight.n_panels - panel));
+  args.w = weight.group(group);
   args.c = workers_[worker].tile.get<float>(kRowChunk * kGroupRows);
   args.c_stride = kGroupRows;
   args.scratch = workers_[worker].gemm_scratch.data();
   const int64_t n_routed = static_cast<int64_t>(step.n_tokens) * step.n_active;
-  const int64_t column = panel * kPanelRows, n_columns = std::min(kGroupRows, weight.n - column);
+  const int64_t column = group * kGroupRows, n_columns = std::min(kGroupRows, weight.n - column);
 
   for (int64_t begin = 0; begin < task.n_rows; begin += kRowChunk) {
     args.m = static_cast<int>(std::min(kRowChunk, task.n_rows - begin));
@@ -120,18 +118,18 @@ void CpuBackend::experts(const float* x, const ExpertWeights& weights, const Rou
     inner_rows += task.n_rows * task.inner.row_bytes();
   }
 
-  const auto for_task_panels = [&](const PackedWeight* ExpertTask::*weight, auto run) {
-    task_panels_.clear();
+  const auto for_task_groups = [&](const PackedWeight* ExpertTask::*weight, auto run) {
+    task_groups_.clear();
     for (size_t i = 0; i < tasks_.size(); ++i)
-      for (int64_t panel = 0; panel < (tasks_[i].*weight)->n_panels; panel += kGroupPanels)
-        task_panels_.emplace_back(static_cast<int32_t>(i), static_cast<int32_t>(panel));
-    pool_.parallel_for(static_cast<int64_t>(task_panels_.size()), [&](int64_t item, int worker) {
-      const auto [task, panel] = task_panels_[item];
-      (this->*run)(step, tasks_[task], panel, worker);
+      for (int64_t group = 0; group < (tasks_[i].*weight)->n_groups(); ++group)
+        task_groups_.emplace_back(static_cast<int32_t>(i), static_cast<int32_t>(group));
+    pool_.parallel_for(static_cast<int64_t>(task_groups_.size()), [&](int64_t item, int worker) {
+      const auto [task, group] = task_groups_[item];
+      (this->*run)(step, tasks_[task], group, worker);
     });
   };
-  for_task_panels(&ExpertTask::gate_up, &CpuBackend::run_gate_up);
-  for_task_panels(&ExpertTask::down, &CpuBackend::run_down);
+  for_task_groups(&ExpertTask::gate_up, &CpuBackend::run_gate_up);
+  for_task_groups(&ExpertTask::down, &CpuBackend::run_down);
 }
 
 }  // namespace sigmoe

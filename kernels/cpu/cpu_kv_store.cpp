@@ -36,7 +36,6 @@ void CpuBackend::qk_norm_rope_store(const BatchView& batch, const AttentionShape
   const int n_parts = n_q + 2 * n_kv;
   SIGMOE_CHECK(head_dim <= kMostHeadDim, "head_dim is larger than the scratch of a head");
   const bool bf16 = kv.dtype == DType::bf16;
-  const int k_line = bf16 ? 2 : 1;
 
   // A page is filled by one thread, in order: its first position clears the block (below), and BF16 pairs share a dword.
   std::vector<PageRun> runs;
@@ -76,12 +75,13 @@ void CpuBackend::qk_norm_rope_store(const BatchView& batch, const AttentionShape
         simd_->to_bf16(head, head_dim, narrow);
         uint16_t* out = reinterpret_cast<uint16_t*>(base);
         if (is_k)
-          for (int d = 0; d < head_dim; d += 2) std::memcpy(out + k_element(shape, k_line, at, d), narrow + d, 4);
+          for (int d = 0; d < head_dim; d += 2) std::memcpy(out + block_element(kPageTokens, head_dim, 2, at, d), narrow + d, 4);
         else
-          for (int d = 0; d < head_dim; ++d) out[v_element(k_line, at, d)] = narrow[d];
+          for (int d = 0; d < head_dim; ++d) out[block_element(head_dim, kPageTokens, 2, d, at)] = narrow[d];
       } else {
         float* out = reinterpret_cast<float*>(base);
-        for (int d = 0; d < head_dim; ++d) out[is_k ? k_element(shape, k_line, at, d) : v_element(k_line, at, d)] = head[d];
+        for (int d = 0; d < head_dim; ++d)
+          out[is_k ? block_element(kPageTokens, head_dim, 1, at, d) : block_element(head_dim, kPageTokens, 1, d, at)] = head[d];
       }
     }
   };

@@ -56,12 +56,11 @@ void CpuBackend::multiply(const float* x, const int32_t* row_ids, int64_t n_rows
   for (int64_t r = 0; r < n_rows; ++r) pointers[r] = rows + r * form.row_bytes();
   lay_out_rows(form, x, row_ids, n_rows, rows);
 
-  const int64_t n_groups = (weight.n_panels + kGroupPanels - 1) / kGroupPanels, n_chunks = (n_rows + kRowChunk - 1) / kRowChunk;
-  pool_.parallel_for(n_groups * n_chunks, [&](int64_t item, int w) {
+  const int64_t n_chunks = (n_rows + kRowChunk - 1) / kRowChunk;
+  pool_.parallel_for(weight.n_groups() * n_chunks, [&](int64_t item, int w) {
     const int64_t group = item / n_chunks, row = item % n_chunks * kRowChunk, column = group * kGroupRows;
     GemmArgs args;
-    args.w = weight.view(group * kGroupPanels);
-    args.n_panels = static_cast<int>(std::min<int64_t>(kGroupPanels, weight.n_panels - group * kGroupPanels));
+    args.w = weight.group(group);
     args.rows = pointers + row;
     args.m = static_cast<int>(std::min(kRowChunk, n_rows - row));
     args.c = workers_[w].tile.get<float>(kRowChunk * kGroupRows);

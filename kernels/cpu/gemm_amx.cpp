@@ -58,14 +58,14 @@ void promote(const GemmArgs& args, int first_row, int panel, __m512 scale, const
 }
 
 // Two row blocks by two panels of one segment; the second panel may repeat the first.
-void multiply_block(const uint8_t* a, const uint8_t* b0, const uint8_t* b1, int n_k, bool two_blocks, float* c) {
+void multiply_block(const uint8_t* a, const uint8_t* b0, const uint8_t* b1, int64_t b_stride, int n_k, bool two_blocks, float* c) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
   for (int i = 0; i < n_k / 32; ++i) {
-    _tile_loadd(6, b0 + i * kTileBytes, 64);
-    _tile_loadd(7, b1 + i * kTileBytes, 64);
+    _tile_loadd(6, b0 + i * 16 * b_stride, b_stride);
+    _tile_loadd(7, b1 + i * 16 * b_stride, b_stride);
     _tile_loadd(4, a + i * kTileBytes, 64);
     _tile_dpbf16ps(0, 4, 6);
     _tile_dpbf16ps(1, 4, 7);
@@ -84,33 +84,41 @@ void multiply_block(const uint8_t* a, const uint8_t* b0, const uint8_t* b1, int 
 }
 
 template <LineFormat F>
+void expand_group(const PanelGroup& w, int segment, uint8_t* out) {
+  switch (w.n_panels) {
+    case 1: return expand_panels<F, 1>(w, 0, segment, out);
+    case 2: return expand_panels<F, 2>(w, 0, segment, out);
+    case 3: return expand_panels<F, 3>(w, 0, segment, out);
+    default: return expand_panels<F, 4>(w, 0, segment, out);
+  }
+}
+
+template <LineFormat F>
 void gemm(const GemmArgs& args) {
   configure_tiles();
-  const PanelView& w = args.w;
+  const PanelGroup& w = args.w;
   uint8_t* b = static_cast<uint8_t*>(args.scratch);
   uint8_t* a = b + kAOffset;
   float* c = reinterpret_cast<float*>(b + kCOffset);
   for (int r = 0; r < args.m; ++r)
-    for (int p = 0; p < args.n_panels; ++p) _mm512_storeu_ps(args.c + r * args.c_stride + p * kPanelRows, _mm512_setzero_ps());
+    for (int p = 0; p < args.w.n_panels; ++p) _mm512_storeu_ps(args.c + r * args.c_stride + p * kPanelRows, _mm512_setzero_ps());
 
   for (int s = 0; s < w.n_segments; ++s) {
     const int64_t begin = w.segment_begin[s];
     const int n_k = w.segment_begin[s + 1] - w.segment_begin[s];
-    const uint8_t* panels[kGroupPanels];
-    for (int p = 0; p < args.n_panels; ++p) {
-      panels[p] = w.lines + p * w.panel_bytes + begin * 32;  // BF16 lines are pairs already
-      if constexpr (F != LineFormat::bf16) {
-        expand_panel<F>(w, p, s, b + p * kPanelTileBytes);
-        panels[p] = b + p * kPanelTileBytes;
-      }
+    const int64_t b_stride = w.n_panels * 64;                // from one row of a B tile to the next
+    const uint8_t* pairs = w.lines + begin / 2 * b_stride;   // BF16 lines are pairs already
+    if constexpr (F != LineFormat::bf16) {
+      expand_group<F>(w, s, b);
+      pairs = b;
     }
     for (int row = 0; row < args.m; row += 2 * kTileRows) {
       const bool two_blocks = row + kTileRows < args.m;
       gather_rows(args, row, begin, n_k, a);
       if (two_blocks) gather_rows(args, row + kTileRows, begin, n_k, a + kRowTileBytes);
-      for (int p = 0; p < args.n_panels; p += 2) {
-        const bool two_panels = p + 1 < args.n_panels;
-        multiply_block(a, panels[p], panels[two_panels ? p + 1 : p], n_k, two_blocks, c);
+      for (int p = 0; p < args.w.n_panels; p += 2) {
+        const bool two_panels = p + 1 < args.w.n_panels;
+        multiply_block(a, pairs + p * 64, pairs + (two_panels ? p + 1 : p) * 64, b_stride, n_k, two_blocks, c);
         for (int i = 0; i < (two_panels ? 2 : 1); ++i) {
           const __m512 scale = segment_scale(w, p + i, s);
           promote(args, row, p + i, scale, c + i * 256);

@@ -12,7 +12,6 @@ namespace {
 #include "cpu/bf16_lines.inl"
 
 constexpr int kTileRows = 6, kFewRows = 4;
-constexpr int kPanelTileBytes = kMaxSegment / 2 * 64;  // one expanded segment of one panel
 
 inline __m512 add_products(__m512 sum, const uint16_t* x, __m512i pairs) {
   int32_t pair;
@@ -24,9 +23,9 @@ inline __m512 add_products(__m512 sum, const uint16_t* x, __m512i pairs) {
 template <LineFormat F, int R, int NP>
 void gemm_few(const GemmArgs& args, int first_panel) {
   constexpr int kPrefetchBytes = 2048;
-  const PanelView& w = args.w;
+  const PanelGroup& w = args.w;
   const Expander<F> expand;
-  const uint8_t* base = w.lines + first_panel * w.panel_bytes;
+  const uint8_t* line = w.lines + first_panel * 64;
   const uint16_t* x[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) x[r] = static_cast<const uint16_t*>(args.rows[r]);
@@ -35,13 +34,12 @@ void gemm_few(const GemmArgs& args, int first_panel) {
     __m512 acc[R][NP];
 #pragma GCC unroll 16
     for (int i = 0; i < R * NP; ++i) acc[i / NP][i % NP] = _mm512_setzero_ps();
-    for (int64_t k = w.segment_begin[s]; k < w.segment_begin[s + 1]; k += line_k(F)) {
-      const uint8_t* line = base + k / line_k(F) * 64;
+    for (int64_t k = w.segment_begin[s]; k < w.segment_begin[s + 1]; k += line_k(F), line += w.n_panels * 64) {
 #pragma GCC unroll 4
-      for (int p = 0; p < NP; ++p, line += w.panel_bytes) {
-        __builtin_prefetch(line + kPrefetchBytes);
+      for (int p = 0; p < NP; ++p) {
+        __builtin_prefetch(line + p * 64 + kPrefetchBytes);
         __m512i pairs[Expander<F>::kPairs];
-        expand(line, pairs);
+        expand(line + p * 64, pairs);
 #pragma GCC unroll 4
         for (int j = 0; j < Expander<F>::kPairs; ++j)
 #pragma GCC unroll 8
@@ -60,9 +58,9 @@ void gemm_few(const GemmArgs& args, int first_panel) {
   }
 }
 
-// Many rows: one segment of NP panels lies as pairs at `tile`, `tile_stride` bytes from panel to panel.
+// Many rows: one segment of NP panels lies as pairs in `tile`, [k/2][panel][16].
 template <int R, int NP>
-void gemm_tile(const GemmArgs& args, int first_row, int first_panel, int segment, const uint8_t* tile, int64_t tile_stride) {
+void gemm_tile(const GemmArgs& args, int first_row, int first_panel, int segment, const uint8_t* tile) {
   const int64_t begin = args.w.segment_begin[segment];
   const int n_k = args.w.segment_begin[segment + 1] - args.w.segment_begin[segment];
   const uint16_t* x[R];
@@ -75,7 +73,7 @@ void gemm_tile(const GemmArgs& args, int first_row, int first_panel, int segment
   for (int k = 0; k < n_k; k += 2) {
     __m512i pairs[NP];
 #pragma GCC unroll 4
-    for (int p = 0; p < NP; ++p) pairs[p] = _mm512_load_si512(tile + p * tile_stride + k * 32);
+    for (int p = 0; p < NP; ++p) pairs[p] = _mm512_load_si512(tile + (k / 2 * NP + p) * 64);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -100,40 +98,32 @@ void few_rows(const GemmArgs& args, int first_panel) {
   gemm_few<F, R, NP>(args, first_panel);
 }
 template <int R, int NP>
-void tile_rows(const GemmArgs& args, int rows, int first_row, int first_panel, int segment, const uint8_t* tile, int64_t stride) {
+void tile_rows(const GemmArgs& args, int rows, int first_row, int first_panel, int segment, const uint8_t* tile) {
   if constexpr (R > 1)
-    if (rows < R) return tile_rows<R - 1, NP>(args, rows, first_row, first_panel, segment, tile, stride);
-  gemm_tile<R, NP>(args, first_row, first_panel, segment, tile, stride);
+    if (rows < R) return tile_rows<R - 1, NP>(args, rows, first_row, first_panel, segment, tile);
+  gemm_tile<R, NP>(args, first_row, first_panel, segment, tile);
 }
 
 template <LineFormat F, int NP>
 void many_rows(const GemmArgs& args, int first_panel) {
-  const PanelView& w = args.w;
-  for (int s = 0; s < w.n_segments; ++s) {
-    const uint8_t* tile = w.lines + first_panel * w.panel_bytes + w.segment_begin[s] * 32;  // BF16 lines are pairs already
-    int64_t stride = w.panel_bytes;
-    if constexpr (F != LineFormat::bf16) {
-      uint8_t* scratch = static_cast<uint8_t*>(args.scratch);
-      for (int p = 0; p < NP; ++p) expand_panel<F>(w, first_panel + p, s, scratch + p * kPanelTileBytes);
-      tile = scratch;
-      stride = kPanelTileBytes;
-    }
-    for (int row = 0; row < args.m; row += kTileRows)
-      tile_rows<kTileRows, NP>(args, args.m - row, row, first_panel, s, tile, stride);
+  uint8_t* tile = static_cast<uint8_t*>(args.scratch);
+  for (int s = 0; s < args.w.n_segments; ++s) {
+    expand_panels<F, NP>(args.w, first_panel, s, tile);
+    for (int row = 0; row < args.m; row += kTileRows) tile_rows<kTileRows, NP>(args, args.m - row, row, first_panel, s, tile);
   }
 }
 
 template <LineFormat F>
 void gemm(const GemmArgs& args) {
   for (int r = 0; r < args.m; ++r)
-    for (int p = 0; p < args.n_panels; ++p) _mm512_storeu_ps(args.c + r * args.c_stride + p * kPanelRows, _mm512_setzero_ps());
+    for (int p = 0; p < args.w.n_panels; ++p) _mm512_storeu_ps(args.c + r * args.c_stride + p * kPanelRows, _mm512_setzero_ps());
   int p = 0;
   if (args.m <= kFewRows) {
-    for (; p + kGroupPanels <= args.n_panels; p += kGroupPanels) few_rows<F, kFewRows, kGroupPanels>(args, p);
-    for (; p < args.n_panels; ++p) few_rows<F, kFewRows, 1>(args, p);
+    for (; p + kGroupPanels <= args.w.n_panels; p += kGroupPanels) few_rows<F, kFewRows, kGroupPanels>(args, p);
+    for (; p < args.w.n_panels; ++p) few_rows<F, kFewRows, 1>(args, p);
   } else {
-    for (; p + kGroupPanels <= args.n_panels; p += kGroupPanels) many_rows<F, kGroupPanels>(args, p);
-    for (; p < args.n_panels; ++p) many_rows<F, 1>(args, p);
+    for (; p + kGroupPanels <= args.w.n_panels; p += kGroupPanels) many_rows<F, kGroupPanels>(args, p);
+    for (; p < args.w.n_panels; ++p) many_rows<F, 1>(args, p);
   }
 }
 

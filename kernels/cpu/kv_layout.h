@@ -1,7 +1,8 @@
 // How this backend keeps a (page, KV head) block of the cache: as packed panels (simd.h), so that attention is two calls
 // of the same matrix kernels that read weights. P = kPageTokens positions.
-//   K  positions are the output rows: [P/16][Dh/2][16 positions][2] BF16, or [P/16][Dh][16 positions] float32
-//   V  dims are the output rows:      [Dh/16][P/2][16 dims][2] BF16,      or [Dh/16][P][16 dims] float32
+// Panels are in groups of four whose lines alternate; the last group of V may have fewer.
+//   K  positions are the output rows: [group][Dh/2][panel][16 positions][2] BF16, or [group][Dh][panel][16] float32
+//   V  dims are the output rows:      [group][P/2][panel][16 dims][2] BF16,      or [group][P][panel][16] float32
 #pragma once
 
 #include <cstdint>
@@ -16,15 +17,13 @@ inline int64_t kv_block(const AttentionShape& shape, int64_t page, int head) {
   return (page * shape.n_kv_heads + head) * kPageTokens * shape.head_dim;
 }
 
-// Element of one position and dim within a K block of BF16 (k_line = 2) or float32 (k_line = 1).
-inline int64_t k_element(const AttentionShape& shape, int k_line, int position, int dim) {
-  const int64_t line = static_cast<int64_t>(position / kPanelRows) * (shape.head_dim / k_line) + dim / k_line;
-  return (line * kPanelRows + position % kPanelRows) * k_line + dim % k_line;
-}
-
-inline int64_t v_element(int k_line, int position, int dim) {
-  const int64_t line = static_cast<int64_t>(dim / kPanelRows) * (kPageTokens / k_line) + position / k_line;
-  return (line * kPanelRows + dim % kPanelRows) * k_line + position % k_line;
+// Element (row, k) of a block of n_rows output rows and n_k values each, k_line (BF16: 2, float32: 1) of them in a line.
+inline int64_t block_element(int n_rows, int n_k, int k_line, int row, int k) {
+  const int panel = row / kPanelRows, group = panel / kGroupPanels;
+  const int in_group = n_rows / kPanelRows - group * kGroupPanels < kGroupPanels ? n_rows / kPanelRows - group * kGroupPanels : kGroupPanels;
+  const int64_t line = static_cast<int64_t>(group) * kGroupPanels * (n_k / k_line) +  // of the groups before
+                       static_cast<int64_t>(k / k_line) * in_group + panel % kGroupPanels;
+  return (line * kPanelRows + row % kPanelRows) * k_line + k % k_line;
 }
 
 // Dh must fill whole panels.

@@ -36,7 +36,7 @@ Vec not_finite(LineFormat format, Vec x) {
 
 // 16 rows of 64 bytes, `stride` apart, to 16 lines; ORs not_finite() of all dwords into `bad`.
 template <LineFormat F>
-void transpose_block(const std::byte* source, size_t stride, uint8_t* lines, Vec& bad) {
+void transpose_block(const std::byte* source, size_t stride, uint8_t* lines, int64_t line_stride, Vec& bad) {
   for (int row = 0; row < kPanelRows; row += 4)
     for (int column = 0; column < 64; column += 16) {
       Vec in[4];
@@ -50,36 +50,37 @@ void transpose_block(const std::byte* source, size_t stride, uint8_t* lines, Vec
       const Vec out[4] = {
           __builtin_shufflevector(low01, low23, 0, 1, 4, 5), __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
           __builtin_shufflevector(high01, high23, 0, 1, 4, 5), __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
-      for (int i = 0; i < 4; ++i) std::memcpy(lines + (column / 4 + i) * 64 + row * 4, &out[i], 16);
+      for (int i = 0; i < 4; ++i) std::memcpy(lines + (column / 4 + i) * line_stride + row * 4, &out[i], 16);
     }
 }
 
 template <LineFormat F>
-bool pack(const std::byte* source, size_t stride, int64_t n_bytes, int lane, int rows, uint8_t* lines) {
+bool pack(const std::byte* source, size_t stride, int64_t n_bytes, int lane, int rows, uint8_t* lines, int64_t line_stride) {
   Vec bad{};
   int64_t at = 0;
   if (rows == kPanelRows)
-    for (; at + 64 <= n_bytes; at += 64) transpose_block<F>(source + at, stride, lines + at * kPanelRows, bad);
+    for (; at + 64 <= n_bytes; at += 64) transpose_block<F>(source + at, stride, lines + at / 4 * line_stride, line_stride, bad);
   for (; at < n_bytes; at += 64) {  // a part of a panel, or the end of the rows: through zero-padded copies
     std::byte padded[kPanelRows][64] = {};
     alignas(64) uint8_t block[16 * 64];
     const int64_t n = std::min<int64_t>(n_bytes - at, 64);
     for (int r = 0; r < rows; ++r) std::memcpy(padded[lane + r], source + r * stride + at, n);
-    transpose_block<F>(padded[0], 64, block, bad);
+    transpose_block<F>(padded[0], 64, block, 64, bad);
     for (int64_t line = 0; line < (n + 3) / 4; ++line)
-      std::memcpy(lines + at * kPanelRows + line * 64 + lane * 4, block + line * 64 + lane * 4, rows * 4);
+      std::memcpy(lines + (at / 4 + line) * line_stride + lane * 4, block + line * 64 + lane * 4, rows * 4);
   }
   return (bad[0] | bad[1] | bad[2] | bad[3]) == 0;
 }
 
 }  // namespace
 
-bool pack_lines(LineFormat format, const std::byte* source, size_t stride_bytes, int64_t n_bytes, int lane, int rows, uint8_t* lines) {
+bool pack_lines(LineFormat format, const std::byte* source, size_t stride_bytes, int64_t n_bytes, int lane, int rows, uint8_t* lines,
+                int64_t line_stride) {
   switch (format) {
-    case LineFormat::f32: return pack<LineFormat::f32>(source, stride_bytes, n_bytes, lane, rows, lines);
-    case LineFormat::bf16: return pack<LineFormat::bf16>(source, stride_bytes, n_bytes, lane, rows, lines);
-    case LineFormat::fp8: return pack<LineFormat::fp8>(source, stride_bytes, n_bytes, lane, rows, lines);
-    case LineFormat::int4: return pack<LineFormat::int4>(source, stride_bytes, n_bytes, lane, rows, lines);
+    case LineFormat::f32: return pack<LineFormat::f32>(source, stride_bytes, n_bytes, lane, rows, lines, line_stride);
+    case LineFormat::bf16: return pack<LineFormat::bf16>(source, stride_bytes, n_bytes, lane, rows, lines, line_stride);
+    case LineFormat::fp8: return pack<LineFormat::fp8>(source, stride_bytes, n_bytes, lane, rows, lines, line_stride);
+    case LineFormat::int4: return pack<LineFormat::int4>(source, stride_bytes, n_bytes, lane, rows, lines, line_stride);
   }
   return false;
 }

@@ -43,7 +43,8 @@ class PackedBuilder : public LinearBuilder {
     const PackedWeight& w = *weight_;
     for_panels(row, n_rows, [&](int64_t first, int64_t panel, int lane, int count) {
       const std::byte* rows = source + (first - row) * stride_bytes;
-      uint8_t* lines = reinterpret_cast<uint8_t*>(w.memory.data) + panel * w.panel_bytes;
+      const int64_t group = panel / kGroupPanels, in_group = std::min<int64_t>(kGroupPanels, w.n_panels - group * kGroupPanels);
+      uint8_t* lines = reinterpret_cast<uint8_t*>(w.memory.data) + group * kGroupPanels * w.panel_bytes + panel % kGroupPanels * 64;
       const KLayout& layout = *w.layout;
       bool finite = true;
       for (int s = 0; s < layout.n_segments(); ++s) {
@@ -51,7 +52,7 @@ class PackedBuilder : public LinearBuilder {
         if (layout.contiguous) s = layout.n_segments() - 1;  // one run
         const int64_t from = layout.segment_source[begin], to = layout.segment_end(s);
         finite &= pack_lines(w.format, rows + format_bytes(w.format, from), stride_bytes, format_bytes(w.format, to - from), lane,
-                             count, lines + format_bytes(w.format, layout.segment_begin[begin]) * kPanelRows);
+                             count, lines + format_bytes(w.format, layout.segment_begin[begin]) * kPanelRows * in_group, in_group * 64);
       }
       if (!finite)
         throw EngineError(ErrorCode::bad_checkpoint,
@@ -160,10 +161,11 @@ std::shared_ptr<const KLayout> KLayouts::find_or_make(const LinearDesc& desc) {
   return layout;
 }
 
-PanelView PackedWeight::view(int64_t panel) const {
-  PanelView view;
+PanelGroup PackedWeight::group(int64_t index) const {
+  const int64_t panel = index * kGroupPanels;
+  PanelGroup view;
   view.lines = reinterpret_cast<const uint8_t*>(memory.data) + panel * panel_bytes;
-  view.panel_bytes = panel_bytes;
+  view.n_panels = static_cast<int>(std::min<int64_t>(kGroupPanels, n_panels - panel));
   view.segment_begin = layout->segment_begin.data();
   view.n_segments = layout->n_segments();
   if (layout->scaled) {

@@ -1,5 +1,5 @@
-// Linear weights as the kernels read them: panels of 16 output rows, each panel a run of 64-byte lines (simd.h), k cut
-// into segments that one scale covers. Elements keep their checkpoint format, so memory holds no more than the file.
+// Linear weights as the kernels read them: panels of 16 output rows as 64-byte lines, the lines of four panels alternating
+// (simd.h), k cut into segments that one scale covers. Elements keep their checkpoint format, so memory holds no more than the file.
 #pragma once
 
 #include <memory>
@@ -42,8 +42,8 @@ class PackedWeight : public LinearWeight {
  public:
   size_t bytes() const override { return n_panels * panel_bytes + scales.size() * sizeof(float); }
 
-  // Panels from `panel` on, for a kernel.
-  PanelView view(int64_t panel) const;
+  int64_t n_groups() const { return (n_panels + kGroupPanels - 1) / kGroupPanels; }
+  PanelGroup group(int64_t index) const;  // for a kernel
 
   std::string name;
   LineFormat format = LineFormat::bf16;
@@ -59,8 +59,9 @@ class PackedWeight : public LinearWeight {
 
 std::unique_ptr<LinearBuilder> begin_packed_linear(const LinearDesc& desc, std::shared_ptr<const KLayout> layout, SlabArena& arena);
 
-// Transposes `rows` (at most 16) rows of n_bytes into lanes [lane, lane + rows) of consecutive lines at `lines`, reading
+// Transposes `rows` (at most 16) rows of n_bytes into lanes [lane, lane + rows) of lines `line_stride` bytes apart, reading
 // every source cache line once. Lanes outside the range are left alone. Returns false when a value is NaN or infinite.
-bool pack_lines(LineFormat format, const std::byte* source, size_t stride_bytes, int64_t n_bytes, int lane, int rows, uint8_t* lines);
+bool pack_lines(LineFormat format, const std::byte* source, size_t stride_bytes, int64_t n_bytes, int lane, int rows, uint8_t* lines,
+                int64_t line_stride);
 
 }  // namespace sigmoe

@@ -8,7 +8,7 @@
 namespace sigmoe {
 
 constexpr int kPanelRows = 16;     // output rows of a packed weight that lie together
-constexpr int kGroupPanels = 4;    // panels that one gemm call computes at most
+constexpr int kGroupPanels = 4;    // panels whose lines alternate, and that one gemm call computes
 constexpr int kMaxSegment = 128;   // most values of k summed before a scale is applied
 constexpr int kSegmentUnit = 32;   // segments are padded with zeros to a multiple of this
 
@@ -19,10 +19,11 @@ constexpr int kSegmentUnit = 32;   // segments are padded with zeros to a multip
 enum class LineFormat : int { f32, bf16, fp8, int4 };
 constexpr int kLineFormats = 4;
 
-// Up to four panels of a packed weight, from panel `first` on.
-struct PanelView {
-  const uint8_t* lines = nullptr;       // first panel's first line
-  int64_t panel_bytes = 0;              // from one panel to the next
+// A group: up to four panels whose lines alternate, so that reading it is one stream. Line i of panel p lies at
+// lines + (i * n_panels + p) * 64.
+struct PanelGroup {
+  const uint8_t* lines = nullptr;
+  int n_panels = 0;                     // 1..kGroupPanels
   const int32_t* segment_begin = nullptr;  // (n_segments + 1) packed k, multiples of kSegmentUnit, steps of at most kMaxSegment
   const int32_t* segment_block = nullptr;  // (n_segments) scale block of each; null: scale 1
   int n_segments = 0;
@@ -31,11 +32,10 @@ struct PanelView {
   bool scale_per_row = false;
 };
 
-// c (m, n_panels * 16), rows `c_stride` floats apart = rows x panels^T. Element (r, n) is summed in one order whatever m
+// c (m, n_panels * 16), rows `c_stride` floats apart = rows x group^T. Element (r, n) is summed in one order whatever m
 // and n_panels are: within a segment k by k (BF16: pair by pair), then total = fma(segment, scale, total).
 struct GemmArgs {
-  PanelView w;
-  int n_panels = 0;                     // 1..kGroupPanels
+  PanelGroup w;
   const void* const* rows = nullptr;    // (m) activations in packed k order, float32 or BF16 by the function called
   int m = 0;
   float* c = nullptr;

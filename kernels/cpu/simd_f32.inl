@@ -35,7 +35,7 @@ inline vf expand(vu dwords, int j) {
 
 // c += scale * acc for one panel of one row.
 template <LineFormat F>
-inline void promote(const PanelView& w, int panel, int segment, const vf (&acc)[kParts], float* c) {
+inline void promote(const PanelGroup& w, int panel, int segment, const vf (&acc)[kParts], float* c) {
   constexpr float kUnscale = F == LineFormat::fp8 ? kFp8ActivationScale : 1.0f;
   const int64_t block = w.segment_block ? w.segment_block[segment] : 0;
   const float* scales = w.scales + panel * w.scale_panel_stride;
@@ -52,22 +52,21 @@ template <LineFormat F, int R, int NP>
 void gemm_few(const GemmArgs& args, int first_panel) {
   constexpr int kLineK = line_k(F);
   constexpr int kPrefetchBytes = 2048;
-  const PanelView& w = args.w;
-  const uint8_t* base = w.lines + first_panel * w.panel_bytes;
+  const PanelGroup& w = args.w;
+  const uint8_t* line = w.lines + first_panel * 64;
   const float* x[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) x[r] = static_cast<const float*>(args.rows[r]);
 
   for (int s = 0; s < w.n_segments; ++s) {
     vf acc[R][NP][kParts] = {};
-    for (int64_t k = w.segment_begin[s]; k < w.segment_begin[s + 1]; k += kLineK) {
-      const uint8_t* line = base + k / kLineK * 64;
+    for (int64_t k = w.segment_begin[s]; k < w.segment_begin[s + 1]; k += kLineK, line += w.n_panels * 64) {
 #pragma GCC unroll 4
-      for (int p = 0; p < NP; ++p, line += w.panel_bytes) {
-        __builtin_prefetch(line + kPrefetchBytes);
+      for (int p = 0; p < NP; ++p) {
+        __builtin_prefetch(line + p * 64 + kPrefetchBytes);
 #pragma GCC unroll 4
         for (int part = 0; part < kParts; ++part) {
-          const vu dwords = *reinterpret_cast<const vu_mem*>(line + part * kLanes * 4);
+          const vu dwords = *reinterpret_cast<const vu_mem*>(line + p * 64 + part * kLanes * 4);
 #pragma GCC unroll 8
           for (int j = 0; j < kLineK; ++j) {
             const vf weight = expand<F>(dwords, j);
@@ -85,7 +84,7 @@ void gemm_few(const GemmArgs& args, int first_panel) {
   }
 }
 
-// Many rows: one segment of NP panels lies expanded in `tile`, [panel][k][16] with kMaxSegment k to a panel.
+// Many rows: one segment of NP panels lies expanded in `tile`, [k][panel][16].
 template <LineFormat F, int R, int NP>
 void gemm_tile(const GemmArgs& args, int first_row, int first_panel, int segment, const float* tile) {
   const int64_t begin = args.w.segment_begin[segment];
@@ -101,7 +100,7 @@ void gemm_tile(const GemmArgs& args, int first_row, int first_panel, int segment
     for (int p = 0; p < NP; ++p)
 #pragma GCC unroll 4
       for (int part = 0; part < kParts; ++part)
-        weight[p][part] = load(tile + (p * kMaxSegment + k) * kPanelRows + part * kLanes);
+        weight[p][part] = load(tile + (k * NP + p) * kPanelRows + part * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const vf value = splat(x[r][k]);
@@ -134,20 +133,21 @@ void tile_rows(const GemmArgs& args, int rows, int first_row, int first_panel, i
 }
 
 template <LineFormat F, int NP>
-void expand_tile(const PanelView& w, int first_panel, int segment, float* tile) {
+void expand_tile(const PanelGroup& w, int first_panel, int segment, float* tile) {
   constexpr int kLineK = line_k(F);
-  for (int p = 0; p < NP; ++p) {
-    const uint8_t* line = w.lines + (first_panel + p) * w.panel_bytes + w.segment_begin[segment] / kLineK * 64;
-    float* out = tile + p * kMaxSegment * kPanelRows;
-    const int n_lines = (w.segment_begin[segment + 1] - w.segment_begin[segment]) / kLineK;
-    for (int i = 0; i < n_lines; ++i, line += 64, out += kLineK * kPanelRows)
+  const uint8_t* line = w.lines + (w.segment_begin[segment] / kLineK * w.n_panels + first_panel) * 64;
+  const int n_lines = (w.segment_begin[segment + 1] - w.segment_begin[segment]) / kLineK;
+  for (int i = 0; i < n_lines; ++i, line += w.n_panels * 64, tile += kLineK * NP * kPanelRows)
+#pragma GCC unroll 4
+    for (int p = 0; p < NP; ++p) {
+      __builtin_prefetch(line + (n_lines * w.n_panels + p) * 64, 0, 2);  // of the next segment: arrives while this one is multiplied
 #pragma GCC unroll 4
       for (int part = 0; part < kParts; ++part) {
-        const vu dwords = *reinterpret_cast<const vu_mem*>(line + part * kLanes * 4);
+        const vu dwords = *reinterpret_cast<const vu_mem*>(line + p * 64 + part * kLanes * 4);
 #pragma GCC unroll 8
-        for (int j = 0; j < kLineK; ++j) store(out + j * kPanelRows + part * kLanes, expand<F>(dwords, j));
+        for (int j = 0; j < kLineK; ++j) store(tile + (j * NP + p) * kPanelRows + part * kLanes, expand<F>(dwords, j));
       }
-  }
+    }
 }
 
 template <LineFormat F, int NP>
@@ -163,14 +163,14 @@ void many_rows(const GemmArgs& args, int first_panel) {
 template <LineFormat F>
 void gemm(const GemmArgs& args) {
   for (int r = 0; r < args.m; ++r)
-    for (int i = 0; i < args.n_panels * kPanelRows; i += kLanes) store(args.c + r * args.c_stride + i, vf{});
+    for (int i = 0; i < args.w.n_panels * kPanelRows; i += kLanes) store(args.c + r * args.c_stride + i, vf{});
   int p = 0;
   if (args.m <= kFewRows) {
-    for (; p + kFewPanels <= args.n_panels; p += kFewPanels) few_rows<F, kFewRows, kFewPanels>(args, p);
-    for (; p < args.n_panels; ++p) few_rows<F, kFewRows, 1>(args, p);
+    for (; p + kFewPanels <= args.w.n_panels; p += kFewPanels) few_rows<F, kFewRows, kFewPanels>(args, p);
+    for (; p < args.w.n_panels; ++p) few_rows<F, kFewRows, 1>(args, p);
   } else {
-    for (; p + kTilePanels <= args.n_panels; p += kTilePanels) many_rows<F, kTilePanels>(args, p);
-    for (; p < args.n_panels; ++p) many_rows<F, 1>(args, p);
+    for (; p + kTilePanels <= args.w.n_panels; p += kTilePanels) many_rows<F, kTilePanels>(args, p);
+    for (; p < args.w.n_panels; ++p) many_rows<F, 1>(args, p);
   }
 }
 
