@@ -6,7 +6,8 @@ export default defineConfig({
     pool: 'forks',
     maxWorkers: 2,
     include: ['test/unit/**/*.test.ts', 'test/engine/**/*.test.ts', 'test/cli/**/*.test.ts', 'test/scripts/**/*.test.ts'],
-    testTimeout: 20_000,
+    // Ten times what the slowest needs on an idle machine: a busy one is no failure.
+    testTimeout: 60_000,
     hookTimeout: 60_000,
     watch: false,
     coverage: { include: ['lib/**/*.ts'], reportsDirectory: 'build/coverage' },

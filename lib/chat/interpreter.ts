@@ -87,7 +87,7 @@ export class ChatInterpreter extends Interpreter {
       case 'BinaryExpression':
         return this.evaluateComparison(node as Binary, environment);
       case 'MemberExpression':
-        return this.evaluateSlice(node as Member, environment);
+        return this.evaluateMember(node as Member, environment);
       default:
         return undefined;
     }
@@ -122,22 +122,44 @@ export class ChatInterpreter extends Interpreter {
   private evaluateComparison(node: Binary, environment: Environment): Value | undefined {
     const operator = node.operator.value;
     if (operator !== '==' && operator !== '!=' && operator !== 'in' && operator !== 'not in') return undefined;
-    const left = this.plain(this.evaluate(node.left, environment));
-    const right = this.plain(this.evaluate(node.right, environment));
-    if (operator === '==' || operator === '!=') {
-      // biome-ignore lint/suspicious/noDoubleEquals: Jinja compares 1 with 1.0 and true with 1
-      return boolean((left.value == right.value) === (operator === '=='));
-    }
-    return boolean(isIn(left, right) === (operator === 'in'));
+    const left = this.evaluate(node.left, environment);
+    const right = this.evaluate(node.right, environment);
+    const holds = operator.endsWith('in') ? this.isIn(left, right) : this.isEqual(left, right);
+    return boolean(holds === (operator === '==' || operator === 'in'));
   }
 
-  /** `text[1:]` and `text[0]` count characters without markers. */
-  private evaluateSlice(node: Member, environment: Environment): Value | undefined {
-    if (!node.computed) return undefined;
+  /** As Python compares: 1, 1.0 and true are equal, "1" is none of them, lists and objects go by what they hold. */
+  private isEqual(left: Value, right: Value): boolean {
+    if (isString(left) && isString(right)) return this.markers.strip(left.value) === this.markers.strip(right.value);
+    if (isNumeric(left) && isNumeric(right)) return Number(left.value) === Number(right.value);
+    if (isArray(left) && isArray(right)) {
+      return (
+        left.value.length === right.value.length && left.value.every((item, i) => this.isEqual(item, right.value[i] as Value))
+      );
+    }
+    if (left.value instanceof Map && right.value instanceof Map) {
+      const other = right.value as Map<string, Value>;
+      const isSame = ([key, item]: [string, Value]) => other.has(key) && this.isEqual(item, other.get(key) as Value);
+      return left.value.size === other.size && [...(left.value as Map<string, Value>)].every(isSame);
+    }
+    return left.type === right.type && left.value === right.value;
+  }
+
+  private isIn(left: Value, right: Value): boolean {
+    if (isArray(right)) return right.value.some((item) => this.isEqual(left, item));
+    if (right.type === 'UndefinedValue') return false;
+    if (isString(left) && isString(right)) return this.pattern('', left.value, '').test(right.value);
+    if (isString(left) && right.value instanceof Map) return right.value.has(left.value);
+    throw new Error(`cannot look for ${left.type} in ${right.type}`);
+  }
+
+  /** Parts of nothing are an error, as in Jinja; `text[1:]` and `text[0]` count characters without markers. */
+  private evaluateMember(node: Member, environment: Environment): Value {
     const object = this.evaluate(node.object, environment);
-    const rest = { ...node, object: EVALUATED };
+    if (object.type === 'UndefinedValue') throw new Error(`${nameOf(node.object)} is undefined`);
+    const rest: Member = { ...node, object: EVALUATED };
     if (!isString(object)) return this.resume(rest, object, environment);
-    const part = this.resume(rest, this.plain(object), environment);
+    const part = this.resume(rest, string(this.markers.strip(object.value)), environment);
     return isString(part) ? string(this.derived(object.value, part.value)) : part;
   }
 
@@ -237,10 +259,6 @@ export class ChatInterpreter extends Interpreter {
     return new RegExp(`${before}${before && marker}${units.join(marker)}${after && marker}${after}`, flags);
   }
 
-  private plain(value: Value): Value {
-    return isString(value) && value.value.includes(this.markers.marker) ? string(this.markers.strip(value.value)) : value;
-  }
-
   private toJson(value: Value, format: JsonFormat, depth: number): string {
     if (isString(value)) return this.quote(value.value, format);
     const isList = isArray(value);
@@ -304,12 +322,11 @@ function entriesOf(value: Value, sorted: boolean): [string, Value][] {
   return sorted ? entries.sort(([a], [b]) => (a < b ? -1 : a > b ? 1 : 0)) : entries;
 }
 
-function isIn(left: Value, right: Value): boolean {
-  if (isArray(right)) return right.value.some((item) => item.value === left.value);
-  if (right.type === 'UndefinedValue') return false;
-  if (isString(left) && isString(right)) return right.value.includes(left.value);
-  if (isString(left) && right.value instanceof Map) return right.value.has(left.value);
-  throw new Error(`cannot look for ${left.type} in ${right.type}`);
+function nameOf(node: Node): string {
+  if (node.type === 'Identifier') return (node as Identifier).value;
+  if (node.type !== 'MemberExpression') return 'a value';
+  const { object, property, computed } = node as Member;
+  return computed ? `a part of ${nameOf(object)}` : `${nameOf(object)}.${property.value}`;
 }
 
 function expectString(method: string, value: Value | undefined, what = 'a string'): string {
@@ -354,6 +371,10 @@ export function number(value: number | bigint | JsonNumber): Value {
 
 function isString(value: Value): value is StringValue {
   return value instanceof StringClass;
+}
+
+function isNumeric(value: Value): boolean {
+  return [IntegerClass, FloatClass, BooleanClass].some((type) => value instanceof type);
 }
 
 function isArray(value: Value): value is ArrayValue {

@@ -49,8 +49,8 @@ export class Encoder {
   async encodeAsync(segments: readonly Segment[]): Promise<number[]> {
     const pieces = texts(segments);
     if (pieces.reduce((sum, text) => sum + text.length, 0) <= WORKER_CHARACTERS) return this.encode(segments);
-    this.worker ??= new EncoderWorker(this.plain, () => {
-      this.worker = undefined;
+    this.worker ??= new EncoderWorker(this.plain, (ended) => {
+      if (this.worker === ended) this.worker = undefined;
     });
     return join(segments, await this.worker.encode(pieces));
   }
@@ -83,7 +83,7 @@ class EncoderWorker {
 
   constructor(
     plain: Fields,
-    private readonly onEnd: () => void,
+    private readonly onEnd: (ended: EncoderWorker) => void,
   ) {
     const libraryPath = createRequire(import.meta.url).resolve('@huggingface/tokenizers');
     // The process's own flags, such as --input-type=module, are not meant for the thread's source.
@@ -114,14 +114,14 @@ class EncoderWorker {
   private rest(): void {
     this.thread.unref();
     this.idle = setTimeout(() => {
-      this.onEnd();
+      this.onEnd(this);
       void this.thread.terminate();
     }, WORKER_IDLE_MS).unref();
   }
 
   private end(error: Error): void {
     clearTimeout(this.idle);
-    this.onEnd();
+    this.onEnd(this);
     for (const job of this.waiting.splice(0)) job.reject(error);
   }
 }

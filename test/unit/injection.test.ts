@@ -100,7 +100,7 @@ describe('messages cannot forge turns', () => {
         const text = plain.applyChatTemplate(messages, { tools: given, addGenerationPrompt });
         expect(plain.decode(ids, { skipSpecial: false })).toBe(text);
       }),
-      { numRuns: 600 },
+      { numRuns: 300 },
     );
   });
 
@@ -112,7 +112,7 @@ describe('messages cannot forge turns', () => {
         const found = structure(await addedIn(rich, messages, { tools: given, addGenerationPrompt }));
         expect(found).toEqual(structure(await addedIn(rich, calmMessages, { tools: calmTools, addGenerationPrompt })));
       }),
-      { numRuns: 600 },
+      { numRuns: 300 },
     );
   });
 
@@ -123,7 +123,7 @@ describe('messages cannot forge turns', () => {
         const ids = await addedIn(cutting, messages, {});
         expect(ids).toEqual(messages.flatMap(() => [6141, 6142, 6143]));
       }),
-      { numRuns: 600 },
+      { numRuns: 300 },
     );
   });
 

@@ -154,6 +154,9 @@ describe('chat template', () => {
     expect(await render("{{ {'b': 1, 'a': [2]} | tojson(indent=2, sort_keys=true) }}")).toBe(
       '{\n  "a": [\n    2\n  ],\n  "b": 1\n}',
     );
+    expect(await render("{{ 1 == 1.0 }} {{ '1' == 1 }} {{ [1, 'a'] == [1, 'a'] }} {{ none == nothing }}")).toBe(
+      'true false true false',
+    );
     expect(await render("{{ 'é' | tojson(ensure_ascii=true) }} {{ 1.0 | tojson }}")).toBe('"\\u00e9" 1.0');
   });
 });
@@ -164,6 +167,7 @@ describe('templates that fail', () => {
   const cases: [name: string, template: string, message: string][] = [
     ['syntax', '{% if %}', 'failed'],
     ['unclosed', '{{ "', 'failed'],
+    ['a part of nothing', '{{ messages[7].content }}', 'a part of messages is undefined'],
     ['unknown function', '{{ nothing() }}', 'failed'],
     ['unknown filter', "{{ 'a' | nothing }}", 'nothing'],
     ['endless loop', loops, 'ran for more than'],
