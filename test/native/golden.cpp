@@ -84,7 +84,11 @@ std::vector<std::string> available_paths(DType compute) {
 
 TestModel::TestModel(const std::string& folder, const WorldSpec& spec, int64_t n_positions) {
   const ModelFolder model = open_model_folder(folder);
-  config = model.config;
+  *this = TestModel(model.config, model.checkpoint, spec, n_positions);
+}
+
+TestModel::TestModel(const ModelConfig& model_config, const Checkpoint& checkpoint, const WorldSpec& spec, int64_t n_positions)
+    : config(model_config) {
   world = std::make_unique<World>(spec.world, [&](int rank, Comm* comm) {
     BackendOptions options;
     options.kernels = spec.kernels;
@@ -96,7 +100,7 @@ TestModel::TestModel(const std::string& folder, const WorldSpec& spec, int64_t n
     load.world = spec.world;
     load.with_mtp = spec.mtp;
     load.n_threads = 2;
-    ModelWeights weights = load_weights(config, model.checkpoint, *backend, load);
+    ModelWeights weights = load_weights(config, checkpoint, *backend, load);
     RunnerLimits limits;
     limits.max_tokens = spec.max_tokens;
     limits.max_seqs = 8;

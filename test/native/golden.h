@@ -46,6 +46,7 @@ struct WorldSpec {
 // A checkpoint folder loaded into a world of ranks, with pages enough for a few sequences of n_positions tokens.
 struct TestModel {
   TestModel(const std::string& folder, const WorldSpec& spec, int64_t n_positions);
+  TestModel(const ModelConfig& config, const Checkpoint& checkpoint, const WorldSpec& spec, int64_t n_positions);
   ModelConfig config;
   std::unique_ptr<World> world;
 };
