@@ -24,7 +24,10 @@ class Scratch {
   template <typename T>
   T* get(int64_t n) {
     const size_t bytes = static_cast<size_t>(n) * sizeof(T);
-    if (bytes > memory_.bytes()) memory_ = allocate_host(bytes + bytes / 2, what_);
+    if (bytes > memory_.bytes()) {
+      memory_ = {};  // before the larger one is taken
+      memory_ = allocate_host(bytes + bytes / 2, what_);
+    }
     return memory_.as<T>();
   }
 
