@@ -36,6 +36,8 @@ class Scratch {
   DeviceBuffer memory_;
 };
 
+constexpr int64_t kRowChunk = 256;  // rows whose results wait in a thread's tile: kGroupRows floats each, 64 KiB
+
 // How activations lie in memory for the kernels of one weight: packed k order, float32 or BF16, times a power of two.
 struct ActivationForm {
   const KLayout* layout = nullptr;
@@ -130,6 +132,11 @@ class CpuBackend : public ReferenceBackend {
       partials_{"attention scratch"}, chunk_lists_{"router scratch"};
   std::vector<ExpertTask> tasks_;
   std::vector<std::pair<int32_t, int32_t>> task_groups_;  // (task, group of panels) work items
+  // Tokens of one sequence that lie in one page: rows [first, first + n) of the step.
+  struct PageRun {
+    int seq, first, n;
+  };
+  std::vector<PageRun> page_runs_;
   std::vector<AttentionItem> attention_items_;
 };
 

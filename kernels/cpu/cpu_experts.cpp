@@ -6,12 +6,6 @@
 #include "cpu/cpu_backend.h"
 
 namespace sigmoe {
-namespace {
-
-constexpr int64_t kRowChunk = 256;  // rows whose results wait in a thread's tile: 64 KiB
-constexpr int64_t kGroupRows = kGroupPanels * kPanelRows;
-
-}  // namespace
 
 void CpuBackend::run_gate_up(const ExpertStep& step, const ExpertTask& task, int64_t group, int worker) {
   const PackedWeight& weight = *task.gate_up;
@@ -52,7 +46,7 @@ void CpuBackend::run_down(const ExpertStep& step, const ExpertTask& task, int64_
   args.c_stride = kGroupRows;
   args.scratch = workers_[worker].gemm_scratch.data();
   const int64_t n_routed = static_cast<int64_t>(step.n_tokens) * step.n_active;
-  const int64_t column = group * kGroupRows, n_columns = std::min(kGroupRows, weight.n - column);
+  const int64_t column = group * kGroupRows, n_columns = std::min<int64_t>(kGroupRows, weight.n - column);
 
   for (int64_t begin = 0; begin < task.n_rows; begin += kRowChunk) {
     args.m = static_cast<int>(std::min(kRowChunk, task.n_rows - begin));

@@ -6,12 +6,6 @@
 #include "cpu/cpu_backend.h"
 
 namespace sigmoe {
-namespace {
-
-constexpr int64_t kRowChunk = 256;  // rows whose results wait in a thread's tile: 64 KiB
-constexpr int64_t kGroupRows = kGroupPanels * kPanelRows;
-
-}  // namespace
 
 ActivationForm CpuBackend::form_of(const PackedWeight& weight, Products products) const {
   const bool bf16 = products == Products::fastest && bf16_gemm_ && bf16_gemm_[static_cast<int>(weight.format)];
@@ -69,7 +63,7 @@ void CpuBackend::multiply(const float* x, const int32_t* row_ids, int64_t n_rows
     args.c_stride = kGroupRows;
     args.scratch = workers_[w].gemm_scratch.data();
     gemm(args);
-    const int64_t n_columns = std::min(kGroupRows, weight.n - column);
+    const int64_t n_columns = std::min<int64_t>(kGroupRows, weight.n - column);
     for (int64_t r = 0; r < args.m; ++r)
       std::memcpy(y + (row + r) * weight.n + column, args.c + r * kGroupRows, n_columns * sizeof(float));
   });

@@ -7,8 +7,9 @@
 
 namespace sigmoe {
 
-constexpr int kPanelRows = 16;    // output rows of a packed weight that lie together
-constexpr int kGroupPanels = 4;   // panels whose lines alternate, and that one gemm call computes
+constexpr int kPanelRows = 16;   // output rows of a packed weight that lie together
+constexpr int kGroupPanels = 4;  // panels whose lines alternate, and that one gemm call computes
+constexpr int kGroupRows = kPanelRows * kGroupPanels;
 constexpr int kMaxSegment = 128;  // most values of k summed before a scale is applied
 constexpr int kSegmentUnit = 32;  // segments are padded with zeros to a multiple of this
 
@@ -24,7 +25,8 @@ constexpr int kLineFormats = 4;
 struct PanelGroup {
   const uint8_t* lines = nullptr;
   int n_panels = 0;                        // 1..kGroupPanels
-  const int32_t* segment_begin = nullptr;  // (n_segments + 1) packed k, multiples of kSegmentUnit, steps of at most kMaxSegment
+  const int32_t* segment_begin = nullptr;  // (n_segments + 1) packed k in steps of at most kMaxSegment; AMX needs
+                                           // multiples of kSegmentUnit, the others of 8
   const int32_t* segment_block = nullptr;  // (n_segments) scale block of each; null: scale 1
   int n_segments = 0;
   const float* scales = nullptr;   // first panel's (blocks), or (blocks, 16) when scale_per_row
