@@ -24,7 +24,8 @@ std::unique_ptr<Backend> create_backend(const std::string& device, const Backend
   if (device == "cpu") return create_cpu_backend(options);
   for (const DeviceReport& report : list_devices())
     if (report.device == device)
-      throw EngineError(ErrorCode::not_found, "device '" + device + "' asked for: " + report.detail, "use device 'cpu' or 'auto'");
+      throw EngineError(ErrorCode::not_found, "device '" + device + "' asked for: " + report.detail,
+                        "use device 'cpu' or 'auto'");
   throw EngineError(ErrorCode::invalid_argument, "device '" + device + "' asked for: no such device",
                     "use one of auto, cpu, cuda, ascend");
 }

@@ -15,7 +15,8 @@ constexpr uint64_t kDefaultKvBytes = 1ull << 30;  // unless one context alone ne
 std::string read_small_file(const std::filesystem::path& path) {
   const auto file = open_file(path.string());
   if (file->size() > kMaxConfigBytes)
-    throw EngineError(ErrorCode::bad_checkpoint, path.string() + " has " + std::to_string(file->size()) + " bytes; a config has a few thousand",
+    throw EngineError(ErrorCode::bad_checkpoint,
+                      path.string() + " has " + std::to_string(file->size()) + " bytes; a config has a few thousand",
                       "pass a folder that holds a Hugging Face model");
   std::string text(file->size(), '\0');
   file->read(0, text.data(), text.size());
@@ -42,7 +43,8 @@ void check_options(const EngineOptions& options) {
   in_range(options.max_batched_tokens, 1, 65536, "maxBatchedTokens");
   in_range(options.kv_cache_tokens, 0, int64_t{1} << 40, "kvCacheTokens");
   if (options.compute != "bfloat16" && options.compute != "float32")
-    throw EngineError(ErrorCode::invalid_argument, "compute '" + options.compute + "' asked for; known are bfloat16 and float32");
+    throw EngineError(ErrorCode::invalid_argument,
+                      "compute '" + options.compute + "' asked for; known are bfloat16 and float32");
 }
 
 }  // namespace
@@ -69,8 +71,9 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
   plan.context = config.context;
   if (options.max_model_len > 0) {
     if (options.max_model_len > config.context)
-      throw EngineError(ErrorCode::invalid_argument, "maxModelLen " + std::to_string(options.max_model_len) +
-                            " asked for; the model's context is " + std::to_string(config.context),
+      throw EngineError(ErrorCode::invalid_argument,
+                        "maxModelLen " + std::to_string(options.max_model_len) + " asked for; the model's context is " +
+                            std::to_string(config.context),
                         "lower it, or add a YaRN rope_scaling entry to config.json");
     plan.context = options.max_model_len;
   }
@@ -78,8 +81,9 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
   if (options.kv_cache_tokens > 0) {
     plan.kv_cache_tokens = pages_for(options.kv_cache_tokens) * kPageTokens;
     if (plan.kv_cache_tokens < one_context)
-      throw EngineError(ErrorCode::invalid_argument, "kvCacheTokens " + std::to_string(options.kv_cache_tokens) +
-                            " asked for; one sequence may hold " + std::to_string(plan.context) + " tokens",
+      throw EngineError(ErrorCode::invalid_argument,
+                        "kvCacheTokens " + std::to_string(options.kv_cache_tokens) + " asked for; one sequence may hold " +
+                            std::to_string(plan.context) + " tokens",
                         "raise kvCacheTokens or lower maxModelLen");
     return plan;
   }
@@ -109,10 +113,14 @@ EngineInfo describe_model(const ModelConfig& config) {
   const ParameterCount count = count_parameters(config);
   info.parameters = count.total();
   info.active_parameters = count.active();
-  info.parts = {{"embedding", count.embedding},           {"head", count.head},
-                {"attention", count.attention},           {"dense MLP", count.dense_mlp},
-                {"routed experts", count.routed_experts}, {"shared experts", count.shared_experts},
-                {"router", count.router},                 {"norms", count.norms},
+  info.parts = {{"embedding", count.embedding},
+                {"head", count.head},
+                {"attention", count.attention},
+                {"dense MLP", count.dense_mlp},
+                {"routed experts", count.routed_experts},
+                {"shared experts", count.shared_experts},
+                {"router", count.router},
+                {"norms", count.norms},
                 {"MTP", count.mtp}};
   info.kv_bytes_per_token = kv_bytes_per_token(config, DType::bf16, config.n_layers);
   return info;
@@ -165,7 +173,8 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
       info.kernels = backend->info().kernels;
       info.compute = backend->info().compute == DType::f32 ? "float32" : "bfloat16";
       info.n_threads = backend->info().n_threads;
-      info.kv_bytes_per_token = kv_bytes_per_token(config, backend->info().kv_dtype, config.n_layers + (loaded.has_mtp ? 1 : 0));
+      info.kv_bytes_per_token =
+          kv_bytes_per_token(config, backend->info().kv_dtype, config.n_layers + (loaded.has_mtp ? 1 : 0));
     }
     LoadOptions load;
     load.rank = rank;

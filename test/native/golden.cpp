@@ -13,8 +13,9 @@ std::string golden_dir() { return SIGMOE_GOLDEN_DIR; }
 std::string source_dir() { return SIGMOE_SOURCE_DIR; }
 
 const std::vector<std::string>& random_checkpoints() {
-  static const std::vector<std::string> names = {"base",       "fp8-block",  "fp8-ragged",   "full-rotary",  "mtp",       "no-qk-norm",
-                                                 "real-heads", "real-routing", "single-group", "two-dense", "two-shared", "yarn"};
+  static const std::vector<std::string> names = {"base",         "fp8-block",  "fp8-ragged", "full-rotary",
+                                                 "mtp",          "no-qk-norm", "real-heads", "real-routing",
+                                                 "single-group", "two-dense",  "two-shared", "yarn"};
   return names;
 }
 
@@ -127,8 +128,8 @@ StepInputs chunk_inputs(const std::vector<int32_t>& tokens, int64_t begin, int64
 
 }  // namespace
 
-std::vector<float> run_logits(TestModel& model, const std::vector<int32_t>& tokens, const std::vector<int64_t>& chunks, Trace* trace,
-                              int32_t first_page) {
+std::vector<float> run_logits(TestModel& model, const std::vector<int32_t>& tokens, const std::vector<int64_t>& chunks,
+                              Trace* trace, int32_t first_page) {
   std::vector<float> logits;
   const int64_t n = static_cast<int64_t>(tokens.size());
   size_t c = 0;

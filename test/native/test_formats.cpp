@@ -11,8 +11,8 @@
 using namespace sigmoe;
 using namespace sigmoe::test;
 using sigmoe::testing::memory_checkpoint;
-using sigmoe::testing::store_model;
 using sigmoe::testing::Storage;
+using sigmoe::testing::store_model;
 
 TEST_CASE("formats: FP8 per channel, per tensor and blocks, INT4 groups equal their dequantised weights in float32") {
   for (const char* name : {"base", "two-shared", "real-heads"}) {
