@@ -4,7 +4,6 @@
 #pragma once
 
 #include <memory>
-#include <utility>
 #include <vector>
 
 #include "cpu/cpu_features.h"
@@ -131,7 +130,10 @@ class CpuBackend : public ReferenceBackend {
       sums_{"activation scratch"}, part_logits_{"logits scratch"}, queries_{"attention scratch"},
       partials_{"attention scratch"}, chunk_lists_{"router scratch"};
   std::vector<ExpertTask> tasks_;
-  std::vector<std::pair<int32_t, int32_t>> task_groups_;  // (task, group of panels) work items
+  struct ExpertPiece {
+    int32_t task, first_group, end_group;
+  };
+  std::vector<ExpertPiece> expert_pieces_;
   // Tokens of one sequence that lie in one page: rows [first, first + n) of the step.
   struct PageRun {
     int seq, first, n;
