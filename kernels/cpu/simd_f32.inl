@@ -2,6 +2,7 @@
 //   kLanes; vf, vi, vu = vectors of float, int32_t, uint32_t; vf splat(float); vf madd(vf a, vf b, vf c) = a * b + c;
 //   kTileRows, kTilePanels  accumulator block of the many-row kernel; kTileRows * kTilePanels * kParts registers
 //   kFewRows, kFewPanels    likewise of the few-row kernel, which expands weights in registers
+//   vu low_words(vu), high_words(vu): the low or high four words of every 16 bytes, each in the high half of a dword
 //   opaque(vf&)             the compiler must not know the value any more
 // and names its table by SIGMOE_SIMD_TABLE after it has included this.
 
@@ -25,9 +26,9 @@ inline vf expand(vu dwords, int j) {
   if constexpr (F == LineFormat::f32) return (vf)dwords;
   if constexpr (F == LineFormat::bf16) return (vf)(j == 0 ? dwords << 16 : dwords & 0xffff0000u);
   if constexpr (F == LineFormat::fp8) {
-    constexpr int kToTop[4] = {24, 8, 16, 0};
+    const vu halves = j < 2 ? low_words(dwords) : high_words(dwords);  // k0 k1 or k2 k3 in the high half of each row's dword
     // s eeee mmm at the top, moved down by four: sign, four copies of it to clear, exponent and mantissa in place.
-    return (vf)(((vi)(dwords << kToTop[j]) >> 4) & (vi)(vu{} + 0x87f00000u));
+    return (vf)(((vi)(j % 2 == 0 ? halves << 8 : halves) >> 4) & (vi)(vu{} + 0x87f00000u));
   }
   const vu nibble = (dwords >> (j / 2 * 4 + (j & 1) * 16)) & 15u;
   return (vf)(nibble | 0x4b000000u) - 8388616.0f;  // 2^23 + nibble as float32, less 2^23 + 8
