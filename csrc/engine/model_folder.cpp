@@ -29,6 +29,26 @@ std::string weight_format_text(const ModelConfig& config, const Checkpoint& chec
   return head ? dtype_name(head->dtype) : "BF16";
 }
 
+// One step that nobody asked for: faults in the activations, wakes the threads, and finds a kernel that fails before the
+// first user does. What it leaves in the first page is overwritten by whoever gets that page.
+void warm_up(World& world, int64_t n_tokens) {
+  StepInputs in;
+  for (int32_t i = 0; i < n_tokens; ++i) {
+    in.token_ids.push_back(0);
+    in.positions.push_back(i);
+  }
+  in.seq_offsets = {0, static_cast<int32_t>(n_tokens)};
+  in.page_tables = {0};
+  in.max_pages = 1;
+  SampleRow greedy;
+  greedy.temperature = 0;
+  in.sample_rows = {greedy};
+  in.sample_row_ids = {static_cast<int32_t>(n_tokens) - 1};
+  in.resets = {{0, {0}, {}}};
+  StepOutputs ignored;
+  world.run(in, ignored);
+}
+
 // lib checks these too; here they protect every other caller from an allocation of absurd size.
 void check_options(const EngineOptions& options) {
   const auto in_range = [](int64_t value, int64_t low, int64_t high, const char* name) {
@@ -197,6 +217,8 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
     return std::make_unique<RankRunner>(config, std::move(backend), std::move(weights), comm, rank, world, limits);
   };
   loaded.world = std::make_unique<World>(world, make_rank);
+  constexpr int64_t kWarmTokens = 32;
+  warm_up(*loaded.world, std::min<int64_t>({kWarmTokens, options.max_batched_tokens, plan.context}));
 
   info.context = plan.context;
   info.kv_cache_tokens = plan.kv_cache_tokens;
