@@ -31,7 +31,7 @@ using Clock = std::chrono::steady_clock;
 struct BenchOptions {
   std::string model, shape;
   std::string format = "fp8";
-  int context = 128, prefill = 512, repeats = 9;
+  int context = 128, prefill = 512, repeats = 21;
   bool load = false;
   EngineOptions engine;
 };
@@ -106,17 +106,15 @@ class Bench {
     result_["machine"] = {
         {"name", backend_->info().name}, {"threads", backend_->info().n_threads}, {"kernels", backend_->info().kernels}};
     result_["shape"] = options_.shape.empty() ? std::filesystem::path(options_.model).filename().string() : options_.shape;
-    on_line_("measuring the matrix peak");
-    matrix_gflops_ = measure_matrix_gflops(backend_->info().n_threads);
+    probe_ = make_ceiling_probe(backend_->info().n_threads);
     if (options_.prefill > 0) measure_prefill();
     prepare_decode();
-    measure_decode("whole", whole_cost(), false, [this] { decode_step(); });
-    measure_decode("attention", attention_cost(1), true, [this] { attention_pass(); });
-    measure_decode("experts", expert_cost(), true, [this] { expert_pass(); });
-    measure_decode("head", head_cost(), true, [this] { head_pass(); });
-    finish_rows();
-    result_["machine"]["readGbps"] = median(read_gbps_);
-    result_["machine"]["matrixGflops"] = matrix_gflops_;
+    measure_decode("whole", whole_cost(), [this] { decode_step(); });
+    measure_decode("attention", attention_cost(1), [this] { attention_pass(); });
+    measure_decode("experts", expert_cost(), [this] { expert_pass(); });
+    measure_decode("head", head_cost(), [this] { head_pass(); });
+    result_["machine"]["readGbps"] = median(all_read_gbps_);
+    result_["machine"]["matrixGflops"] = median(all_matrix_gflops_);
     result_["memory"] = {{"weightBytes", runner_->weights().bytes},
                          {"kvBytes", runner_->kv_bytes()},
                          {"workspaceBytes", runner_->workspace_bytes()},
@@ -215,24 +213,20 @@ class Bench {
 
   void measure_prefill() {
     on_line_("prefill of " + std::to_string(options_.prefill) + " tokens");
-    std::vector<double> times;
-    Cost cost;
-    const int n_runs = std::max(3, options_.repeats / 3);
-    for (int i = 0; i <= n_runs; ++i) {
+    Trace trace;  // of the warm-up: the count of experts touched
+    run_prompt(random_tokens(options_.prefill), &trace, nullptr);
+    const Cost cost = prefill_cost(trace);
+    Samples samples;
+    for (int i = 0; i < std::max(3, options_.repeats / 3); ++i) {
       check_cancelled();
       const std::vector<int32_t> tokens = random_tokens(options_.prefill);
-      if (i == 0) {  // warm-up, and the count of experts touched
-        Trace trace;
-        run_prompt(tokens, &trace, nullptr);
-        cost = prefill_cost(trace);
-        continue;
-      }
-      read_gbps_.push_back(measure_read_gbps(backend_->info().n_threads));
       double ms = 0;
+      probe(samples);
       run_prompt(tokens, nullptr, &ms);
-      times.push_back(ms);
+      probe(samples);
+      samples.ms.push_back(ms);
     }
-    add_row("prefill", "whole", options_.prefill, median(times), cost);
+    add_row("prefill", "whole", options_.prefill, samples, cost);
   }
 
   Cost prefill_cost(const Trace& trace) const {
@@ -339,19 +333,18 @@ class Bench {
     backend_->synchronize();
   }
 
-  // Parts are small enough to stay in a large last-level cache between repeats, which no real step allows: the read
-  // stream that is measured before each repeat also evicts them.
-  void measure_decode(const char* part, const Cost& cost, bool evict, const std::function<void()>& pass) {
+  // The ceilings are sampled right before each pass, because those of a shared machine drift; the read sample also evicts
+  // what a part would otherwise find in the last-level cache, which no real step allows.
+  void measure_decode(const char* part, const Cost& cost, const std::function<void()>& pass) {
     if (cost.bytes == 0) return;
-    std::vector<double> times;
     pass();
-    const int n_runs = evict ? options_.repeats : std::max(options_.repeats, 9);
-    for (int i = 0; i < n_runs; ++i) {
+    Samples samples;
+    for (int i = 0; i < options_.repeats; ++i) {
       check_cancelled();
-      if (evict || i % 3 == 0) read_gbps_.push_back(measure_read_gbps(backend_->info().n_threads));
-      times.push_back(milliseconds(pass));
+      probe(samples);
+      samples.ms.push_back(milliseconds(pass));
     }
-    add_row("decode", part, 1, median(times), cost);
+    add_row("decode", part, 1, samples, cost);
   }
 
   // ---- counting ----
@@ -492,7 +485,22 @@ class Bench {
 
   // ---- rows ----
 
-  void add_row(const char* phase, const char* part, int n_tokens, double ms, const Cost& cost) {
+  // Times of one row and the ceilings sampled beside them.
+  struct Samples {
+    std::vector<double> ms, read_gbps, matrix_gflops;
+  };
+
+  void probe(Samples& samples) {
+    samples.read_gbps.push_back(probe_->read_gbps());
+    samples.matrix_gflops.push_back(probe_->matrix_gflops());
+  }
+
+  void add_row(const char* phase, const char* part, int n_tokens, const Samples& samples, const Cost& cost) {
+    const double ms = median(samples.ms), gbps = median(samples.read_gbps), gflops = median(samples.matrix_gflops);
+    const double read_ms = cost.bytes / gbps / 1e6, matrix_ms = cost.flop / gflops / 1e6,
+                 bound_ms = std::max(read_ms, matrix_ms);
+    all_read_gbps_.insert(all_read_gbps_.end(), samples.read_gbps.begin(), samples.read_gbps.end());
+    all_matrix_gflops_.insert(all_matrix_gflops_.end(), samples.matrix_gflops.begin(), samples.matrix_gflops.end());
     rows_.push_back({{"phase", phase},
                      {"part", part},
                      {"tokensPerSecond", n_tokens / ms * 1e3},
@@ -500,19 +508,12 @@ class Bench {
                      {"bytes", cost.bytes},
                      {"gbps", cost.bytes / ms / 1e6},
                      {"flop", cost.flop},
-                     {"gflops", cost.flop / ms / 1e6}});
-  }
-
-  void finish_rows() {
-    const double gbps = median(read_gbps_);
-    for (Json& row : rows_) {
-      if (row["phase"] == "load") continue;
-      const double read_ms = row["bytes"].get<double>() / gbps / 1e6,
-                   matrix_ms = row["flop"].get<double>() / matrix_gflops_ / 1e6;
-      row["boundMilliseconds"] = std::max(read_ms, matrix_ms);
-      row["boundBy"] = read_ms >= matrix_ms ? "read bandwidth" : "matrix peak";
-      row["fraction"] = std::max(read_ms, matrix_ms) / row["milliseconds"].get<double>();
-    }
+                     {"gflops", cost.flop / ms / 1e6},
+                     {"readGbps", gbps},
+                     {"matrixGflops", gflops},
+                     {"boundMilliseconds", bound_ms},
+                     {"boundBy", read_ms >= matrix_ms ? "read bandwidth" : "matrix peak"},
+                     {"fraction", bound_ms / ms}});
   }
 
   BenchOptions options_;
@@ -530,8 +531,8 @@ class Bench {
   std::vector<int32_t> row_;
   int64_t position_ = 0;
   int32_t next_token_ = 0;
-  std::vector<double> read_gbps_;
-  double matrix_gflops_ = 0;
+  std::unique_ptr<CeilingProbe> probe_;
+  std::vector<double> all_read_gbps_, all_matrix_gflops_;
   std::vector<Json> rows_;
   Json result_;
 };
