@@ -1,0 +1,302 @@
+// The sampler: one block per row, no sorting. Weights of tokens are integers (kernels/cpu/sample.h defines them), so sums do
+// not depend on their order and the token is the very one that sorting the vocabulary would pick.
+//
+// Tokens are ranked by (logit, then lower id first): one 64-bit rank each, all distinct. top-k, top-p and the draw each ask
+// for the largest rank at which a sum from the top reaches a target; cut_at() finds it digit by digit, 8 bits at a time, from
+// a histogram of the ranks that share the digits found so far. Bound: a greedy row reads its logits once.
+#include <cmath>
+
+#include "cuda/device.cuh"
+#include "cuda/ops.h"
+
+namespace sigmoe::cuda {
+namespace {
+
+constexpr int kThreads = 1024;
+constexpr int kWarps = kThreads / 32;
+constexpr double kWeightOne = 0x1p40;
+
+// ---- definitions shared with the CPU, bit for bit: no fused multiply-add ---------------------------------------------
+
+__device__ uint64_t sample_weight(float x) {
+  x = x > -40.0f ? x : -40.0f;
+  constexpr float kRound = 12582912.0f;
+  const float shifted = __fadd_rn(__fmul_rn(x, 1.44269504f), kRound);
+  const float n = __fsub_rn(shifted, kRound);
+  const float r = __fsub_rn(__fsub_rn(x, __fmul_rn(n, 0.693359375f)), __fmul_rn(n, -2.12194440e-4f));
+  float p = 1.9875691500e-4f;
+  p = __fadd_rn(__fmul_rn(p, r), 1.3981999507e-3f);
+  p = __fadd_rn(__fmul_rn(p, r), 8.3334519073e-3f);
+  p = __fadd_rn(__fmul_rn(p, r), 4.1665795894e-2f);
+  p = __fadd_rn(__fmul_rn(p, r), 1.6666665459e-1f);
+  p = __fadd_rn(__fmul_rn(p, r), 5.0000001201e-1f);
+  p = __fadd_rn(__fadd_rn(__fmul_rn(p, __fmul_rn(r, r)), r), 1.0f);
+  const float power = __uint_as_float((__float_as_uint(shifted) - 0x4b400000u + 127u) << 23);
+  const double fixed = __dadd_rn(__dmul_rn(static_cast<double>(__fmul_rn(p, power)), kWeightOne), 0x1p52);
+  return static_cast<uint64_t>(__double_as_longlong(fixed)) - 0x4330000000000000ull;
+}
+
+__device__ float finite_logit(float x) {
+  constexpr float kLargest = 3.402823466e38f;
+  return x == x ? fminf(x, kLargest) : -INFINITY;
+}
+
+__device__ float penalise(float x, uint32_t count, const SampleRow& row) {
+  const float repeated = x > 0.0f ? __fdiv_rn(x, row.repetition_penalty) : __fmul_rn(x, row.repetition_penalty);
+  const int generated = static_cast<int>(count & 0x7fffffffu);
+  const float once = generated > 0 ? row.presence_penalty : 0.0f;
+  return finite_logit(
+      __fsub_rn(count != 0 ? repeated : x, __fadd_rn(once, __fmul_rn(row.frequency_penalty, static_cast<float>(generated)))));
+}
+
+// floor(u * total) for the row's uniform u in [0, 1): Philox4x32-10 keyed by seed, counted by position.
+__device__ uint64_t draw_below(uint64_t total, uint64_t seed, int32_t position) {
+  uint32_t c[4] = {static_cast<uint32_t>(position), 0, 0, 0};
+  uint32_t key[2] = {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)};
+  for (int round = 0; round < 10; ++round) {
+    const uint32_t a = __umulhi(0xD2511F53u, c[0]), b = __umulhi(0xCD9E8D57u, c[2]);
+    const uint32_t a_low = 0xD2511F53u * c[0], b_low = 0xCD9E8D57u * c[2];
+    c[0] = b ^ c[1] ^ key[0], c[1] = b_low, c[2] = a ^ c[3] ^ key[1], c[3] = a_low;
+    key[0] += 0x9E3779B9u;
+    key[1] += 0xBB67AE85u;
+  }
+  return __umul64hi(static_cast<uint64_t>(c[1]) << 32 | c[0], total);
+}
+
+// ---- ranks -----------------------------------------------------------------------------------------------------------
+
+__device__ uint64_t rank_of(float x, int id) {
+  const uint32_t bits = __float_as_uint(x + 0.0f);
+  const uint32_t key = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+  return static_cast<uint64_t>(key) << 32 | ~static_cast<uint32_t>(id);
+}
+__device__ int id_of(uint64_t rank) { return static_cast<int>(~static_cast<uint32_t>(rank)); }
+
+__device__ uint64_t warp_max(uint64_t value) {
+  for (int step = 16; step > 0; step /= 2) value = max(value, __shfl_xor_sync(kAllLanes, value, step));
+  return value;
+}
+__device__ uint64_t warp_sum(uint64_t value) {
+  for (int step = 16; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
+  return value;
+}
+
+// Over the block, the same on every thread.
+template <typename Combine>
+__device__ uint64_t block_combine(uint64_t value, uint64_t* scratch, Combine combine) {
+  value = combine(value);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = value;
+  __syncthreads();
+  return combine(scratch[threadIdx.x % 32]);
+}
+__device__ uint64_t block_max(uint64_t value, uint64_t* scratch) {
+  return block_combine(value, scratch, [](uint64_t v) { return warp_max(v); });
+}
+__device__ uint64_t block_total(uint64_t value, uint64_t* scratch) {
+  return block_combine(value, scratch, [](uint64_t v) { return warp_sum(v); });
+}
+
+struct Shared {
+  uint64_t scratch[kWarps];
+  uint64_t histogram[256];
+  uint64_t prefix, above;
+};
+
+// One row's candidates: logits x (V) after penalties, all with rank >= least.
+struct Row {
+  const float* x;
+  int n;
+  uint64_t least;
+  float highest, temperature;
+
+  __device__ uint64_t weight(float value) const { return sample_weight(__fdiv_rn(__fsub_rn(value, highest), temperature)); }
+};
+
+// The largest rank c with sum of mass over ranks >= c reaching `target` (1 <= target <= the sum over all candidates); `above`
+// gets the sum over ranks > c. mass(x) is 1 for counting, else the token's weight.
+template <typename Mass>
+__device__ uint64_t cut_at(const Row& row, uint64_t target, const Mass& mass, uint64_t& above, Shared& shared) {
+  uint64_t prefix = 0, sum_above = 0;
+  for (int shift = 56; shift >= 0; shift -= 8) {
+    __syncthreads();
+    for (int i = threadIdx.x; i < 256; i += kThreads) shared.histogram[i] = 0;
+    __syncthreads();
+    for (int base = 0; base < row.n; base += kThreads) {
+      const int id = base + threadIdx.x;
+      uint64_t rank = 0, m = 0;
+      if (id < row.n) rank = rank_of(row.x[id], id);
+      const bool in = id < row.n && rank >= row.least && (shift == 56 || rank >> (shift + 8) == prefix >> (shift + 8));
+      if (in) m = mass(row.x[id]);
+      // Many tokens share the leading digits: add up those of a warp that share a bin before touching it.
+      const int digit = in ? static_cast<int>(rank >> shift & 255) : -1;
+      unsigned left = __ballot_sync(kAllLanes, m > 0);
+      for (int rounds = 0; left && rounds < 4; ++rounds) {
+        const int leader = __ffs(left) - 1, bin = __shfl_sync(kAllLanes, digit, leader);
+        const uint64_t total = warp_sum(digit == bin ? m : 0);
+        if (static_cast<int>(threadIdx.x % 32) == leader) atomicAdd(reinterpret_cast<unsigned long long*>(&shared.histogram[bin]), total);
+        if (digit == bin) m = 0;
+        left = __ballot_sync(kAllLanes, m > 0);
+      }
+      if (m > 0) atomicAdd(reinterpret_cast<unsigned long long*>(&shared.histogram[digit]), m);
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      int digit = 255;
+      uint64_t sum = sum_above;
+      while (digit > 0 && sum + shared.histogram[digit] < target) sum += shared.histogram[digit--];
+      shared.prefix = prefix | static_cast<uint64_t>(digit) << shift;
+      shared.above = sum;
+    }
+    __syncthreads();
+    prefix = shared.prefix;
+    sum_above = shared.above;
+  }
+  above = sum_above;
+  return prefix;
+}
+
+// ---- a row -----------------------------------------------------------------------------------------------------------
+
+__device__ int choose(const SampleArgs& args, const SampleRow& sample, const float* logits, const uint32_t* counts, float* x,
+                      Shared& shared) {
+  const int n = args.vocab_size;
+  const bool biased = sample.bias_end > sample.bias_begin, bans = sample.ban_end > sample.ban_begin;
+  const bool penalties = sample.repetition_penalty != 1.0f || sample.presence_penalty != 0.0f || sample.frequency_penalty != 0.0f;
+  uint64_t best = 0;
+#pragma unroll 8
+  for (int id = threadIdx.x; id < n; id += kThreads) {
+    float value = finite_logit(logits[id]);
+    if (penalties && !biased) value = penalise(value, counts[id], sample);
+    x[id] = value;
+    best = max(best, rank_of(value, id));
+  }
+  if (biased) {
+    __syncthreads();
+    if (threadIdx.x == 0)  // entries may name a token twice: one thread, in order
+      for (int i = sample.bias_begin; i < sample.bias_end; ++i) {
+        float& value = x[args.bias_ids[i]];
+        value = finite_logit(__fadd_rn(value, args.bias_values[i]));
+      }
+    __syncthreads();
+    for (int id = threadIdx.x; id < n; id += kThreads) x[id] = penalise(x[id], counts[id], sample);
+  }
+  if (bans) {
+    __syncthreads();
+    for (int i = sample.ban_begin + threadIdx.x; i < sample.ban_end; i += kThreads) x[args.ban_ids[i]] = -INFINITY;
+  }
+  if (biased || bans) {
+    __syncthreads();
+    best = 0;
+    for (int id = threadIdx.x; id < n; id += kThreads) best = max(best, rank_of(x[id], id));
+  }
+  best = block_max(best, shared.scratch);
+  Row row{x, n, 0, x[id_of(best)], sample.temperature};
+  if (isinf(row.highest)) {  // nothing can be sampled: the lowest id that is not banned, else 0
+    uint64_t free = 0;
+    for (int id = threadIdx.x; id < n; id += kThreads) {
+      bool banned = false;
+      for (int i = sample.ban_begin; i < sample.ban_end; ++i) banned |= args.ban_ids[i] == id;
+      if (!banned) free = max(free, static_cast<uint64_t>(~static_cast<uint32_t>(id)));
+    }
+    free = block_max(free, shared.scratch);
+    return free ? id_of(free) : 0;
+  }
+  if (!(sample.temperature > 0.0f)) return id_of(best);
+
+  const auto one = [](float) { return uint64_t{1}; };
+  const auto weight = [&](float value) { return row.weight(value); };
+  uint64_t above;
+  if (sample.min_p > 0.0f) {
+    const float least = fminf(row.highest, __fadd_rn(row.highest, __fmul_rn(sample.temperature, logf(sample.min_p))));
+    row.least = static_cast<uint64_t>(rank_of(least, 0) >> 32) << 32;  // every id at that logit
+  }
+  if (sample.top_k > 0) {
+    uint64_t count = 0;
+    for (int id = threadIdx.x; id < n; id += kThreads) count += rank_of(x[id], id) >= row.least;
+    if (static_cast<uint64_t>(sample.top_k) < block_total(count, shared.scratch)) row.least = cut_at(row, sample.top_k, one, above, shared);
+  }
+  uint64_t total = 0;
+  for (int id = threadIdx.x; id < n; id += kThreads)
+    if (rank_of(x[id], id) >= row.least) total += row.weight(x[id]);
+  total = block_total(total, shared.scratch);
+  if (sample.top_p < 1.0f) {
+    const auto needed = static_cast<uint64_t>(ceil(__dmul_rn(fmaxf(sample.top_p, 0.0f), static_cast<double>(total))));
+    const uint64_t target = min(max(needed, uint64_t{1}), total);
+    row.least = cut_at(row, target, weight, above, shared);
+    total = above + row.weight(x[id_of(row.least)]);
+  }
+  return id_of(cut_at(row, draw_below(total, sample.seed, sample.position) + 1, weight, above, shared));
+}
+
+__global__ void __launch_bounds__(kThreads) sample_kernel(SampleArgs args, float* penalised) {
+  __shared__ Shared shared;
+  let_next_start();
+  wait_for_previous();
+  const int64_t r = blockIdx.x;
+  const int n = args.vocab_size;
+  const SampleRow sample = args.rows[r];
+  const float* logits = args.logits + r * n;
+  uint32_t* counts = args.counts + static_cast<int64_t>(sample.slot) * n;
+  float* x = penalised + r * n;
+  const int token = choose(args, sample, logits, counts, x, shared);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    args.tokens[r] = token;
+    ++counts[token];
+    args.logprobs[r] = 0.0f;
+  }
+  for (int i = threadIdx.x; i < kMaxLogprobs; i += kThreads) {
+    args.top_ids[r * kMaxLogprobs + i] = -1;
+    args.top_logprobs[r * kMaxLogprobs + i] = 0.0f;
+  }
+  if (sample.n_logprobs < 0) return;
+
+  uint64_t below = ~uint64_t{0}, best = 0;
+  for (int id = threadIdx.x; id < n; id += kThreads) best = max(best, rank_of(finite_logit(logits[id]), id));
+  best = block_max(best, shared.scratch);
+  const float highest = finite_logit(logits[id_of(best)]);
+  uint64_t total = 0;
+  for (int id = threadIdx.x; id < n; id += kThreads) total += sample_weight(__fsub_rn(finite_logit(logits[id]), highest));
+  total = block_total(total, shared.scratch);
+  const float log_total = static_cast<float>(log(static_cast<double>(total) / kWeightOne));
+  const auto logprob = [&](float value) { return isinf(highest) ? -logf(static_cast<float>(n)) : (value - highest) - log_total; };
+  if (threadIdx.x == 0) args.logprobs[r] = logprob(finite_logit(logits[token]));
+  for (int i = 0; i < min(min(sample.n_logprobs, kMaxLogprobs), n); ++i) {  // the best below the last one found
+    if (threadIdx.x == 0) {
+      args.top_ids[r * kMaxLogprobs + i] = id_of(best);
+      args.top_logprobs[r * kMaxLogprobs + i] = logprob(finite_logit(logits[id_of(best)]));
+    }
+    below = best;
+    best = 0;
+    for (int id = threadIdx.x; id < n; id += kThreads) {
+      const uint64_t rank = rank_of(finite_logit(logits[id]), id);
+      if (rank < below) best = max(best, rank);
+    }
+    best = block_max(best, shared.scratch);
+  }
+}
+
+__global__ void count_tokens_kernel(uint32_t* counts, const int32_t* tokens, int n, bool prompt) {
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= n) return;
+  if (prompt)
+    atomicOr(&counts[tokens[i]], 0x80000000u);
+  else
+    atomicAdd(&counts[tokens[i]], 1u);
+}
+
+}  // namespace
+
+void launch_sample(const Queue& queue, const SampleArgs& args, float* penalised) {
+  launch(queue, sample_kernel, args.n_rows, kThreads, 0, args, penalised);
+}
+
+void launch_count_tokens(const Queue& queue, uint32_t* counts_row, const int32_t* prompt, int n_prompt, const int32_t* generated,
+                         int n_generated) {
+  const Queue plain{queue.stream, false};
+  if (n_prompt > 0) launch(plain, count_tokens_kernel, divide_up(n_prompt, 256), 256, 0, counts_row, prompt, n_prompt, true);
+  if (n_generated > 0) launch(plain, count_tokens_kernel, divide_up(n_generated, 256), 256, 0, counts_row, generated, n_generated, false);
+}
+
+}  // namespace sigmoe::cuda
