@@ -85,10 +85,11 @@ class Bench {
     probe_ = make_ceiling_probe(options_.backend.n_threads);
     std::printf("%s · kernels %s · %s · %s weights · %s\n", options_.shape.c_str(), backend_->info().kernels.c_str(),
                 dtype_name(backend_->info().compute), weight_format_name(format_), backend_->info().name.c_str());
-    std::printf("read stream %.1f GB/s, matrix peak %.0f GFLOP/s (best of a few; below, the median of samples beside the runs)\n\n",
-                measure_read_gbps(options_.backend.n_threads), measure_matrix_gflops(options_.backend.n_threads));
-    std::printf("%-32s %6s %10s %10s %8s %8s %8s %8s %8s  %s\n", "op", "tokens", "median us", "best us", "GB/s", "of read", "GFLOP/s",
-                "of peak", "of bound", "bound");
+    std::printf(
+        "read stream %.1f GB/s, matrix peak %.0f GFLOP/s (best of a few; below, the median of samples beside the runs)\n\n",
+        measure_read_gbps(options_.backend.n_threads), measure_matrix_gflops(options_.backend.n_threads));
+    std::printf("%-32s %6s %10s %10s %8s %8s %8s %8s %8s  %s\n", "op", "tokens", "median us", "best us", "GB/s", "of read",
+                "GFLOP/s", "of peak", "of bound", "bound");
     make_weights();
     for (const int tokens : options_.tokens) {
       linear_ops(tokens);
@@ -180,14 +181,15 @@ class Bench {
   }
 
   void attention_ops(int tokens) {
-    const AttentionShape heads{static_cast<int>(shape_.heads), static_cast<int>(shape_.kv_heads), static_cast<int>(shape_.head_dim),
-                               static_cast<int>(shape_.head_dim / 2)};
+    const AttentionShape heads{static_cast<int>(shape_.heads), static_cast<int>(shape_.kv_heads),
+                               static_cast<int>(shape_.head_dim), static_cast<int>(shape_.head_dim / 2)};
     const int64_t qkv_width = (shape_.heads + 2 * shape_.kv_heads) * shape_.head_dim, q_width = shape_.heads * shape_.head_dim;
     for (const int context : {512, 32768}) {
       if (tokens > 1 && context > 512) continue;
       const int pages = (context + kPageTokens - 1) / kPageTokens;
       const DType dtype = backend_->info().kv_dtype;
-      const size_t cache_bytes = static_cast<size_t>(pages) * shape_.kv_heads * kPageTokens * shape_.head_dim * dtype_bytes(dtype);
+      const size_t cache_bytes =
+          static_cast<size_t>(pages) * shape_.kv_heads * kPageTokens * shape_.head_dim * dtype_bytes(dtype);
       std::vector<DeviceBuffer> k, v;
       for (int i = 0; i < kLayers; ++i) {
         k.push_back(backend_->alloc(cache_bytes, "k"));
@@ -203,16 +205,18 @@ class Bench {
       batch.positions = positions.data();
       batch.seq_offsets = offsets.data();
       batch.page_tables = table.data();
-      const std::vector<float> x = random_.gaussian(tokens * shape_.width), tables = random_.gaussian(context * shape_.head_dim / 4),
-                               norm(shape_.head_dim, 1.0f), norm_width(shape_.width, 1.0f);
-      std::vector<float> qkv = random_.gaussian(tokens * qkv_width), q = random_.gaussian(tokens * q_width), out(tokens * q_width),
-                         y(tokens * shape_.width), residual(tokens * shape_.width);
+      const std::vector<float> x = random_.gaussian(tokens * shape_.width),
+                               tables = random_.gaussian(context * shape_.head_dim / 4), norm(shape_.head_dim, 1.0f),
+                               norm_width(shape_.width, 1.0f);
+      std::vector<float> qkv = random_.gaussian(tokens * qkv_width), q = random_.gaussian(tokens * q_width),
+                         out(tokens * q_width), y(tokens * shape_.width), residual(tokens * shape_.width);
       const double mean_context = context - (tokens - 1) / 2.0;
       const double flop = 4.0 * tokens * mean_context * q_width;
       const std::string suffix = ", context " + std::to_string(context);
       const auto store = [&](int i) {
         const KvView view{k[i % kLayers].data(), v[i % kLayers].data(), dtype};
-        backend_->qk_norm_rope_store(batch, heads, qkv.data(), norm.data(), norm.data(), 1e-6f, tables.data(), tables.data(), view, q.data());
+        backend_->qk_norm_rope_store(batch, heads, qkv.data(), norm.data(), norm.data(), 1e-6f, tables.data(), tables.data(),
+                                     view, q.data());
       };
       const auto attend = [&](int i) {
         const KvView view{k[i % kLayers].data(), v[i % kLayers].data(), dtype};
@@ -235,8 +239,8 @@ class Bench {
 
   void expert_ops(int tokens) {
     const int n_active = static_cast<int>(shape_.active), n_slots = n_active + 1, width = static_cast<int>(shape_.width);
-    const RouterShape router{static_cast<int>(shape_.experts), n_active, static_cast<int>(shape_.groups),
-                             static_cast<int>(shape_.groups_kept), true, 2.5f};
+    const RouterShape router{static_cast<int>(shape_.experts),     n_active, static_cast<int>(shape_.groups),
+                             static_cast<int>(shape_.groups_kept), true,     2.5f};
     const int64_t n_ids = static_cast<int64_t>(tokens) * n_active;
     std::vector<int32_t> ids(n_ids), offsets(shape_.experts + 1), order(n_ids);
     std::vector<float> weights(n_ids), logits(tokens * shape_.experts), out(static_cast<int64_t>(tokens) * n_slots * width),
@@ -264,31 +268,38 @@ class Bench {
     const double flop = 6.0 * tokens * shape_.width * (n_active * shape_.inner + shape_.shared);
     const double router_flop = 2.0 * tokens * shape_.width * shape_.experts;
     const auto route = [&](int i) {
-      backend_->route(xs[i % 4].data(), *router_[i % kLayers], bias.data(), router, tokens, &forced[i % 16 * n_ids], logits.data(), routing);
+      backend_->route(xs[i % 4].data(), *router_[i % kLayers], bias.data(), router, tokens, &forced[i % 16 * n_ids],
+                      logits.data(), routing);
     };
-    const auto run_experts = [&](int i) { backend_->experts(xs[i % 4].data(), experts_, routing, n_active, tokens, width, out.data()); };
+    const auto run_experts = [&](int i) {
+      backend_->experts(xs[i % 4].data(), experts_, routing, n_active, tokens, width, out.data());
+    };
     time("route", tokens, router_[0]->bytes(), router_flop, [&](int i) {
       backend_->route(xs[i % 4].data(), *router_[i % kLayers], bias.data(), router, tokens, nullptr, logits.data(), routing);
     });
     time("expert layer", tokens, bytes + router_[0]->bytes(), flop + router_flop, [&](int i) {
       route(i);
       run_experts(i);
-      backend_->reduce_add_rms_norm(residual.data(), out.data(), n_slots, nullptr, norm.data(), 1e-6f, tokens, width, normed.data());
+      backend_->reduce_add_rms_norm(residual.data(), out.data(), n_slots, nullptr, norm.data(), 1e-6f, tokens, width,
+                                    normed.data());
     });
-    time("dense MLP", tokens, dense_gate_up_[0]->bytes() + dense_down_[0]->bytes(), 6.0 * tokens * shape_.width * shape_.dense, [&](int i) {
-      ExpertWeights dense;
-      dense.shared_gate_up = dense_gate_up_[i % kLayers].get();
-      dense.shared_down = dense_down_[i % kLayers].get();
-      backend_->experts(xs[i % 4].data(), dense, {}, 0, tokens, width, out.data());
-    });
+    time("dense MLP", tokens, dense_gate_up_[0]->bytes() + dense_down_[0]->bytes(), 6.0 * tokens * shape_.width * shape_.dense,
+         [&](int i) {
+           ExpertWeights dense;
+           dense.shared_gate_up = dense_gate_up_[i % kLayers].get();
+           dense.shared_down = dense_down_[i % kLayers].get();
+           backend_->experts(xs[i % 4].data(), dense, {}, 0, tokens, width, out.data());
+         });
   }
 
   void small_ops(int tokens) {
     const int width = static_cast<int>(shape_.width), n_slots = static_cast<int>(shape_.active) + 1;
-    std::vector<float> residual(tokens * width), addend = random_.gaussian(static_cast<int64_t>(tokens) * n_slots * width), out(tokens * width);
+    std::vector<float> residual(tokens * width), addend = random_.gaussian(static_cast<int64_t>(tokens) * n_slots * width),
+                                                 out(tokens * width);
     const std::vector<float> norm(width, 1.0f);
     time("reduce_add_rms_norm", tokens, 4.0 * tokens * width * (n_slots + 3), 0, [&](int) {
-      backend_->reduce_add_rms_norm(residual.data(), addend.data(), n_slots, nullptr, norm.data(), 1e-6f, tokens, width, out.data());
+      backend_->reduce_add_rms_norm(residual.data(), addend.data(), n_slots, nullptr, norm.data(), 1e-6f, tokens, width,
+                                    out.data());
     });
     const DeviceBuffer table = backend_->alloc(static_cast<size_t>(shape_.vocab) * width * 2, "embedding");
     std::vector<int32_t> ids(tokens);
@@ -344,7 +355,8 @@ Options parse(int argc, char** argv) {
       throw EngineError(ErrorCode::invalid_argument, name + " " + value + " asked for: no such option or value");
     }
   }
-  if (argc % 2 == 0) throw EngineError(ErrorCode::invalid_argument, std::string(argv[argc - 1]) + " asked for: without a value");
+  if (argc % 2 == 0)
+    throw EngineError(ErrorCode::invalid_argument, std::string(argv[argc - 1]) + " asked for: without a value");
   return options;
 }
 

@@ -1,7 +1,6 @@
 #include "engine/checkpoint_spec.h"
 
 #include <algorithm>
-#include <functional>
 #include <unordered_set>
 
 #include "engine/json_text.h"
@@ -17,9 +16,12 @@ const char* scale_suffix(QuantMethod method) {
   return method == QuantMethod::fp8_block ? ".weight_scale_inv" : ".weight_scale";
 }
 
-bool ends_with(const std::string& text, const char* end) { return text.ends_with(end); }
+bool any_tensor_begins_with(const Checkpoint& checkpoint, const std::string& prefix) {
+  const auto it = checkpoint.tensors().lower_bound(prefix);
+  return it != checkpoint.tensors().end() && it->first.starts_with(prefix);
+}
 
-using Shape = std::vector<int64_t>;
+using Shape = TensorWalk::Shape;
 
 std::string shape_text(const Shape& shape) {
   std::string out = "[";
@@ -27,99 +29,35 @@ std::string shape_text(const Shape& shape) {
   return out + "]";
 }
 
-// Walks the tensors a config implies and compares them with those there are.
-class Checker {
+// Compares the tensors a config implies with those there are.
+class Checker : private TensorWalk {
  public:
-  Checker(const ModelConfig& config, const Checkpoint& checkpoint) : config_(config), checkpoint_(checkpoint) {}
+  Checker(const ModelConfig& config, const Checkpoint& checkpoint) : TensorWalk(config), checkpoint_(checkpoint) {}
 
   void check() {
-    const int64_t D = config_.hidden_size, V = config_.vocab_size;
-    tensor("model.word_embeddings.weight", {{V, D}}, {DType::bf16, DType::f32});
-    for (int64_t layer = 0; layer < config_.n_layers; ++layer)
-      part(layer_prefix(layer), [&] { decoder_layer(layer_prefix(layer), config_.is_dense(layer)); });
-    for (int64_t layer = config_.n_layers; layer < config_.n_layers + config_.n_mtp_layers; ++layer)
-      if (layer_is_stored(checkpoint_, layer)) mtp_layer(layer_prefix(layer));
-    norm("model.norm.weight", D);
-    if (!config_.tied_embeddings) linear("lm_head", V, D, LinearRole::edge);
+    walk();
     for (const auto& [name, entry] : checkpoint_.tensors())
       if (!expected_.contains(&entry) && !ignorable(name)) unexpected_.push_back(shortened(name));
     report();
   }
 
  private:
-  void decoder_layer(const std::string& at, bool dense) {
-    const int64_t D = config_.hidden_size, Dh = config_.head_dim, H = config_.n_heads, G = config_.n_kv_heads;
-    norm(at + "input_layernorm.weight", D);
-    norm(at + "post_attention_layernorm.weight", D);
-    linear(at + "attention.query_key_value", (H + 2 * G) * Dh, D, LinearRole::body);
-    linear(at + "attention.dense", D, H * Dh, LinearRole::body);
-    if (config_.qk_norm) {
-      norm(at + "attention.query_layernorm.weight", Dh);
-      norm(at + "attention.key_layernorm.weight", Dh);
-    }
-    if (dense) return mlp(at + "mlp.", config_.dense_width);
-    linear(at + "mlp.gate", config_.n_experts, D, LinearRole::router);
-    if (config_.expert_bias) norm(at + "mlp.gate.expert_bias", config_.n_experts);
-    for (int64_t e = 0; e < config_.n_experts; ++e) {
-      const std::string expert = at + "mlp.experts." + std::to_string(e) + ".";
-      part(expert, [&] { mlp(expert, config_.expert_width); });
-    }
-    if (config_.shared_width > 0) mlp(at + "mlp.shared_experts.", config_.shared_width);
-  }
-
-  void mtp_layer(const std::string& at) {
-    const int64_t D = config_.hidden_size;
-    for (const char* name : {"enorm.weight", "hnorm.weight", "final_layernorm.weight"}) norm(at + name, D);
-    linear(at + "eh_proj", D, 2 * D, LinearRole::edge);
-    decoder_layer(at, false);
-  }
-
-  void mlp(const std::string& at, int64_t width) {
-    linear(at + "gate_proj", width, config_.hidden_size, LinearRole::body);
-    linear(at + "up_proj", width, config_.hidden_size, LinearRole::body);
-    linear(at + "down_proj", config_.hidden_size, width, LinearRole::body);
-  }
-
-  void norm(const std::string& name, int64_t size) { tensor(name, {{size}}, {DType::bf16, DType::f32}); }
-
-  void linear(const std::string& module, int64_t n, int64_t k, LinearRole role) {
-    const QuantMethod method = stored_linear(config_, checkpoint_, module, n, k, role).method;
-    const QuantConfig& quant = config_.quant;
-    const std::string weight = module + weight_suffix(method), scale = module + scale_suffix(method);
-    const std::vector<DType> floats = {DType::f32, DType::bf16};
-    switch (method) {
-      case QuantMethod::none: tensor(weight, {{n, k}}, floats); break;
-      case QuantMethod::fp8_block:
-        tensor(weight, {{n, k}}, {DType::f8_e4m3});
-        tensor(scale, {{ceil_div(n, quant.block_n), ceil_div(k, quant.block_k)}}, floats);
-        break;
-      case QuantMethod::fp8_channel:
-        tensor(weight, {{n, k}}, {DType::f8_e4m3});
-        tensor(scale, {{n, 1}, {n}}, floats);
-        break;
-      case QuantMethod::fp8_tensor:
-        tensor(weight, {{n, k}}, {DType::f8_e4m3});
-        tensor(scale, {{}, {1}, {1, 1}}, floats);
-        break;
-      case QuantMethod::int4_group:
-        tensor(weight, {{n, k / 8}}, {DType::i32});
-        tensor(scale, {{n, ceil_div(k, quant.group)}}, floats);
-        if (checkpoint_.find(module + ".weight_shape")) tensor(module + ".weight_shape", {{2}}, {DType::i64, DType::i32});
-        break;
-    }
+  QuantMethod method_of(const std::string& module, int64_t n, int64_t k, LinearRole role) override {
+    return stored_linear(config_, checkpoint_, module, n, k, role).method;
   }
 
   // A layer or expert that is absent altogether is one line of the report, and costs no walk: a config may claim a million.
-  template <typename Walk>
-  void part(const std::string& prefix, Walk walk) {
-    const auto it = checkpoint_.tensors().lower_bound(prefix);
-    if (it != checkpoint_.tensors().end() && it->first.starts_with(prefix))
-      walk();
-    else
-      absent_.push_back(prefix + "*");
+  bool enter(const std::string& prefix, bool is_mtp_layer) override {
+    const bool stored = any_tensor_begins_with(checkpoint_, prefix);
+    if (!stored && !is_mtp_layer) absent_.push_back(prefix + "*");
+    return stored;
   }
 
-  void tensor(const std::string& name, const std::vector<Shape>& shapes, const std::vector<DType>& dtypes) {
+  void optional_tensor(const std::string& name, const std::vector<Shape>& shapes, const std::vector<DType>& dtypes) override {
+    if (checkpoint_.find(name)) tensor(name, shapes, dtypes);
+  }
+
+  void tensor(const std::string& name, const std::vector<Shape>& shapes, const std::vector<DType>& dtypes) override {
     const TensorEntry* entry = checkpoint_.find(name);
     if (!entry) {
       absent_.push_back(name);
@@ -140,7 +78,7 @@ class Checker {
   // here, and what an MTP layer shares with the model.
   bool ignorable(const std::string& name) const {
     for (const char* end : {".inv_freq", ".input_scale", ".k_scale", ".v_scale", ".kv_scale"})
-      if (ends_with(name, end)) return true;
+      if (name.ends_with(end)) return true;
     if (name.find("v_head") != std::string::npos || (config_.tied_embeddings && name == "lm_head.weight")) return true;
     for (int64_t layer = config_.n_layers; layer < config_.n_layers + config_.n_mtp_layers; ++layer)
       for (const char* shared : {"shared_head.head.", "embed_tokens."})
@@ -173,13 +111,85 @@ class Checker {
                       "config.json and the tensors must be of the same release; fetch the folder again");
   }
 
-  const ModelConfig& config_;
   const Checkpoint& checkpoint_;
   std::unordered_set<const TensorEntry*> expected_;
   std::vector<std::string> absent_, unexpected_, wrong_shape_, wrong_dtype_, half_;
 };
 
 }  // namespace
+
+void TensorWalk::walk() {
+  const int64_t D = config_.hidden_size, V = config_.vocab_size;
+  tensor("model.word_embeddings.weight", {{V, D}}, {DType::bf16, DType::f32});
+  for (int64_t layer = 0; layer < config_.n_layers; ++layer)
+    if (enter(layer_prefix(layer), false)) decoder_layer(layer_prefix(layer), config_.is_dense(layer));
+  for (int64_t layer = config_.n_layers; layer < config_.n_layers + config_.n_mtp_layers; ++layer)
+    if (enter(layer_prefix(layer), true)) mtp_layer(layer_prefix(layer));
+  norm("model.norm.weight", D);
+  if (!config_.tied_embeddings) linear("lm_head", V, D, LinearRole::edge);
+}
+
+void TensorWalk::decoder_layer(const std::string& at, bool dense) {
+  const int64_t D = config_.hidden_size, Dh = config_.head_dim, H = config_.n_heads, G = config_.n_kv_heads;
+  norm(at + "input_layernorm.weight", D);
+  norm(at + "post_attention_layernorm.weight", D);
+  linear(at + "attention.query_key_value", (H + 2 * G) * Dh, D, LinearRole::body);
+  linear(at + "attention.dense", D, H * Dh, LinearRole::body);
+  if (config_.qk_norm) {
+    norm(at + "attention.query_layernorm.weight", Dh);
+    norm(at + "attention.key_layernorm.weight", Dh);
+  }
+  if (dense) return mlp(at + "mlp.", config_.dense_width);
+  linear(at + "mlp.gate", config_.n_experts, D, LinearRole::router);
+  if (config_.expert_bias) norm(at + "mlp.gate.expert_bias", config_.n_experts);
+  for (int64_t e = 0; e < config_.n_experts; ++e) {
+    const std::string expert = at + "mlp.experts." + std::to_string(e) + ".";
+    if (enter(expert, false)) mlp(expert, config_.expert_width);
+  }
+  if (config_.shared_width > 0) mlp(at + "mlp.shared_experts.", config_.shared_width);
+}
+
+void TensorWalk::mtp_layer(const std::string& at) {
+  const int64_t D = config_.hidden_size;
+  for (const char* name : {"enorm.weight", "hnorm.weight", "final_layernorm.weight"}) norm(at + name, D);
+  linear(at + "eh_proj", D, 2 * D, LinearRole::edge);
+  decoder_layer(at, false);
+}
+
+void TensorWalk::mlp(const std::string& at, int64_t width) {
+  linear(at + "gate_proj", width, config_.hidden_size, LinearRole::body);
+  linear(at + "up_proj", width, config_.hidden_size, LinearRole::body);
+  linear(at + "down_proj", config_.hidden_size, width, LinearRole::body);
+}
+
+void TensorWalk::norm(const std::string& name, int64_t size) { tensor(name, {{size}}, {DType::bf16, DType::f32}); }
+
+void TensorWalk::linear(const std::string& module, int64_t n, int64_t k, LinearRole role) {
+  const QuantMethod method = method_of(module, n, k, role);
+  const QuantConfig& quant = config_.quant;
+  const std::string weight = module + weight_suffix(method), scale = module + scale_suffix(method);
+  const std::vector<DType> scales = {DType::f32, DType::bf16};
+  switch (method) {
+    case QuantMethod::none: tensor(weight, {{n, k}}, {DType::bf16, DType::f32}); break;
+    case QuantMethod::fp8_block:
+      tensor(weight, {{n, k}}, {DType::f8_e4m3});
+      tensor(scale, {{ceil_div(n, quant.block_n), ceil_div(k, quant.block_k)}}, scales);
+      break;
+    case QuantMethod::fp8_channel:
+      tensor(weight, {{n, k}}, {DType::f8_e4m3});
+      tensor(scale, {{n, 1}, {n}}, scales);
+      break;
+    case QuantMethod::fp8_tensor:
+      tensor(weight, {{n, k}}, {DType::f8_e4m3});
+      tensor(scale, {{}, {1}, {1, 1}}, scales);
+      break;
+    case QuantMethod::int4_group:
+      tensor(weight, {{n, k / 8}}, {DType::i32});
+      tensor(scale, {{n, ceil_div(k, quant.group)}}, scales);
+      optional_tensor(module + ".weight_shape", {{2}}, {DType::i64, DType::i32});
+      break;
+  }
+}
 
 WeightFormat StoredLinear::format() const {
   switch (method) {
@@ -209,9 +219,7 @@ StoredLinear stored_linear(const ModelConfig& config, const Checkpoint& checkpoi
 std::string layer_prefix(int64_t layer) { return "model.layers." + std::to_string(layer) + "."; }
 
 bool layer_is_stored(const Checkpoint& checkpoint, int64_t layer) {
-  const std::string prefix = layer_prefix(layer);
-  const auto it = checkpoint.tensors().lower_bound(prefix);
-  return it != checkpoint.tensors().end() && it->first.starts_with(prefix);
+  return any_tensor_begins_with(checkpoint, layer_prefix(layer));
 }
 
 void check_tensors(const ModelConfig& config, const Checkpoint& checkpoint) { Checker(config, checkpoint).check(); }

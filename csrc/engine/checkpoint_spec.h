@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "engine/config.h"
 #include "engine/safetensors.h"
@@ -29,6 +30,32 @@ struct StoredLinear {
 
 StoredLinear stored_linear(const ModelConfig& config, const Checkpoint& checkpoint, const std::string& module, int64_t n,
                            int64_t k, LinearRole role);
+
+// Walks the tensors that a config implies. Derived classes say how linear layers are stored and what to do with each name.
+class TensorWalk {
+ public:
+  using Shape = std::vector<int64_t>;
+  explicit TensorWalk(const ModelConfig& config) : config_(config) {}
+  virtual ~TensorWalk() = default;
+
+ protected:
+  void walk();
+  virtual QuantMethod method_of(const std::string& module, int64_t n, int64_t k, LinearRole role) = 0;
+  // Accepted shapes and dtypes, the usual one first.
+  virtual void tensor(const std::string& name, const std::vector<Shape>& shapes, const std::vector<DType>& dtypes) = 0;
+  virtual void optional_tensor(const std::string& name, const std::vector<Shape>& shapes, const std::vector<DType>& dtypes) = 0;
+  // False skips all tensors that begin with `prefix`: one layer or one expert.
+  virtual bool enter(const std::string& prefix, bool is_mtp_layer) = 0;
+
+  const ModelConfig& config_;
+
+ private:
+  void decoder_layer(const std::string& at, bool dense);
+  void mtp_layer(const std::string& at);
+  void mlp(const std::string& at, int64_t width);
+  void norm(const std::string& name, int64_t size);
+  void linear(const std::string& module, int64_t n, int64_t k, LinearRole role);
+};
 
 std::string layer_prefix(int64_t layer);  // "model.layers.3."
 

@@ -281,6 +281,13 @@ Checkpoint Checkpoint::from_files(std::vector<std::unique_ptr<FileReader>> files
   return out;
 }
 
+Checkpoint Checkpoint::from_entries(std::vector<std::unique_ptr<FileReader>> files, std::vector<TensorEntry> entries) {
+  Checkpoint out;
+  out.files_ = std::move(files);
+  for (TensorEntry& entry : entries) out.tensors_.emplace(entry.name, std::move(entry));
+  return out;
+}
+
 Checkpoint Checkpoint::open(const std::string& folder) {
   std::vector<std::unique_ptr<FileReader>> files;
   std::unique_ptr<FileReader> index_file;

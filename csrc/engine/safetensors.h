@@ -57,6 +57,9 @@ class Checkpoint {
   // `index`, when given, must agree with where the tensors are.
   static Checkpoint from_files(std::vector<std::unique_ptr<FileReader>> files, const ShardIndex* index = nullptr);
 
+  // Entries that need no header: each names its file and a range in it. For synthetic weights.
+  static Checkpoint from_entries(std::vector<std::unique_ptr<FileReader>> files, std::vector<TensorEntry> entries);
+
   const TensorEntry* find(const std::string& name) const;  // null when absent
   const std::map<std::string, TensorEntry>& tensors() const { return tensors_; }
   uint64_t total_bytes() const;

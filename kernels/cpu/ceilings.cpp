@@ -21,7 +21,9 @@ constexpr int kSamples = 9;
 class CpuCeilingProbe : public CeilingProbe {
  public:
   explicit CpuCeilingProbe(int n_threads)
-      : pool_(n_threads), buffer_(allocate_host(kBufferBytes, "the buffer of the bandwidth measurement")), simd_(widest_kernels()) {
+      : pool_(n_threads),
+        buffer_(allocate_host(kBufferBytes, "the buffer of the bandwidth measurement")),
+        simd_(widest_kernels()) {
     peak_ = simd_.peak;
 #if defined(__x86_64__)
     if (cpu_paths().back() == CpuPath::avx512bf16) peak_ = kPeakAvx512Bf16;

@@ -52,7 +52,7 @@ struct CpuBackend::AttentionStep {
   const std::byte* queries;         // (T, H, Dh) BF16 when narrow, else float32
   std::vector<int32_t> k_segments;  // Dh cut into kernel segments
   GemmFn score_gemm, value_gemm;
-  float* partials;                  // (partial rows, Dh + 2): values, max, sum
+  float* partials;  // (partial rows, Dh + 2): values, max, sum
   float* out;
 
   int heads_per_kv() const { return shape.n_heads / shape.n_kv_heads; }
@@ -112,7 +112,8 @@ void CpuBackend::attend(const AttentionStep& step, const AttentionItem& item, in
       }
       args.w.segment_begin = step.k_segments.data();
       args.w.n_segments = static_cast<int>(step.k_segments.size()) - 1;
-      multiply_block(step.score_gemm, step.kv.k, block, (n_keys + kGroupRows - 1) / kGroupRows * kGroupRows, head_dim, scores, kPageTokens);
+      multiply_block(step.score_gemm, step.kv.k, block, (n_keys + kGroupRows - 1) / kGroupRows * kGroupRows, head_dim, scores,
+                     kPageTokens);
 
       // Probabilities past a row's own position are zeros, up to the multiple of its unit at which the kernel stops.
       const int32_t value_segment[2] = {0, (n_keys + kSegmentUnit - 1) / kSegmentUnit * kSegmentUnit};
@@ -124,7 +125,8 @@ void CpuBackend::attend(const AttentionStep& step, const AttentionItem& item, in
         std::fill(row + seen, row + std::max(value_segment[1], seen), 0.0f);
         rows[r] = probabilities + static_cast<int64_t>(r) * kPageTokens;
         if (step.narrow)
-          simd_->to_bf16(row, value_segment[1], reinterpret_cast<uint16_t*>(probabilities + static_cast<int64_t>(r) * kPageTokens));
+          simd_->to_bf16(row, value_segment[1],
+                         reinterpret_cast<uint16_t*>(probabilities + static_cast<int64_t>(r) * kPageTokens));
       }
       args.w.segment_begin = value_segment;
       args.w.n_segments = 1;
@@ -146,7 +148,8 @@ void CpuBackend::attend(const AttentionStep& step, const AttentionItem& item, in
   }
 }
 
-void CpuBackend::write_row(const AttentionStep& step, const AttentionItem& item, int row, const float* values, float sum) const {
+void CpuBackend::write_row(const AttentionStep& step, const AttentionItem& item, int row, const float* values,
+                           float sum) const {
   const int head_dim = step.shape.head_dim, per_kv = step.heads_per_kv();
   const int64_t token = item.first_token + row / per_kv, head = item.kv_head * per_kv + row % per_kv;
   simd_->scale(values, 1.0f / sum, head_dim, step.out + (token * step.shape.n_heads + head) * head_dim);
@@ -158,8 +161,9 @@ void CpuBackend::attention(const BatchView& batch, const AttentionShape& shape, 
   const int head_dim = shape.head_dim, per_kv = shape.n_heads / shape.n_kv_heads;
   const int64_t n_queries = static_cast<int64_t>(batch.n_tokens) * shape.n_heads;
 
-  AttentionStep step{batch, shape, kv, bf16_gemm_ && format == LineFormat::bf16, reinterpret_cast<const std::byte*>(q),
-                     {0},   {},    {}, nullptr, out};
+  AttentionStep step{
+      batch, shape,   kv, bf16_gemm_ && format == LineFormat::bf16, reinterpret_cast<const std::byte*>(q), {0}, {},
+      {},    nullptr, out};
   step.score_gemm = step.value_gemm = simd_->gemm[static_cast<int>(format)];
   if (step.narrow) {
     uint16_t* narrow = queries_.get<uint16_t>(n_queries * head_dim);

@@ -17,7 +17,8 @@ const SimdKernels& float32_kernels(CpuPath path) {
 
 }  // namespace
 
-CpuBackend::CpuBackend(const BackendOptions& options) : ReferenceBackend(options), pool_(options.n_threads), workers_(pool_.size()) {
+CpuBackend::CpuBackend(const BackendOptions& options)
+    : ReferenceBackend(options), pool_(options.n_threads), workers_(pool_.size()) {
   const CpuPath path = choose_cpu_path(options.kernels, options.compute);
   simd_ = &float32_kernels(path);
 #if defined(__x86_64__)
@@ -43,7 +44,8 @@ void CpuBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slots
   // (T, D): sums of this rank's slots. Across ranks they are needed whole; otherwise a row lives between two calls below.
   float* sums = addend ? sums_.get<float>(static_cast<int64_t>(n_tokens) * width) : nullptr;
   if (several_ranks) {
-    pool_.parallel_for(n_tokens, [&](int64_t t, int) { simd_->sum_slots(addend + t * slot_stride, n_slots, width, sums + t * width); });
+    pool_.parallel_for(n_tokens,
+                       [&](int64_t t, int) { simd_->sum_slots(addend + t * slot_stride, n_slots, width, sums + t * width); });
     comm->all_reduce_sum(sums, static_cast<int64_t>(n_tokens) * width);
   }
   pool_.parallel_for(n_tokens, [&](int64_t t, int) {
@@ -56,9 +58,15 @@ void CpuBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slots
   });
 }
 
+void CpuBackend::sample(const SampleArgs& args) {
+  pool_.parallel_for(args.n_rows,
+                     [&](int64_t row, int worker) { sample_row(args, static_cast<int>(row), workers_[worker].sample); });
+}
+
 std::unique_ptr<Backend> create_cpu_backend(const BackendOptions& options) {
   if (options.compute != DType::bf16 && options.compute != DType::f32)
-    throw EngineError(ErrorCode::invalid_argument, std::string("compute type ") + dtype_name(options.compute) + " asked for on the CPU",
+    throw EngineError(ErrorCode::invalid_argument,
+                      std::string("compute type ") + dtype_name(options.compute) + " asked for on the CPU",
                       "use bfloat16 or float32");
   if (options.n_threads < 0 || options.n_threads > kMostThreads)
     throw EngineError(ErrorCode::invalid_argument,

@@ -1,6 +1,6 @@
-// The fast CPU backend. Ops are split by file: cpu_linear.cpp (linear, router, head), cpu_experts.cpp, cpu_kv_store.cpp,
-// cpu_attention.cpp; what has nothing to gain is inherited from the reference. Kernels come from tables (simd.h) chosen
-// once; threads only divide work whose results do not depend on the division.
+// The fast CPU backend. Ops are split by file: cpu_linear.cpp (linear, head), cpu_router.cpp, cpu_experts.cpp,
+// cpu_kv_store.cpp, cpu_attention.cpp; what has nothing to gain is inherited from the reference. Kernels come from tables
+// (simd.h) chosen once; threads only divide work whose results do not depend on the division.
 #pragma once
 
 #include <memory>
@@ -11,6 +11,7 @@
 #include "cpu/host_memory.h"
 #include "cpu/packed_weight.h"
 #include "cpu/reference.h"
+#include "cpu/sample.h"
 #include "cpu/simd.h"
 #include "cpu/thread_pool.h"
 
@@ -63,6 +64,7 @@ class CpuBackend : public ReferenceBackend {
                float* out) override;
   void head_logits(const float* x, const int32_t* row_ids, int n_rows, const LinearWeight& lm_head, Comm* comm,
                    const std::vector<int64_t>& vocab_widths, float* logits) override;
+  void sample(const SampleArgs& args) override;
 
  private:
   enum class Products { fastest, f32 };
@@ -74,14 +76,15 @@ class CpuBackend : public ReferenceBackend {
   // Rows row_ids (null: 0, 1, ...) of x to `out`, row by row in packed order.
   void lay_out_rows(const ActivationForm& form, const float* x, const int32_t* row_ids, int64_t n_rows, std::byte* out);
   // y (n_rows, n) = rows of x times weight^T.
-  void multiply(const float* x, const int32_t* row_ids, int64_t n_rows, const PackedWeight& weight, Products products, float* y);
+  void multiply(const float* x, const int32_t* row_ids, int64_t n_rows, const PackedWeight& weight, Products products,
+                float* y);
 
   // One expert of a step and the rows that go through it. Rows of all experts are numbered through: first the routed
   // (token, choice) slots in the order of Routing::slot_order, then the tokens of the shared expert.
   struct ExpertTask {
     const PackedWeight *gate_up, *down;
     int64_t first_row, n_rows;
-    const std::byte* x;            // all tokens in `in` form
+    const std::byte* x;  // all tokens in `in` form
     ActivationForm in, inner;
     std::byte* inner_rows = nullptr;  // (n_rows) silu(gate) * up in `inner` form
   };
@@ -108,18 +111,20 @@ class CpuBackend : public ReferenceBackend {
   struct Worker {
     DeviceBuffer gemm_scratch;
     Scratch tile{"kernel scratch"};
+    SampleScratch sample;
   };
 
   const SimdKernels* simd_ = nullptr;
-  const GemmFn* bf16_gemm_ = nullptr;       // by line format; null: products in float32
-  const GemmFn* odd_bf16_gemm_ = nullptr;   // likewise, for k that is not a multiple of kSegmentUnit
+  const GemmFn* bf16_gemm_ = nullptr;      // by line format; null: products in float32
+  const GemmFn* odd_bf16_gemm_ = nullptr;  // likewise, for k that is not a multiple of kSegmentUnit
   ThreadPool pool_;
   std::vector<Worker> workers_;
   SlabArena arena_;
   KLayouts layouts_;
 
-  Scratch rows_{"activation scratch"}, row_pointers_{"activation scratch"}, inner_{"expert scratch"}, sums_{"activation scratch"},
-      part_logits_{"logits scratch"}, queries_{"attention scratch"}, partials_{"attention scratch"};
+  Scratch rows_{"activation scratch"}, row_pointers_{"activation scratch"}, inner_{"expert scratch"},
+      sums_{"activation scratch"}, part_logits_{"logits scratch"}, queries_{"attention scratch"},
+      partials_{"attention scratch"}, chunk_lists_{"router scratch"};
   std::vector<ExpertTask> tasks_;
   std::vector<std::pair<int32_t, int32_t>> task_groups_;  // (task, group of panels) work items
   std::vector<AttentionItem> attention_items_;

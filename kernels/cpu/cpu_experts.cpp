@@ -64,16 +64,16 @@ void CpuBackend::run_down(const ExpertStep& step, const ExpertTask& task, int64_
       const int64_t row = task.first_row + begin + r;
       const bool routed = row < n_routed;
       const int64_t slot = routed ? step.routing.slot_order[row] : 0;
-      const int64_t out_row = routed ? slot / step.n_active * step.n_slots + slot % step.n_active
-                                     : (row - n_routed) * step.n_slots + step.n_active;
+      const int64_t out_row =
+          routed ? slot / step.n_active * step.n_slots + slot % step.n_active : (row - n_routed) * step.n_slots + step.n_active;
       simd_->scale(args.c + r * kGroupRows, routed ? step.routing.weights[slot] : 1.0f, n_columns,
                    step.out + out_row * step.width + column);
     }
   }
 }
 
-void CpuBackend::experts(const float* x, const ExpertWeights& weights, const Routing& routing, int n_active, int n_tokens, int width,
-                         float* out) {
+void CpuBackend::experts(const float* x, const ExpertWeights& weights, const Routing& routing, int n_active, int n_tokens,
+                         int width, float* out) {
   const bool shared_slot = n_active == 0 || weights.shared_gate_up;
   const ExpertStep step{routing, n_active, n_tokens, n_active + (shared_slot ? 1 : 0), width, out};
   const int64_t n_routed = static_cast<int64_t>(n_tokens) * n_active;
@@ -93,7 +93,8 @@ void CpuBackend::experts(const float* x, const ExpertWeights& weights, const Rou
   };
   if (shared_slot) add_task(weights.shared_gate_up, weights.shared_down, n_routed, n_tokens);  // the longest item first
   for (size_t e = 0; n_active > 0 && e < weights.gate_up.size(); ++e)
-    add_task(weights.gate_up[e], weights.down[e], routing.expert_offsets[e], routing.expert_offsets[e + 1] - routing.expert_offsets[e]);
+    add_task(weights.gate_up[e], weights.down[e], routing.expert_offsets[e],
+             routing.expert_offsets[e + 1] - routing.expert_offsets[e]);
   if (empty_share) std::memset(out, 0, static_cast<size_t>(n_tokens) * step.n_slots * width * sizeof(float));
 
   // Tokens are laid out once for each form that the experts ask for: one, unless a checkpoint mixes formats.

@@ -26,6 +26,22 @@ void turn(float* head, int half, const float* cos, const float* sin) {
   }
 }
 
+// One position's values to their places in a block of the cache (kv_layout.h); kLineK of them lie side by side in a line.
+template <int kLineK, typename T>
+void scatter_k(const T* head, int head_dim, int position, T* block) {
+  T* out = block + block_element(kPageTokens, head_dim, kLineK, position, 0);
+  for (int d = 0; d < head_dim; d += kLineK, out += kGroupPanels * kPanelRows * kLineK)  // from line to line of the panel
+    for (int j = 0; j < kLineK; ++j) out[j] = head[d + j];
+}
+
+template <int kLineK, typename T>
+void scatter_v(const T* head, int head_dim, int position, T* block) {
+  for (int d = 0; d < head_dim; d += kPanelRows) {
+    T* out = block + block_element(head_dim, kPageTokens, kLineK, d, position);
+    for (int lane = 0; lane < kPanelRows; ++lane) out[lane * kLineK] = head[d + lane];
+  }
+}
+
 }  // namespace
 
 void CpuBackend::qk_norm_rope_store(const BatchView& batch, const AttentionShape& shape, const float* qkv, const float* q_norm,
@@ -74,14 +90,10 @@ void CpuBackend::qk_norm_rope_store(const BatchView& batch, const AttentionShape
       if (bf16) {
         simd_->to_bf16(head, head_dim, narrow);
         uint16_t* out = reinterpret_cast<uint16_t*>(base);
-        if (is_k)
-          for (int d = 0; d < head_dim; d += 2) std::memcpy(out + block_element(kPageTokens, head_dim, 2, at, d), narrow + d, 4);
-        else
-          for (int d = 0; d < head_dim; ++d) out[block_element(head_dim, kPageTokens, 2, d, at)] = narrow[d];
+        is_k ? scatter_k<2>(narrow, head_dim, at, out) : scatter_v<2>(narrow, head_dim, at, out);
       } else {
         float* out = reinterpret_cast<float*>(base);
-        for (int d = 0; d < head_dim; ++d)
-          out[is_k ? block_element(kPageTokens, head_dim, 1, at, d) : block_element(head_dim, kPageTokens, 1, d, at)] = head[d];
+        is_k ? scatter_k<1>(head, head_dim, at, out) : scatter_v<1>(head, head_dim, at, out);
       }
     }
   };

@@ -1,4 +1,4 @@
-// Linear layers: y = x W^T, and the router and the head, which are linear layers with a prologue or an epilogue.
+// Linear layers: y = x W^T, and the head, which is one with picked rows and a vocabulary gathered over ranks.
 // Work is divided by groups of four panels; a group's lines are expanded once for all rows of a chunk.
 #include <algorithm>
 #include <cstring>
@@ -22,7 +22,8 @@ GemmFn CpuBackend::gemm_of(const PackedWeight& weight, const ActivationForm& for
   return (form.bf16 ? bf16_gemm_ : simd_->gemm)[static_cast<int>(weight.format)];
 }
 
-void CpuBackend::write_activations(const ActivationForm& form, const float* values, int64_t first, int64_t n, std::byte* row) const {
+void CpuBackend::write_activations(const ActivationForm& form, const float* values, int64_t first, int64_t n,
+                                   std::byte* row) const {
   const auto write = [&](const float* from, int64_t count, int64_t packed) {
     if (form.bf16)
       simd_->to_bf16(from, count, reinterpret_cast<uint16_t*>(row) + packed);
@@ -37,7 +38,8 @@ void CpuBackend::write_activations(const ActivationForm& form, const float* valu
   }
 }
 
-void CpuBackend::lay_out_rows(const ActivationForm& form, const float* x, const int32_t* row_ids, int64_t n_rows, std::byte* out) {
+void CpuBackend::lay_out_rows(const ActivationForm& form, const float* x, const int32_t* row_ids, int64_t n_rows,
+                              std::byte* out) {
   const int64_t row_bytes = form.row_bytes();
   pool_.parallel_for(n_rows, [&](int64_t r, int) {
     std::byte* row = out + r * row_bytes;
@@ -75,12 +77,6 @@ void CpuBackend::multiply(const float* x, const int32_t* row_ids, int64_t n_rows
 
 void CpuBackend::linear(const float* x, const LinearWeight& weight, int n_tokens, float* y) {
   multiply(x, nullptr, n_tokens, packed(weight), Products::fastest, y);
-}
-
-void CpuBackend::route(const float* x, const LinearWeight& gate, const float* bias, const RouterShape& shape, int n_tokens,
-                       const int32_t* forced_ids, float* logits, const Routing& out) {
-  multiply(x, nullptr, n_tokens, packed(gate), Products::f32, logits);  // float32 whatever the path: near ties must not flip
-  choose_experts(logits, bias, shape, n_tokens, forced_ids, out);
 }
 
 void CpuBackend::head_logits(const float* x, const int32_t* row_ids, int n_rows, const LinearWeight& lm_head, Comm* comm,

@@ -11,10 +11,10 @@ namespace {
 
 #include "cpu/bf16_lines.inl"
 
-constexpr int kTileRows = 16;                                  // rows of an A and of a C tile
+constexpr int kTileRows = 16;  // rows of an A and of a C tile
 constexpr int kTileBytes = 16 * 64;
-constexpr int kPanelTileBytes = kMaxSegment / 2 * 64;          // one expanded segment of one panel: up to four B tiles
-constexpr int kRowTileBytes = kMaxSegment / 32 * kTileBytes;   // one segment of 16 rows: up to four A tiles
+constexpr int kPanelTileBytes = kMaxSegment / 2 * 64;         // one expanded segment of one panel: up to four B tiles
+constexpr int kRowTileBytes = kMaxSegment / 32 * kTileBytes;  // one segment of 16 rows: up to four A tiles
 
 // Scratch: B tiles of four panels, A tiles of two row blocks, four C tiles.
 constexpr int kAOffset = kGroupPanels * kPanelTileBytes;
@@ -58,7 +58,8 @@ void promote(const GemmArgs& args, int first_row, int panel, __m512 scale, const
 }
 
 // Two row blocks by two panels of one segment; the second panel may repeat the first.
-void multiply_block(const uint8_t* a, const uint8_t* b0, const uint8_t* b1, int64_t b_stride, int n_k, bool two_blocks, float* c) {
+void multiply_block(const uint8_t* a, const uint8_t* b0, const uint8_t* b1, int64_t b_stride, int n_k, bool two_blocks,
+                    float* c) {
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -101,13 +102,14 @@ void gemm(const GemmArgs& args) {
   uint8_t* a = b + kAOffset;
   float* c = reinterpret_cast<float*>(b + kCOffset);
   for (int r = 0; r < args.m; ++r)
-    for (int p = 0; p < args.w.n_panels; ++p) _mm512_storeu_ps(args.c + r * args.c_stride + p * kPanelRows, _mm512_setzero_ps());
+    for (int p = 0; p < args.w.n_panels; ++p)
+      _mm512_storeu_ps(args.c + r * args.c_stride + p * kPanelRows, _mm512_setzero_ps());
 
   for (int s = 0; s < w.n_segments; ++s) {
     const int64_t begin = w.segment_begin[s];
     const int n_k = w.segment_begin[s + 1] - w.segment_begin[s];
-    const int64_t b_stride = w.n_panels * 64;                // from one row of a B tile to the next
-    const uint8_t* pairs = w.lines + begin / 2 * b_stride;   // BF16 lines are pairs already
+    const int64_t b_stride = w.n_panels * 64;               // from one row of a B tile to the next
+    const uint8_t* pairs = w.lines + begin / 2 * b_stride;  // BF16 lines are pairs already
     if constexpr (F != LineFormat::bf16) {
       expand_group<F>(w, s, b);
       pairs = b;

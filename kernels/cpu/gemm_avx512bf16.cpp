@@ -116,7 +116,8 @@ void many_rows(const GemmArgs& args, int first_panel) {
 template <LineFormat F>
 void gemm(const GemmArgs& args) {
   for (int r = 0; r < args.m; ++r)
-    for (int p = 0; p < args.w.n_panels; ++p) _mm512_storeu_ps(args.c + r * args.c_stride + p * kPanelRows, _mm512_setzero_ps());
+    for (int p = 0; p < args.w.n_panels; ++p)
+      _mm512_storeu_ps(args.c + r * args.c_stride + p * kPanelRows, _mm512_setzero_ps());
   int p = 0;
   if (args.m <= kFewRows) {
     for (; p + kGroupPanels <= args.w.n_panels; p += kGroupPanels) few_rows<F, kFewRows, kGroupPanels>(args, p);
@@ -131,7 +132,8 @@ float peak_loop(int64_t iterations) {
   constexpr int kSums = 12;
   __m512 sums[kSums];
 #pragma GCC unroll 12
-  for (int j = 0; j < kSums; ++j) sums[j] = _mm512_set1_ps(static_cast<float>(j));  // all different: none is computed once for two
+  for (int j = 0; j < kSums; ++j)
+    sums[j] = _mm512_set1_ps(static_cast<float>(j));  // all different: none is computed once for two
   __m512i a = _mm512_set1_epi32(0x3f803f80), b = a;
   for (int64_t i = 0; i < iterations; ++i) {
     __asm__ volatile("" : "+v"(a), "+v"(b));  // the compiler does not know the values: every product is made

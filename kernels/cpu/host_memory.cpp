@@ -18,8 +18,8 @@ constexpr size_t kHugePage = size_t{2} << 20;
 constexpr size_t kSlabBytes = size_t{64} << 20;
 constexpr uint64_t kCheckEvery = uint64_t{64} << 20;  // looking at /proc costs some 50 us: once per so many bytes
 
-std::atomic<uint64_t> g_handed_out{0};    // alive now
-std::atomic<uint64_t> g_since_check{0};   // handed out since available memory was last compared
+std::atomic<uint64_t> g_handed_out{0};   // alive now
+std::atomic<uint64_t> g_since_check{0};  // handed out since available memory was last compared
 
 constexpr size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -63,7 +63,7 @@ void* map_zeroed(size_t bytes) {
   madvise(reinterpret_cast<void*>(aligned), bytes, MADV_HUGEPAGE);
   return reinterpret_cast<void*>(aligned);
 #else
-  void* data = ::operator new(bytes, std::align_val_t{4096}, std::nothrow);
+  void* data = ::operator new (bytes, std::align_val_t{4096}, std::nothrow);
   if (data) std::fill_n(static_cast<std::byte*>(data), bytes, std::byte{0});
   return data;
 #endif
@@ -73,14 +73,15 @@ void unmap(void* data, size_t bytes) {
 #if defined(__linux__)
   munmap(data, bytes);
 #else
-  ::operator delete(data, std::align_val_t{4096});
+  ::operator delete (data, std::align_val_t{4096});
 #endif
 }
 
 [[noreturn]] void throw_out_of_memory(const char* what, size_t bytes, uint64_t available) {
-  throw EngineError(ErrorCode::out_of_memory,
-                    std::string(what) + ": " + std::to_string(bytes) + " bytes asked for, " + std::to_string(available) + " available",
-                    "lower kvCacheTokens, maxModelLen or maxNumSeqs, or use a smaller model or weight format");
+  throw EngineError(
+      ErrorCode::out_of_memory,
+      std::string(what) + ": " + std::to_string(bytes) + " bytes asked for, " + std::to_string(available) + " available",
+      "lower kvCacheTokens, maxModelLen or maxNumSeqs, or use a smaller model or weight format");
 }
 
 }  // namespace

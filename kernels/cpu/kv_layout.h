@@ -20,7 +20,8 @@ inline int64_t kv_block(const AttentionShape& shape, int64_t page, int head) {
 // Element (row, k) of a block of n_rows output rows and n_k values each, k_line (BF16: 2, float32: 1) of them in a line.
 inline int64_t block_element(int n_rows, int n_k, int k_line, int row, int k) {
   const int panel = row / kPanelRows, group = panel / kGroupPanels;
-  const int in_group = n_rows / kPanelRows - group * kGroupPanels < kGroupPanels ? n_rows / kPanelRows - group * kGroupPanels : kGroupPanels;
+  const int in_group =
+      n_rows / kPanelRows - group * kGroupPanels < kGroupPanels ? n_rows / kPanelRows - group * kGroupPanels : kGroupPanels;
   const int64_t line = static_cast<int64_t>(group) * kGroupPanels * (n_k / k_line) +  // of the groups before
                        static_cast<int64_t>(k / k_line) * in_group + panel % kGroupPanels;
   return (line * kPanelRows + row % kPanelRows) * k_line + k % k_line;

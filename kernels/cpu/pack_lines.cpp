@@ -45,11 +45,13 @@ void transpose_block(const std::byte* source, size_t stride, uint8_t* lines, int
         bad |= not_finite(F, in[i]);
         in[i] = shuffle_dwords(F, in[i]);
       }
-      const Vec low01 = __builtin_shufflevector(in[0], in[1], 0, 4, 1, 5), high01 = __builtin_shufflevector(in[0], in[1], 2, 6, 3, 7);
-      const Vec low23 = __builtin_shufflevector(in[2], in[3], 0, 4, 1, 5), high23 = __builtin_shufflevector(in[2], in[3], 2, 6, 3, 7);
-      const Vec out[4] = {
-          __builtin_shufflevector(low01, low23, 0, 1, 4, 5), __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
-          __builtin_shufflevector(high01, high23, 0, 1, 4, 5), __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
+      const Vec low01 = __builtin_shufflevector(in[0], in[1], 0, 4, 1, 5),
+                high01 = __builtin_shufflevector(in[0], in[1], 2, 6, 3, 7);
+      const Vec low23 = __builtin_shufflevector(in[2], in[3], 0, 4, 1, 5),
+                high23 = __builtin_shufflevector(in[2], in[3], 2, 6, 3, 7);
+      const Vec out[4] = {__builtin_shufflevector(low01, low23, 0, 1, 4, 5), __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
+                          __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
+                          __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
       for (int i = 0; i < 4; ++i) std::memcpy(lines + (column / 4 + i) * line_stride + row * 4, &out[i], 16);
     }
 }
@@ -59,7 +61,8 @@ bool pack(const std::byte* source, size_t stride, int64_t n_bytes, int lane, int
   Vec bad{};
   int64_t at = 0;
   if (rows == kPanelRows)
-    for (; at + 64 <= n_bytes; at += 64) transpose_block<F>(source + at, stride, lines + at / 4 * line_stride, line_stride, bad);
+    for (; at + 64 <= n_bytes; at += 64)
+      transpose_block<F>(source + at, stride, lines + at / 4 * line_stride, line_stride, bad);
   for (; at < n_bytes; at += 64) {  // a part of a panel, or the end of the rows: through zero-padded copies
     std::byte padded[kPanelRows][64] = {};
     alignas(64) uint8_t block[16 * 64];
@@ -74,8 +77,8 @@ bool pack(const std::byte* source, size_t stride, int64_t n_bytes, int lane, int
 
 }  // namespace
 
-bool pack_lines(LineFormat format, const std::byte* source, size_t stride_bytes, int64_t n_bytes, int lane, int rows, uint8_t* lines,
-                int64_t line_stride) {
+bool pack_lines(LineFormat format, const std::byte* source, size_t stride_bytes, int64_t n_bytes, int lane, int rows,
+                uint8_t* lines, int64_t line_stride) {
   switch (format) {
     case LineFormat::f32: return pack<LineFormat::f32>(source, stride_bytes, n_bytes, lane, rows, lines, line_stride);
     case LineFormat::bf16: return pack<LineFormat::bf16>(source, stride_bytes, n_bytes, lane, rows, lines, line_stride);

@@ -44,15 +44,17 @@ class PackedBuilder : public LinearBuilder {
     for_panels(row, n_rows, [&](int64_t first, int64_t panel, int lane, int count) {
       const std::byte* rows = source + (first - row) * stride_bytes;
       const int64_t group = panel / kGroupPanels, in_group = std::min<int64_t>(kGroupPanels, w.n_panels - group * kGroupPanels);
-      uint8_t* lines = reinterpret_cast<uint8_t*>(w.memory.data) + group * kGroupPanels * w.panel_bytes + panel % kGroupPanels * 64;
+      uint8_t* lines =
+          reinterpret_cast<uint8_t*>(w.memory.data) + group * kGroupPanels * w.panel_bytes + panel % kGroupPanels * 64;
       const KLayout& layout = *w.layout;
       bool finite = true;
       for (int s = 0; s < layout.n_segments(); ++s) {
         const int begin = s;
         if (layout.contiguous) s = layout.n_segments() - 1;  // one run
         const int64_t from = layout.segment_source[begin], to = layout.segment_end(s);
-        finite &= pack_lines(w.format, rows + format_bytes(w.format, from), stride_bytes, format_bytes(w.format, to - from), lane,
-                             count, lines + format_bytes(w.format, layout.segment_begin[begin]) * kPanelRows * in_group, in_group * 64);
+        finite &= pack_lines(w.format, rows + format_bytes(w.format, from), stride_bytes, format_bytes(w.format, to - from),
+                             lane, count, lines + format_bytes(w.format, layout.segment_begin[begin]) * kPanelRows * in_group,
+                             in_group * 64);
       }
       if (!finite)
         throw EngineError(ErrorCode::bad_checkpoint,
@@ -135,9 +137,10 @@ std::shared_ptr<const KLayout> KLayouts::find_or_make(const LinearDesc& desc) {
   if (desc.format == WeightFormat::int4)
     for (const int32_t k : bounds)
       if (k % 2 != 0)
-        throw EngineError(ErrorCode::unsupported,
-                          desc.name + ": a scale group of INT4 weights ends at k " + std::to_string(k) + ", in the middle of a byte",
-                          "use a tensor parallel size that cuts at even k");
+        throw EngineError(
+            ErrorCode::unsupported,
+            desc.name + ": a scale group of INT4 weights ends at k " + std::to_string(k) + ", in the middle of a byte",
+            "use a tensor parallel size that cuts at even k");
   const std::lock_guard guard(lock_);
   for (const auto& known : layouts_)
     if (known->bounds == bounds && known->scaled == scaled) return known;
@@ -177,7 +180,8 @@ PanelGroup PackedWeight::group(int64_t index) const {
   return view;
 }
 
-std::unique_ptr<LinearBuilder> begin_packed_linear(const LinearDesc& desc, std::shared_ptr<const KLayout> layout, SlabArena& arena) {
+std::unique_ptr<LinearBuilder> begin_packed_linear(const LinearDesc& desc, std::shared_ptr<const KLayout> layout,
+                                                   SlabArena& arena) {
   return std::make_unique<PackedBuilder>(desc, std::move(layout), arena);
 }
 

@@ -1,5 +1,6 @@
 // Linear weights as the kernels read them: panels of 16 output rows as 64-byte lines, the lines of four panels alternating
-// (simd.h), k cut into segments that one scale covers. Elements keep their checkpoint format, so memory holds no more than the file.
+// (simd.h), k cut into segments that one scale covers. Elements keep their checkpoint format, so memory holds no more than the
+// file.
 #pragma once
 
 #include <memory>
@@ -17,7 +18,7 @@ namespace sigmoe {
 // for one of them serve all.
 struct KLayout {
   int64_t k = 0, packed_k = 0;
-  std::vector<int32_t> bounds;          // of the scale blocks; {0, k} without scales
+  std::vector<int32_t> bounds;  // of the scale blocks; {0, k} without scales
   bool scaled = false;
   std::vector<int32_t> segment_begin;   // (segments + 1) packed k; multiples of kSegmentUnit
   std::vector<int32_t> segment_block;   // (segments)
@@ -53,15 +54,16 @@ class PackedWeight : public LinearWeight {
   std::shared_ptr<const KLayout> layout;
   SlabArena::Piece memory;
   int64_t panel_bytes = 0;
-  std::vector<float> scales;   // (panels, blocks), or (panels, blocks, 16) when rows of a panel differ
+  std::vector<float> scales;  // (panels, blocks), or (panels, blocks, 16) when rows of a panel differ
   bool scale_per_row = false;
 };
 
-std::unique_ptr<LinearBuilder> begin_packed_linear(const LinearDesc& desc, std::shared_ptr<const KLayout> layout, SlabArena& arena);
+std::unique_ptr<LinearBuilder> begin_packed_linear(const LinearDesc& desc, std::shared_ptr<const KLayout> layout,
+                                                   SlabArena& arena);
 
 // Transposes `rows` (at most 16) rows of n_bytes into lanes [lane, lane + rows) of lines `line_stride` bytes apart, reading
 // every source cache line once. Lanes outside the range are left alone. Returns false when a value is NaN or infinite.
-bool pack_lines(LineFormat format, const std::byte* source, size_t stride_bytes, int64_t n_bytes, int lane, int rows, uint8_t* lines,
-                int64_t line_stride);
+bool pack_lines(LineFormat format, const std::byte* source, size_t stride_bytes, int64_t n_bytes, int lane, int rows,
+                uint8_t* lines, int64_t line_stride);
 
 }  // namespace sigmoe

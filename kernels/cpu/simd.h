@@ -7,10 +7,10 @@
 
 namespace sigmoe {
 
-constexpr int kPanelRows = 16;     // output rows of a packed weight that lie together
-constexpr int kGroupPanels = 4;    // panels whose lines alternate, and that one gemm call computes
-constexpr int kMaxSegment = 128;   // most values of k summed before a scale is applied
-constexpr int kSegmentUnit = 32;   // segments are padded with zeros to a multiple of this
+constexpr int kPanelRows = 16;    // output rows of a packed weight that lie together
+constexpr int kGroupPanels = 4;   // panels whose lines alternate, and that one gemm call computes
+constexpr int kMaxSegment = 128;  // most values of k summed before a scale is applied
+constexpr int kSegmentUnit = 32;  // segments are padded with zeros to a multiple of this
 
 // How a line of a packed weight stores 16 output rows: dword r of the 64 bytes belongs to row r and holds
 //   f32:  1 k     bf16: k0 k1     fp8: k0 k2 k1 k3     int4: nibbles k0 k2 k4 k6 k1 k3 k5 k7     (low bits first)
@@ -23,12 +23,12 @@ constexpr int kLineFormats = 4;
 // lines + (i * n_panels + p) * 64.
 struct PanelGroup {
   const uint8_t* lines = nullptr;
-  int n_panels = 0;                     // 1..kGroupPanels
+  int n_panels = 0;                        // 1..kGroupPanels
   const int32_t* segment_begin = nullptr;  // (n_segments + 1) packed k, multiples of kSegmentUnit, steps of at most kMaxSegment
   const int32_t* segment_block = nullptr;  // (n_segments) scale block of each; null: scale 1
   int n_segments = 0;
-  const float* scales = nullptr;        // first panel's (blocks), or (blocks, 16) when scale_per_row
-  int64_t scale_panel_stride = 0;       // floats from one panel to the next
+  const float* scales = nullptr;   // first panel's (blocks), or (blocks, 16) when scale_per_row
+  int64_t scale_panel_stride = 0;  // floats from one panel to the next
   bool scale_per_row = false;
 };
 
@@ -36,11 +36,11 @@ struct PanelGroup {
 // and n_panels are: within a segment k by k (BF16: pair by pair), then total = fma(segment, scale, total).
 struct GemmArgs {
   PanelGroup w;
-  const void* const* rows = nullptr;    // (m) activations in packed k order, float32 or BF16 by the function called
+  const void* const* rows = nullptr;  // (m) activations in packed k order, float32 or BF16 by the function called
   int m = 0;
   float* c = nullptr;
   int64_t c_stride = 0;
-  void* scratch = nullptr;              // kGemmScratchBytes, 64-byte aligned, of the calling thread
+  void* scratch = nullptr;  // kGemmScratchBytes, 64-byte aligned, of the calling thread
 };
 constexpr int64_t kGemmScratchBytes = 64 * 1024;
 
@@ -62,8 +62,8 @@ struct SimdKernels {
   void (*add)(float* x, const float* y, int64_t n);                           // x += y
   void (*scale)(const float* x, float factor, int64_t n, float* out);
   void (*scale_add)(float* x, float factor, const float* y, float y_factor, int64_t n);  // x = x * factor + y * y_factor
-  void (*to_bf16)(const float* x, int64_t n, uint16_t* out);                  // to nearest, ties to even
-  void (*swiglu)(const float* gate, const float* up, int64_t n, float* out);  // silu(gate) * up
+  void (*to_bf16)(const float* x, int64_t n, uint16_t* out);                             // to nearest, ties to even
+  void (*swiglu)(const float* gate, const float* up, int64_t n, float* out);             // silu(gate) * up
   // s (n) <- exp(s * scale - max), in place; returns the sum, sets *max. n >= 1.
   float (*softmax_part)(float* s, float scale, int64_t n, float* max);
   uint32_t (*read_all)(const uint32_t* memory, int64_t n);  // XOR of n dwords, n a multiple of 64

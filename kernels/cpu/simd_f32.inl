@@ -99,8 +99,7 @@ void gemm_tile(const GemmArgs& args, int first_row, int first_panel, int segment
 #pragma GCC unroll 4
     for (int p = 0; p < NP; ++p)
 #pragma GCC unroll 4
-      for (int part = 0; part < kParts; ++part)
-        weight[p][part] = load(tile + (k * NP + p) * kPanelRows + part * kLanes);
+      for (int part = 0; part < kParts; ++part) weight[p][part] = load(tile + (k * NP + p) * kPanelRows + part * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const vf value = splat(x[r][k]);
@@ -140,7 +139,8 @@ void expand_tile(const PanelGroup& w, int first_panel, int segment, float* tile)
   for (int i = 0; i < n_lines; ++i, line += w.n_panels * 64, tile += kLineK * NP * kPanelRows)
 #pragma GCC unroll 4
     for (int p = 0; p < NP; ++p) {
-      __builtin_prefetch(line + (n_lines * w.n_panels + p) * 64, 0, 2);  // of the next segment: arrives while this one is multiplied
+      __builtin_prefetch(line + (n_lines * w.n_panels + p) * 64, 0,
+                         2);  // of the next segment: arrives while this one is multiplied
 #pragma GCC unroll 4
       for (int part = 0; part < kParts; ++part) {
         const vu dwords = *reinterpret_cast<const vu_mem*>(line + p * 64 + part * kLanes * 4);
@@ -267,7 +267,8 @@ inline vu bf16_bits(vf x) {
 
 void to_bf16(const float* x, int64_t n, uint16_t* out) {
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) *reinterpret_cast<vh_mem*>(out + i) = __builtin_convertvector(bf16_bits(load(x + i)), vh);
+  for (; i + kLanes <= n; i += kLanes)
+    *reinterpret_cast<vh_mem*>(out + i) = __builtin_convertvector(bf16_bits(load(x + i)), vh);
   for (; i < n; ++i) out[i] = static_cast<uint16_t>(bf16_bits(splat(x[i]))[0]);
 }
 
@@ -326,4 +327,4 @@ float peak_loop(int64_t iterations) {
   return sum_lanes(all);
 }
 
-constexpr PeakLoop kPeak = {peak_loop, 2 * kLanes * kPeakSums};
+constexpr PeakLoop kPeak = {peak_loop, 2 * kLanes* kPeakSums};

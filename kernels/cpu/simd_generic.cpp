@@ -36,6 +36,15 @@ constexpr int kFewRows = 2, kFewPanels = 1;
 
 const SimdKernels kSimdGeneric = {
     {gemm<LineFormat::f32>, gemm<LineFormat::bf16>, gemm<LineFormat::fp8>, gemm<LineFormat::int4>},
-    rms_norm, sum_slots, add, scale, scale_add, to_bf16, swiglu, softmax_part, read_all, kPeak};
+    rms_norm,
+    sum_slots,
+    add,
+    scale,
+    scale_add,
+    to_bf16,
+    swiglu,
+    softmax_part,
+    read_all,
+    kPeak};
 
 }  // namespace sigmoe

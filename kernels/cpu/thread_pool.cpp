@@ -64,7 +64,8 @@ void ThreadPool::run(Job& job) {
 
 void ThreadPool::work(Job& job, int worker) {
   try {
-    for (int64_t item; (item = job.next.fetch_add(1, std::memory_order_relaxed)) < job.n_items;) job.call(job.body, item, worker);
+    for (int64_t item; (item = job.next.fetch_add(1, std::memory_order_relaxed)) < job.n_items;)
+      job.call(job.body, item, worker);
   } catch (...) {
     job.next = job.n_items;
     const std::lock_guard lock(job.error_lock);

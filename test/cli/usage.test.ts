@@ -26,6 +26,7 @@ test.each([
   ['a model that is not there', ['generate', '/no/such', 'x'], 1, '/no/such'],
   ['a model that is not there', ['inspect', '/no/such'], 1, '/no/such'],
   ['a model that is not there', ['chat', '/no/such'], 1, '/no/such'],
+  ['a model that is not there', ['bench', '/no/such'], 1, '/no/such'],
   ['a folder that holds no model', ['generate', tmpdir(), 'x'], 1, 'config.json'],
   ['a value out of range', ['generate', nano, 'x', '--temperature', '-1'], 1, 'temperature'],
   ['an infinite value', ['generate', nano, 'x', '--top-p', '1e999'], 1, 'topP'],

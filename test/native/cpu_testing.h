@@ -15,9 +15,9 @@ namespace sigmoe::testing {
 
 // Relative error ||a - b|| / ||b|| that an op of a path may have against the reference, and why.
 struct Tolerance {
-  static constexpr double kFloat32 = 2e-5;     // float32 sums in another order, some thousand terms
-  static constexpr double kBf16Linear = 4e-3;  // activations rounded to BF16: 2^-9 at most each, averaged over k
-  static constexpr double kBf16Experts = 6e-3; // two such layers one after the other
+  static constexpr double kFloat32 = 2e-5;        // float32 sums in another order, some thousand terms
+  static constexpr double kBf16Linear = 4e-3;     // activations rounded to BF16: 2^-9 at most each, averaged over k
+  static constexpr double kBf16Experts = 6e-3;    // two such layers one after the other
   static constexpr double kBf16Attention = 6e-3;  // queries and probabilities rounded to BF16
 };
 
@@ -82,8 +82,8 @@ struct HostWeight {
 };
 
 // Scale of row n and block b, by how often it changes along n: every row, every `block_n` rows, or never (0).
-inline HostWeight random_weight(WeightFormat format, int64_t n, int64_t k, std::vector<int64_t> k_bounds, int64_t block_n, uint64_t seed,
-                                bool gate_up = false) {
+inline HostWeight random_weight(WeightFormat format, int64_t n, int64_t k, std::vector<int64_t> k_bounds, int64_t block_n,
+                                uint64_t seed, bool gate_up = false) {
   std::mt19937_64 random(seed);
   std::normal_distribution<float> normal(0.0f, 0.05f);
   HostWeight weight;

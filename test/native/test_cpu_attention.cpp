@@ -72,8 +72,8 @@ class Cache {
     batch.page_tables = tables.data();
     const AttentionShape shape{heads_.q, heads_.kv, heads_.dim, heads_.rotary};
     std::vector<float> q(positions.size() * heads_.q * heads_.dim), out(q.size(), -7.0f);
-    backend_.qk_norm_rope_store(batch, shape, qkv.data(), heads_.norm ? q_norm_.data() : nullptr, heads_.norm ? k_norm_.data() : nullptr,
-                                kEps, cos_.data(), sin_.data(), view_, q.data());
+    backend_.qk_norm_rope_store(batch, shape, qkv.data(), heads_.norm ? q_norm_.data() : nullptr,
+                                heads_.norm ? k_norm_.data() : nullptr, kEps, cos_.data(), sin_.data(), view_, q.data());
     backend_.attention(batch, shape, q.data(), view_, out.data());
     if (queries) *queries = q;
     return out;
@@ -98,8 +98,9 @@ constexpr Heads kSmall{4, 2, 32, 16, true};
 }  // namespace
 
 TEST_CASE("attention: head sizes, group sizes and norms agree with the reference") {
-  const Heads shapes[] = {{4, 2, 32, 16, true}, {1, 1, 16, 16, true},  {8, 1, 64, 32, true},  {3, 1, 48, 0, false},
-                          {5, 1, 32, 32, true}, {16, 4, 128, 64, true}, {14, 2, 80, 16, false}, {6, 1, 256, 64, true}, {7, 1, 16, 8, true}};
+  const Heads shapes[] = {{4, 2, 32, 16, true},   {1, 1, 16, 16, true},  {8, 1, 64, 32, true},
+                          {3, 1, 48, 0, false},   {5, 1, 32, 32, true},  {16, 4, 128, 64, true},
+                          {14, 2, 80, 16, false}, {6, 1, 256, 64, true}, {7, 1, 16, 8, true}};
   for (const Heads& heads : shapes)
     for (const Path& path : all_paths()) {
       CAPTURE(path.label());
@@ -141,7 +142,9 @@ TEST_CASE("attention: chunks, neighbours, threads and page order do not change a
     Cache whole_cache(*backend, kSmall, 1, kLength);
     const std::vector<float> whole = whole_cache.step({{0, 0, kLength}});
     const size_t row = whole.size() / kLength;
-    const auto rows = [&](int first, int n) { return std::vector<float>(whole.begin() + first * row, whole.begin() + (first + n) * row); };
+    const auto rows = [&](int first, int n) {
+      return std::vector<float>(whole.begin() + first * row, whole.begin() + (first + n) * row);
+    };
 
     const auto three = make_backend(path, 3);
     Cache chunked(*three, kSmall, 3, kLength, 9);
@@ -179,8 +182,10 @@ TEST_CASE("attention: what earlier sequences left in a page is never seen, NaN i
     const auto backend = make_backend(path);
     Cache clean(*backend, kSmall, 2, 200), dirty(*backend, kSmall, 2, 200);
     dirty.poison();
-    for (const std::vector<Cache::Piece>& pieces :
-         {std::vector<Cache::Piece>{{0, 0, 127}, {1, 0, 3}}, {{0, 127, 1}, {1, 3, 1}}, {{0, 128, 1}}, {{0, 129, 40}, {1, 4, 2}}})
+    for (const std::vector<Cache::Piece>& pieces : {std::vector<Cache::Piece>{{0, 0, 127}, {1, 0, 3}},
+                                                    {{0, 127, 1}, {1, 3, 1}},
+                                                    {{0, 128, 1}},
+                                                    {{0, 129, 40}, {1, 4, 2}}})
       CHECK(dirty.step(pieces) == clean.step(pieces));
   }
 }

@@ -17,12 +17,10 @@ struct Layer {
 };
 
 const Layer kLayers[] = {
-    {64, 32, 32, 16, 4, 4, 2, WeightFormat::bf16, 0},
-    {256, 128, 128, 8, 2, 1, 1, WeightFormat::fp8, 128},
-    {192, 160, 160, 8, 2, 2, 1, WeightFormat::fp8, 128},   // panels and blocks end at different places
-    {100, 24, 40, 6, 3, 1, 1, WeightFormat::bf16, 0},      // nothing divides anything
-    {96, 48, 0, 5, 1, 1, 1, WeightFormat::f32, 0},
-    {128, 64, 64, 256, 8, 8, 4, WeightFormat::int4, 32},
+    {64, 32, 32, 16, 4, 4, 2, WeightFormat::bf16, 0},    {256, 128, 128, 8, 2, 1, 1, WeightFormat::fp8, 128},
+    {192, 160, 160, 8, 2, 2, 1, WeightFormat::fp8, 128},  // panels and blocks end at different places
+    {100, 24, 40, 6, 3, 1, 1, WeightFormat::bf16, 0},     // nothing divides anything
+    {96, 48, 0, 5, 1, 1, 1, WeightFormat::f32, 0},       {128, 64, 64, 256, 8, 8, 4, WeightFormat::int4, 32},
 };
 
 // What the op leaves in caller-owned memory.
@@ -31,8 +29,12 @@ struct RoutingMemory {
   std::vector<float> weights, logits;
   Routing view;
   RoutingMemory(int n_tokens, int n_active, int n_experts)
-      : ids(n_tokens * n_active), offsets(n_experts + 1), order(n_tokens * n_active), weights(n_tokens * n_active),
-        logits(n_tokens * n_experts), view{ids.data(), weights.data(), offsets.data(), order.data()} {}
+      : ids(n_tokens * n_active),
+        offsets(n_experts + 1),
+        order(n_tokens * n_active),
+        weights(n_tokens * n_active),
+        logits(n_tokens * n_experts),
+        view{ids.data(), weights.data(), offsets.data(), order.data()} {}
 };
 
 struct LayerWeightsOf {
@@ -41,7 +43,9 @@ struct LayerWeightsOf {
   ExpertWeights experts;
 };
 
-std::vector<int64_t> bounds(const Layer& layer, int64_t k) { return layer.block ? blocks_of(k, layer.block) : std::vector<int64_t>{}; }
+std::vector<int64_t> bounds(const Layer& layer, int64_t k) {
+  return layer.block ? blocks_of(k, layer.block) : std::vector<int64_t>{};
+}
 
 LayerWeightsOf put_layer(Backend& backend, const Layer& layer) {
   LayerWeightsOf out;
@@ -62,7 +66,9 @@ LayerWeightsOf put_layer(Backend& backend, const Layer& layer) {
   return out;
 }
 
-RouterShape router_shape(const Layer& layer) { return {layer.n_experts, layer.n_active, layer.n_groups, layer.n_groups_kept, true, 2.5f}; }
+RouterShape router_shape(const Layer& layer) {
+  return {layer.n_experts, layer.n_active, layer.n_groups, layer.n_groups_kept, true, 2.5f};
+}
 
 struct Result {
   RoutingMemory routing;
@@ -72,7 +78,8 @@ struct Result {
 Result run_layer(Backend& backend, const Layer& layer, const LayerWeightsOf& weights, const std::vector<float>& x, int n_tokens,
                  const int32_t* forced = nullptr) {
   const int n_slots = layer.n_active + (layer.shared_inner ? 1 : 0);
-  Result result{RoutingMemory(n_tokens, layer.n_active, layer.n_experts), std::vector<float>(n_tokens * n_slots * layer.width, -7.0f)};
+  Result result{RoutingMemory(n_tokens, layer.n_active, layer.n_experts),
+                std::vector<float>(n_tokens * n_slots * layer.width, -7.0f)};
   const std::vector<float> bias = gaussian(layer.n_experts, 77, 0.1f);
   backend.route(x.data(), *weights.gate, bias.data(), router_shape(layer), n_tokens, forced, result.routing.logits.data(),
                 result.routing.view);
@@ -82,7 +89,8 @@ Result run_layer(Backend& backend, const Layer& layer, const LayerWeightsOf& wei
 }
 
 double tolerance(const Backend& backend, const Layer& layer) {
-  return backend.info().compute == DType::bf16 && layer.format != WeightFormat::f32 ? Tolerance::kBf16Experts : Tolerance::kFloat32;
+  return backend.info().compute == DType::bf16 && layer.format != WeightFormat::f32 ? Tolerance::kBf16Experts
+                                                                                    : Tolerance::kFloat32;
 }
 
 }  // namespace
@@ -128,7 +136,8 @@ TEST_CASE("experts: a token's bits do not depend on the other tokens or the thre
       for (const int n : {1, 3, 8})
         for (const int first : {0, 150, 292}) {
           const std::vector<float> part(x.begin() + first * layer.width, x.begin() + (first + n) * layer.width);
-          const std::vector<float> expected(together.out.begin() + first * token_floats, together.out.begin() + (first + n) * token_floats);
+          const std::vector<float> expected(together.out.begin() + first * token_floats,
+                                            together.out.begin() + (first + n) * token_floats);
           CHECK(run_layer(*backend, layer, weights, part, n).out == expected);
         }
     }

@@ -46,9 +46,10 @@ TEST_CASE("thread pool: loops in quick succession and after sleep see each other
 TEST_CASE("thread pool: an exception reaches the caller and the pool goes on") {
   ThreadPool pool(4);
   for (int round = 0; round < 50; ++round) {
-    CHECK_THROWS_AS(pool.parallel_for(100, [&](int64_t item, int) {
-      if (item == 37) throw std::runtime_error("item 37");
-    }),
+    CHECK_THROWS_AS(pool.parallel_for(100,
+                                      [&](int64_t item, int) {
+                                        if (item == 37) throw std::runtime_error("item 37");
+                                      }),
                     std::runtime_error);
     std::atomic<int> runs{0};
     pool.parallel_for(10, [&](int64_t, int) { ++runs; });
@@ -131,15 +132,16 @@ TEST_CASE("reduce_add_rms_norm: slots, lengths, optional parts") {
             std::vector<float> residual = gaussian(n_tokens * width, 1), addend = gaussian(n_tokens * n_slots * width, 2);
             const std::vector<float> weight = gaussian(width, 3);
             std::vector<float> out(n_tokens * width, -7.0f);
-            backend.reduce_add_rms_norm(residual.data(), with_addend ? addend.data() : nullptr, n_slots, nullptr, weight.data(), 1e-6f,
-                                        n_tokens, width, with_norm ? out.data() : nullptr);
+            backend.reduce_add_rms_norm(residual.data(), with_addend ? addend.data() : nullptr, n_slots, nullptr, weight.data(),
+                                        1e-6f, n_tokens, width, with_norm ? out.data() : nullptr);
             residual.insert(residual.end(), out.begin(), out.end());
             return residual;
           };
           const auto backend = make_backend(path);
           for (const bool with_addend : {false, true})
             for (const bool with_norm : {false, true})
-              CHECK(relative_error(run(*backend, with_addend, with_norm), run(*reference, with_addend, with_norm)) < Tolerance::kFloat32);
+              CHECK(relative_error(run(*backend, with_addend, with_norm), run(*reference, with_addend, with_norm)) <
+                    Tolerance::kFloat32);
         }
 }
 
@@ -166,8 +168,8 @@ TEST_CASE("reduce_add_rms_norm: ranks end with the same sum") {
         ranks.emplace_back([&, r] {
           const auto backend = make_backend(path);
           std::vector<float> addend = gaussian(kTokens * kSlots * kWidth, 50 + r);
-          backend->reduce_add_rms_norm(residuals[r].data(), addend.data(), kSlots, comms[r].get(), weight.data(), 1e-6f, kTokens, kWidth,
-                                       outs[r].data());
+          backend->reduce_add_rms_norm(residuals[r].data(), addend.data(), kSlots, comms[r].get(), weight.data(), 1e-6f,
+                                       kTokens, kWidth, outs[r].data());
         });
       for (std::thread& rank : ranks) rank.join();
       for (int r = 0; r < world; ++r) {

@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "doctest/doctest.h"
+#include "engine/synthetic.h"
 #include "engine/weights.h"
 #include "make_checkpoint.h"
 #include "recording_backend.h"
@@ -273,7 +274,7 @@ TEST_CASE("weights: long lists end in a count, absent layers are one line") {
 TEST_CASE("weights: config and tensors that contradict each other") {
   // The config says BF16, the tensors are FP8.
   CHECK(has(failure(tiny_model(Storage::fp8_block), [](StoredModel& model) { model.config.erase("quantization_config"); }),
-            "is F8_E4M3, must be F32 or BF16"));
+            "is F8_E4M3, must be BF16 or F32"));
   // The config says blocks, the scales are per channel.
   const std::string found = failure(tiny_model(Storage::fp8_channel), [](StoredModel& model) {
     model.config["quantization_config"] = {{"quant_method", "fp8"}, {"weight_block_size", {32, 32}}};
@@ -429,5 +430,42 @@ TEST_CASE("weights: the bundled model and every golden checkpoint load") {
       options.with_mtp = config.n_mtp_layers > 0;
       CHECK(load_weights(config, checkpoint, backend, options).layers.size() == static_cast<size_t>(config.n_layers));
     }
+  }
+}
+
+TEST_CASE("synthetic: shapes by name") {
+  const ModelConfig mini = shape_config("ling-mini-2.0:5");
+  CHECK(mini.n_layers == 5);
+  CHECK(mini.n_dense_layers == 1);
+  CHECK(mini.hidden_size == 2048);
+  CHECK(count_parameters(shape_config("ling-mini-2.0")).total() == 16255638528);
+  CHECK(count_parameters(shape_config("ling-flash-2.0")).total() == 102889697280);
+  CHECK(shape_config("nano").n_experts == 16);
+  for (const char* bad :
+       {"", "nano:", "nano:0", "nano:-1", "nano:x", "nano:3x", "nano:99999999999", "ling:3", "ling-mini-2.0:129"})
+    CHECK_THROWS_AS_MESSAGE(shape_config(bad), EngineError, bad);
+}
+
+TEST_CASE("synthetic: weights are normal with standard deviation 0.02 in every format") {
+  const ModelConfig config = shape_config("nano:2");
+  for (const WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::fp8, WeightFormat::int4}) {
+    CAPTURE(weight_format_name(format));
+    RecordingBackend backend;
+    const ModelWeights weights = synthetic_weights(config, format, backend, 7, 2);
+    const LayerWeights& layer = weights.layers[1];
+    for (const auto* weight : {&layer.qkv, &layer.gate_up[3], &layer.down[15], &layer.router, &weights.lm_head}) {
+      const std::vector<float>& values = recorded(*weight).values;
+      double sum = 0, squares = 0;
+      for (const float value : values) sum += value, squares += static_cast<double>(value) * value;
+      const double n = static_cast<double>(values.size());
+      CHECK(sum / n == doctest::Approx(0.0).epsilon(0.02 * 5 / std::sqrt(n)));
+      CHECK(std::sqrt(squares / n) == doctest::Approx(0.02).epsilon(0.05));
+    }
+    CHECK(recorded(layer.qkv).desc.format == format);
+    CHECK(recorded(weights.lm_head).desc.format == (format == WeightFormat::f32 ? WeightFormat::f32 : WeightFormat::bf16));
+    CHECK(recorded(layer.gate_up[3]).values != recorded(layer.gate_up[4]).values);
+    CHECK(floats(layer.input_norm)[0] == 1.0f);
+    const ModelWeights again = synthetic_weights(config, format, backend, 7, 1);  // the seed decides, not the threads
+    CHECK(recorded(again.layers[1].down[15]).values == recorded(layer.down[15]).values);
   }
 }

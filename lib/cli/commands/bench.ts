@@ -122,7 +122,7 @@ function report({ machine, shape, rows }: BenchResult): string {
     ]);
   }
   return (
-    `${shape} on ${machine.name}: ${machine.kernels}, ${machine.threads} threads; measured bounds: ` +
+    `${shape} on ${machine.name}, ${machine.kernels}; bounds of this run: ` +
     `read ${measure(machine.readGbps)} GB/s, matrix ${measure(machine.matrixGflops)} GFLOP/s\n${table.toString()}`
   );
 }
