@@ -73,16 +73,6 @@ DeviceReport report_cuda() {
 
 }  // namespace
 
-const char* weight_format_name(WeightFormat format) {
-  switch (format) {
-    case WeightFormat::f32: return "F32";
-    case WeightFormat::bf16: return "BF16";
-    case WeightFormat::fp8: return "FP8 E4M3";
-    case WeightFormat::int4: return "INT4";
-  }
-  return "?";
-}
-
 std::vector<DeviceReport> list_devices() {
   return {
       report_cuda(),

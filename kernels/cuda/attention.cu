@@ -98,6 +98,7 @@ __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const
   constexpr int kVectors = HD / 64;    // 16-byte loads of them
   __shared__ float sums[kSplitWarps][kMaxGroupHeads][HD];
   __shared__ float highest[kSplitWarps][kMaxGroupHeads], totals[kSplitWarps][kMaxGroupHeads];
+  __shared__ float split_tops[kMaxGroupHeads][kMostSplits], split_totals[kMaxGroupHeads][kMostSplits];
   __shared__ bool last;
   let_next_start();
   wait_for_previous();
@@ -235,17 +236,39 @@ __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const
   __syncthreads();
   if (!last) return;
   __threadfence();
-  for (int index = threadIdx.x; index < n_group * HD; index += kSplitWarps * 32) {
-    const int head = index / HD, d = index % HD;
-    const float* partial = args.partial + (partial_row + head) * args.n_splits_max * (HD + 2);
-    float best = -INFINITY, all = 0.0f, value = 0.0f;
-    for (int s = 0; s < n_splits; ++s) best = fmaxf(best, __ldcg(partial + s * (HD + 2) + HD));
-    for (int s = 0; s < n_splits; ++s) {
-      const float weight = exp2f(__ldcg(partial + s * (HD + 2) + HD) - best);
-      all += __ldcg(partial + s * (HD + 2) + HD + 1) * weight;
-      value += __ldcg(partial + s * (HD + 2) + d) * weight;
+  const float* all_splits = args.partial + partial_row * args.n_splits_max * (HD + 2);
+  // Weights of the splits first: one thread per (head, split), then a head's maximum and total over its row of them.
+  for (int index = threadIdx.x; index < n_group * n_splits; index += kSplitWarps * 32) {
+    const int head = index / n_splits, s = index % n_splits;
+    const float2 top_and_total = __ldcg(reinterpret_cast<const float2*>(all_splits + (head * args.n_splits_max + s) * (HD + 2) + HD));
+    split_tops[head][s] = top_and_total.x;
+    split_totals[head][s] = top_and_total.y;
+  }
+  __syncthreads();
+  for (int head = warp; head < n_group; head += kSplitWarps) {
+    float best = -INFINITY, all = 0.0f;
+    for (int s = lane; s < n_splits; s += 32) best = fmaxf(best, split_tops[head][s]);
+    for (int step = 16; step > 0; step /= 2) best = fmaxf(best, __shfl_xor_sync(kAllLanes, best, step));
+    for (int s = lane; s < n_splits; s += 32) {
+      const float weight = exp2f(split_tops[head][s] - best);
+      split_tops[head][s] = weight;
+      all += split_totals[head][s] * weight;
     }
-    args.out[(row_heads + head) * HD + d] = value / all;
+    all = warp_sum(all);
+    if (lane == 0) totals[0][head] = all;
+  }
+  __syncthreads();
+  for (int index = threadIdx.x; index < n_group * HD / 2; index += kSplitWarps * 32) {
+    const int head = index / (HD / 2), d = index % (HD / 2) * 2;
+    const float* partial = all_splits + head * args.n_splits_max * (HD + 2) + d;
+    float2 value = {0.0f, 0.0f};
+#pragma unroll 16
+    for (int s = 0; s < n_splits; ++s) {
+      const float2 part = __ldcg(reinterpret_cast<const float2*>(partial + s * (HD + 2)));
+      value.x += part.x * split_tops[head][s];
+      value.y += part.y * split_tops[head][s];
+    }
+    *reinterpret_cast<float2*>(args.out + (row_heads + head) * HD + d) = {value.x / totals[0][head], value.y / totals[0][head]};
   }
 }
 

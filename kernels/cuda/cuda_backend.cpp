@@ -194,7 +194,7 @@ void CudaBackend::multiply(const float* x, const int32_t* row_ids, int n_rows, c
   args.n_tokens = n_rows;
   args.dense = weight;
   args.dense_out = y;
-  const bool direct = n_rows <= kMaxFloatTokens;
+  const bool direct = reads_float(weight, n_rows);
   if (direct) {
     args.dense_x = x;
     args.row_ids = row_ids;
@@ -290,14 +290,14 @@ void CudaBackend::run_experts(const float* x, const ExpertWeights& weights, cons
   common.slot_order = routing.slot_order;
   common.slot_weights = routing.weights;
 
-  const bool direct = n_tokens <= kMaxFloatTokens;
+  const bool routed = n_active > 0 && table.gate_up_shape.n > 0, shared = weights.shared_gate_up != nullptr;
+  const bool direct = reads_float(shared ? view_of(*weights.shared_gate_up) : table.gate_up_shape, n_tokens);
   const void* activations = x;
   if (!direct) {
     uint16_t* converted = scratch<uint16_t>(x_, static_cast<size_t>(n_tokens) * width);
     launch_to_bf16(queue_, x, nullptr, n_tokens, width, converted);
     activations = converted;
   }
-  const bool routed = n_active > 0 && table.gate_up_shape.n > 0, shared = weights.shared_gate_up != nullptr;
   GemmArgs up = common, down = common;
   up.mode = GemmMode::gate_up;
   down.mode = GemmMode::down;

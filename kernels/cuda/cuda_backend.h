@@ -30,6 +30,7 @@ class CudaBackend : public Backend {
   void zero(void* device, size_t bytes) override;
   void synchronize() override;
   void run_recorded(uint64_t key, const std::function<void()>& ops) override;
+  void forget_recorded();  // before memory that recorded ops use is freed and its address used again
 
   std::unique_ptr<LinearBuilder> begin_linear(const LinearDesc& desc) override;
   std::unique_ptr<LinearWeight> random_linear(const LinearDesc& desc, uint64_t seed);  // for benchmarks
@@ -75,7 +76,6 @@ class CudaBackend : public Backend {
   void multiply(const float* x, const int32_t* row_ids, int n_rows, const WeightView& weight, float* y);
   void run_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing, int n_active,
                    int n_tokens, int n_slots, int width, float* out);
-  void forget_recorded();
 
   BackendInfo info_;
   bool exact_ = false;

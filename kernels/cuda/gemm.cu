@@ -1,9 +1,12 @@
 // y = x W^T for 1 to some hundred rows of x. Bound: memory, the bytes of W.
 //
-// A block has 8 warps: `slices` of them split k over the same tile of 16 rows of W, and 8 / slices tiles are worked on side by
-// side. Weights are the 16-row operand of the tensor core and tokens the 8-wide one, so a token costs nothing until there are
-// eight. Each lane keeps kDepth groups (16 loads of 16 bytes) in flight. Partial sums meet in shared memory and are added in
-// slice order. Slices depend on k alone: a row's bits depend neither on its neighbours nor on how many there are.
+// Weights are the 16-row operand of the tensor core and tokens the 8-wide one, so a token costs nothing until there are eight.
+// `slices` warps split k over the same tile of 16 rows of W; weights go from memory to registers with kDepth groups of loads in
+// flight per lane, partial sums meet in shared memory and are added in slice order. Slices depend on k alone and a token's
+// column on nothing else: a row's bits depend neither on its neighbours nor on how many there are.
+//
+// few_kernel: up to 8 tokens at a time, their activations in shared memory; blocks of 4 warps, several to an SM, so that
+// one block's start and end hide under the others' streams. many_kernel: 32 tokens at a time, activations through L1.
 #include "cuda/gemm.h"
 
 #include <algorithm>
@@ -14,13 +17,15 @@
 namespace sigmoe::cuda {
 namespace {
 
-constexpr int kWarps = 8;
+constexpr int kFewWarps = 4, kManyWarps = 8;
+constexpr int kFewTokens = 8;  // a tensor-core operand of them
 
 template <WeightFormat F>
 struct Stream {
   static constexpr int kChunks = kGroup / chunk_k(F);  // of a group
   static constexpr int kLaneK = chunk_k(F) / 4;        // k per lane, row and chunk
-  static constexpr int kDepth = kChunks >= 16 ? 1 : kChunks >= 8 ? 2 : 4;
+  static constexpr int kDepth = kChunks >= 8 ? 1 : kChunks >= 4 ? 2 : 4;  // 8 loads of 16 bytes per lane or more
+  static constexpr int kProducts = F == WeightFormat::f32 ? 1 : chunk_k(F) / 16;  // tensor-core steps of a chunk
   static constexpr bool kScaled = F == WeightFormat::fp8 || F == WeightFormat::int4;
   static constexpr int kFlushes = F == WeightFormat::int4 ? kChunks : 1;  // of the unscaled sums, per group
 };
@@ -45,48 +50,38 @@ __device__ inline uint32_t int4_pair(uint32_t word, int i) {
   return reinterpret_cast<const uint32_t&>(value);
 }
 
-// sum (16 rows, 8 tokens) += one chunk of weights times the lane's kLaneK activations, as BF16 pairs in x.
+// One chunk of weights as tensor-core operands.
 template <WeightFormat F>
-__device__ inline void multiply_chunk(float (&sum)[4], const uint4& w, const uint32_t* x) {
+__device__ inline void unpack(const uint4& w, uint32_t (&a)[Stream<F>::kProducts][4]) {
   if constexpr (F == WeightFormat::fp8) {
-    mma_bf16(sum, fp8_pair<false>(w.x), fp8_pair<false>(w.z), fp8_pair<true>(w.x), fp8_pair<true>(w.z), x[0], x[1]);
-    mma_bf16(sum, fp8_pair<false>(w.y), fp8_pair<false>(w.w), fp8_pair<true>(w.y), fp8_pair<true>(w.w), x[2], x[3]);
+    a[0][0] = fp8_pair<false>(w.x), a[0][1] = fp8_pair<false>(w.z), a[0][2] = fp8_pair<true>(w.x), a[0][3] = fp8_pair<true>(w.z);
+    a[1][0] = fp8_pair<false>(w.y), a[1][1] = fp8_pair<false>(w.w), a[1][2] = fp8_pair<true>(w.y), a[1][3] = fp8_pair<true>(w.w);
   } else if constexpr (F == WeightFormat::bf16) {
-    mma_bf16(sum, w.x, w.z, w.y, w.w, x[0], x[1]);
+    a[0][0] = w.x, a[0][1] = w.z, a[0][2] = w.y, a[0][3] = w.w;
   } else if constexpr (F == WeightFormat::int4) {
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
       const uint32_t low = m < 2 ? w.x : w.y, high = m < 2 ? w.z : w.w;
       const int i = m % 2 * 2;
-      mma_bf16(sum, int4_pair(low, i), int4_pair(high, i), int4_pair(low, i + 1), int4_pair(high, i + 1), x[2 * m], x[2 * m + 1]);
+      a[m][0] = int4_pair(low, i), a[m][1] = int4_pair(high, i), a[m][2] = int4_pair(low, i + 1), a[m][3] = int4_pair(high, i + 1);
     }
   } else {
-    mma_bf16_k8(sum, pack_bf16(__uint_as_float(w.x), __uint_as_float(w.y)), pack_bf16(__uint_as_float(w.z), __uint_as_float(w.w)), x[0]);
+    a[0][0] = pack_bf16(__uint_as_float(w.x), __uint_as_float(w.y));
+    a[0][1] = pack_bf16(__uint_as_float(w.z), __uint_as_float(w.w));
   }
 }
 
-// N activations from `row` + k as BF16 pairs; elements at or past k_end are zero.
-template <int N>
-__device__ inline void load_x(const float* row, int k, int k_end, bool whole, uint32_t* x) {
-  if (whole) {
-    if constexpr (N == 2) {
-      const float2 v = *reinterpret_cast<const float2*>(row + k);
-      x[0] = pack_bf16(v.x, v.y);
-    } else {
+// sum (16 rows, 8 tokens) += the chunk times the lane's kLaneK activations, as BF16 pairs in x.
+template <WeightFormat F>
+__device__ inline void multiply(float (&sum)[4], const uint32_t (&a)[Stream<F>::kProducts][4], const uint32_t* x) {
+  if constexpr (F == WeightFormat::f32)
+    mma_bf16_k8(sum, a[0][0], a[0][1], x[0]);
+  else
 #pragma unroll
-      for (int i = 0; i < N / 4; ++i) {
-        const float4 v = *reinterpret_cast<const float4*>(row + k + 4 * i);
-        x[2 * i] = pack_bf16(v.x, v.y);
-        x[2 * i + 1] = pack_bf16(v.z, v.w);
-      }
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < N / 2; ++i)
-      x[i] = pack_bf16(k + 2 * i < k_end ? row[k + 2 * i] : 0.0f, k + 2 * i + 1 < k_end ? row[k + 2 * i + 1] : 0.0f);
-  }
+    for (int m = 0; m < Stream<F>::kProducts; ++m) mma_bf16(sum, a[m][0], a[m][1], a[m][2], a[m][3], x[2 * m], x[2 * m + 1]);
 }
 
+// N activations from `row` + k as BF16 pairs; `whole`: aligned and below k_end, else elements at or past k_end are zero.
 template <int N>
 __device__ inline void load_x(const __nv_bfloat16* row, int k, int k_end, bool whole, uint32_t* x) {
   if (whole) {
@@ -150,44 +145,37 @@ struct TileWalk {
       if (begin + d < end) fetch(d, begin + d);
   }
 
-  // sum[j] (16 rows, 8 tokens) += tile times tokens 8j.. ; rows[j]: the activations of this lane's token, null when there is none.
-  // Only the first n_used token blocks are worked on.
-  template <typename X>
-  __device__ void run(const X* const (&rows)[NT], int n_used, int k_end, float (&sum)[NT][4]) {
-    const int q = threadIdx.x % 4;
-    const bool aligned = k_end % 8 == 0;
+  // sum[j] (16 rows, 8 tokens) += tile times token block j, for the first n_used blocks. load(j, group, chunk, x) fetches the
+  // lane's activations.
+  template <typename Load>
+  __device__ void run(const Load& load, int n_used, float (&sum)[NT][4]) {
+    constexpr int kPerFlush = S::kChunks / S::kFlushes;
     for (int group0 = begin; group0 < end; group0 += S::kDepth) {
 #pragma unroll
       for (int d = 0; d < S::kDepth; ++d) {
         const int group = group0 + d;
         if (group >= end) break;
-        const bool whole = aligned && (group + 1) * kGroup <= k_end;
 #pragma unroll
-        for (int j = 0; j < NT; ++j) {
-          if (j >= n_used) break;
-          uint32_t x[S::kChunks][S::kLaneK / 2];
+        for (int f = 0; f < S::kFlushes; ++f) {
+          float unscaled[NT][4] = {};
 #pragma unroll
-          for (int c = 0; c < S::kChunks; ++c) {
-            if (rows[j])
-              load_x<S::kLaneK>(rows[j], group * kGroup + c * chunk_k(F) + q * S::kLaneK, k_end, whole, x[c]);
-            else
+          for (int i = 0; i < kPerFlush; ++i) {
+            const int c = f * kPerFlush + i;
+            uint32_t a[S::kProducts][4];
+            unpack<F>(weights[d][c], a);
 #pragma unroll
-              for (int i = 0; i < S::kLaneK / 2; ++i) x[c][i] = 0;
+            for (int j = 0; j < NT; ++j)
+              if (j < n_used) {
+                uint32_t x[S::kLaneK / 2];
+                load(j, group, c, x);
+                multiply<F>(S::kScaled ? unscaled[j] : sum[j], a, x);
+              }
           }
-          if constexpr (S::kScaled) {
+          if constexpr (S::kScaled)
 #pragma unroll
-            for (int f = 0; f < S::kFlushes; ++f) {
-              float unscaled[4] = {};
+            for (int j = 0; j < NT; ++j)
 #pragma unroll
-              for (int c = 0; c < S::kChunks / S::kFlushes; ++c)
-                multiply_chunk<F>(unscaled, weights[d][f * (S::kChunks / S::kFlushes) + c], x[f * (S::kChunks / S::kFlushes) + c]);
-#pragma unroll
-              for (int i = 0; i < 4; ++i) sum[j][i] += unscaled[i] * scales[d][f][i / 2];
-            }
-          } else {
-#pragma unroll
-            for (int c = 0; c < S::kChunks; ++c) multiply_chunk<F>(sum[j], weights[d][c], x[c]);
-          }
+              for (int i = 0; i < 4; ++i) sum[j][i] += unscaled[j][i] * scales[d][f][i / 2];
         }
         if (group + S::kDepth < end) fetch(d, group + S::kDepth);
       }
@@ -195,49 +183,53 @@ struct TileWalk {
   }
 };
 
-// The expert with the i-th non-empty list, or -1. All threads of the block call it and get the same answer.
+// The expert with the i-th non-empty list, or -1; every warp finds it by itself.
 __device__ int nth_touched(const int32_t* offsets, int n_experts, int i) {
-  __shared__ int warp_counts[kWarps];
-  __shared__ int found;
-  if (threadIdx.x == 0) found = -1;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int before = 0;
-  for (int base = 0; base < n_experts; base += kWarps * 32) {
-    const int e = base + static_cast<int>(threadIdx.x);
-    const bool touched = e < n_experts && offsets[e + 1] > offsets[e];
-    const unsigned ballot = __ballot_sync(kAllLanes, touched);
-    if (lane == 0) warp_counts[warp] = __popc(ballot);
-    __syncthreads();
-    int rank = before + __popc(ballot & ((1u << lane) - 1));
-    for (int w = 0; w < kWarps; ++w) {
-      if (w < warp) rank += warp_counts[w];
-      before += warp_counts[w];
+  constexpr int kAtOnce = 8;
+  const int lane = threadIdx.x % 32;
+  for (int base = 0; base < n_experts; base += 32 * kAtOnce) {
+    bool touched[kAtOnce];
+#pragma unroll
+    for (int m = 0; m < kAtOnce; ++m) {
+      const int e = base + 32 * m + lane;
+      touched[m] = e < n_experts && offsets[e + 1] > offsets[e];
     }
-    if (touched && rank == i) found = e;
-    __syncthreads();
-    if (before > i) break;
+#pragma unroll
+    for (int m = 0; m < kAtOnce; ++m) {
+      unsigned ballot = __ballot_sync(kAllLanes, touched[m]);
+      const int count = __popc(ballot);
+      if (i < count) {
+        for (; i > 0; --i) ballot &= ballot - 1;
+        return base + 32 * m + __ffs(ballot) - 1;
+      }
+      i -= count;
+    }
   }
-  return found;
+  return -1;
 }
 
-template <WeightFormat F, typename X, int NT>
-__global__ void __launch_bounds__(kWarps * 32) gemm_kernel(const __grid_constant__ GemmArgs args) {
-  __shared__ float partial[kWarps][NT * 4][32];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const bool dense = static_cast<int>(blockIdx.x) < args.dense_blocks;
-  let_next_start();
-
-  // What this block works on: rows of which weight, for which tokens.
-  WeightView w = dense ? args.dense : args.routed;
-  const int slices = dense ? args.dense_slices : args.routed_slices, tiles_per_block = kWarps / slices;
-  int row_block, token_begin = 0, token_end = args.n_tokens;
+// What a block works on: rows of which weight, for which tokens.
+struct Work {
+  WeightView w;
+  bool dense;
+  int slices, row_block, token_begin, token_end;
   const int32_t* slots = nullptr;  // the routed list: flat (token, choice) indices
   int single_slot = -1;
-  if (dense) {
-    row_block = blockIdx.x % args.dense_row_blocks;
-    token_begin = blockIdx.x / args.dense_row_blocks * (8 * NT);
-    token_end = min(token_begin + 8 * NT, args.n_tokens);
-  } else {
+
+  // False when there is nothing to do. A routed block waits for the router; a dense one has not waited yet.
+  __device__ bool find(const GemmArgs& args, int tokens_at_once) {
+    dense = static_cast<int>(blockIdx.x) < args.dense_blocks;
+    w = dense ? args.dense : args.routed;
+    slices = dense ? args.dense_slices : args.routed_slices;
+    token_begin = 0;
+    token_end = args.n_tokens;
+    if (dense) {  // token blocks of the same rows side by side: the weights are read from memory once
+      const int n_token_blocks = args.dense_blocks / args.dense_row_blocks;
+      row_block = blockIdx.x / n_token_blocks;
+      token_begin = blockIdx.x % n_token_blocks * tokens_at_once;
+      token_end = min(token_begin + tokens_at_once, args.n_tokens);
+      return true;
+    }
     wait_for_previous();
     const int item = blockIdx.x - args.dense_blocks, i = item / args.routed_row_blocks;
     row_block = item % args.routed_row_blocks;
@@ -245,121 +237,235 @@ __global__ void __launch_bounds__(kWarps * 32) gemm_kernel(const __grid_constant
     if (args.n_tokens == 1) {  // its choices are distinct: no list to search
       expert = args.expert_ids[i];
       single_slot = i;
-      token_end = 1;
     } else {
       expert = nth_touched(args.expert_offsets, args.n_experts, i);
-      if (expert < 0) return;
-      token_end = args.expert_offsets[expert + 1] - args.expert_offsets[expert];
-      slots = args.slot_order + args.expert_offsets[expert];
+      if (expert < 0) return false;
+      const int first = args.expert_offsets[expert];
+      token_end = args.expert_offsets[expert + 1] - first;
+      slots = args.slot_order + first;
     }
     w.tiles = args.experts[expert].tiles;
     w.scales = args.experts[expert].scales;
-    if (!w.tiles) return;  // this rank has no share of the expert; the output was zeroed
+    return w.tiles != nullptr;  // null: this rank has no share of the expert, and the output was zeroed
   }
 
-  const int tile = row_block * tiles_per_block + warp / slices, slice = warp % slices;
-  const bool has_tile = tile < w.n_tiles;
-  const int begin = has_tile ? w.n_groups * slice / slices : 0, end = has_tile ? w.n_groups * (slice + 1) / slices : 0;
-  TileWalk<F, NT> walk(w, has_tile ? tile : 0, begin, end);
-  walk.prefetch();
-  if (dense) wait_for_previous();
+  __device__ int slot(int t) const { return slots ? slots[t] : single_slot; }
 
-  for (int first = token_begin; first < token_end; first += 8 * NT) {
-    if (first > token_begin) walk.prefetch();
-    const int n_here = min(8 * NT, token_end - first), n_used = (n_here + 7) / 8;
-    const X* rows[NT];
-#pragma unroll
-    for (int j = 0; j < NT; ++j) {
-      const int t = first + 8 * j + lane / 4;
-      rows[j] = nullptr;
-      if (t < token_end) {
-        int64_t row = t;
-        if (dense) {
-          if (args.row_ids) row = args.row_ids[t];
-        } else {
-          const int slot = slots ? slots[t] : single_slot;
-          row = args.mode == GemmMode::gate_up ? slot / args.n_active : slot;
-        }
-        rows[j] = static_cast<const X*>(dense ? args.dense_x : args.routed_x) + row * w.k;
-      }
+  // Row of the activations that token t of the list reads.
+  __device__ int64_t input_row(const GemmArgs& args, int t) const {
+    if (dense) return args.row_ids ? args.row_ids[t] : t;
+    return args.mode == GemmMode::gate_up ? slot(t) / args.n_active : slot(t);
+  }
+
+  // Writes rows `row` and `row` + 8 of `tile` for token t of the list.
+  __device__ void write(const GemmArgs& args, int tile, int row, int t, float low, float high) const {
+    if (args.mode == GemmMode::gate_up) {
+      const int width = w.n / 2, inner = tile * 8 + row;
+      if (inner >= width) return;
+      auto* out = static_cast<__nv_bfloat16*>(dense ? args.dense_out : args.routed_out);
+      out[static_cast<int64_t>(dense ? t : slot(t)) * width + inner] = __float2bfloat16_rn(low / (1.0f + __expf(-low)) * high);
+      return;
     }
-    float sum[NT][4] = {};
-    walk.run(rows, n_used, w.k, sum);
+    float* out = static_cast<float*>(dense ? args.dense_out : args.routed_out);
+    int64_t out_row = t;
+    float weight = 1.0f;
+    if (args.mode == GemmMode::down) {
+      const int s = dense ? 0 : slot(t);
+      out_row = dense ? static_cast<int64_t>(t) * args.n_slots + args.n_active
+                      : static_cast<int64_t>(s / args.n_active) * args.n_slots + s % args.n_active;
+      if (!dense) weight = args.slot_weights[s];
+    }
+    const int n = tile * 16 + row;
+    if (n < w.n) out[out_row * w.n + n] = low * weight;
+    if (n + 8 < w.n) out[out_row * w.n + n + 8] = high * weight;
+  }
 
-    if (first > token_begin) __syncthreads();  // the last round's sums have been read
-#pragma unroll
-    for (int j = 0; j < NT; ++j)
-      if (j < n_used)
-#pragma unroll
-        for (int i = 0; i < 4; ++i) partial[warp][4 * j + i][lane] = sum[j][i];
-    __syncthreads();
-
-    // One thread per pair of sums (rows g and g + 8 of one token).
-    const int n_pairs = tiles_per_block * n_used * 2 * 32;
-    for (int index = threadIdx.x; index < n_pairs; index += kWarps * 32) {
+  // Adds the slices of token blocks [0, n_used) in order and writes. One thread per pair of sums, rows g and g + 8 of a token.
+  template <int Warps, int NT>
+  __device__ void reduce(const GemmArgs& args, const float (&partial)[Warps][NT * 4][32], int first, int n_used) const {
+    const int tiles = Warps / slices;
+    for (int index = threadIdx.x; index < tiles * n_used * 64; index += Warps * 32) {
       const int owner = index % 32, column = index / 32 % 2, j = index / 64 % n_used, local = index / (64 * n_used);
-      const int out_tile = row_block * tiles_per_block + local, t = first + 8 * j + owner % 4 * 2 + column;
-      if (out_tile >= w.n_tiles || t >= token_end) continue;
+      const int tile = row_block * tiles + local, t = first + 8 * j + owner % 4 * 2 + column;
+      if (tile >= w.n_tiles || t >= token_end) continue;
       float low = 0.0f, high = 0.0f;
       for (int s = 0; s < slices; ++s) {
         low += partial[local * slices + s][4 * j + column][owner];
         high += partial[local * slices + s][4 * j + column + 2][owner];
       }
-      const int slot = dense ? -1 : slots ? slots[t] : single_slot;
-      if (args.mode == GemmMode::gate_up) {
-        const int width = w.n / 2, inner = out_tile * 8 + owner / 4;
-        if (inner >= width) continue;
-        auto* out = static_cast<__nv_bfloat16*>(dense ? args.dense_out : args.routed_out);
-        out[static_cast<int64_t>(dense ? t : slot) * width + inner] = __float2bfloat16_rn(low / (1.0f + __expf(-low)) * high);
-      } else {
-        float* out = static_cast<float*>(dense ? args.dense_out : args.routed_out);
-        int64_t row = t;
-        float weight = 1.0f;
-        if (args.mode == GemmMode::down) {
-          row = dense ? static_cast<int64_t>(t) * args.n_slots + args.n_active
-                      : static_cast<int64_t>(slot / args.n_active) * args.n_slots + slot % args.n_active;
-          if (!dense) weight = args.slot_weights[slot];
-        }
-        const int n = out_tile * 16 + owner / 4;
-        if (n < w.n) out[row * w.n + n] = low * weight;
-        if (n + 8 < w.n) out[row * w.n + n + 8] = high * weight;
-      }
+      write(args, tile, owner / 4, t, low, high);
     }
+  }
+};
+
+template <int Warps, int NT>
+__device__ void keep(float (&partial)[Warps][NT * 4][32], const float (&sum)[NT][4], int n_used) {
+#pragma unroll
+  for (int j = 0; j < NT; ++j)
+    if (j < n_used)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) partial[threadIdx.x / 32][4 * j + i][threadIdx.x % 32] = sum[j][i];
+}
+
+// Elements of a token's activations in shared memory: all of k, zeros up to whole groups, and 64 bytes more, so that the eight
+// tokens' rows spread over the banks.
+__host__ __device__ constexpr int staged_stride(int n_groups) { return n_groups * kGroup + 32; }
+
+// Four activations of `row` from k on, as BF16.
+__device__ inline uint2 four_bf16(const float* row, int k, int k_end) {
+  if (k_end % 4 == 0) {
+    if (k >= k_end) return {0, 0};
+    const float4 v = *reinterpret_cast<const float4*>(row + k);
+    return {pack_bf16(v.x, v.y), pack_bf16(v.z, v.w)};
+  }
+  const auto at = [&](int i) { return i < k_end ? row[i] : 0.0f; };
+  return {pack_bf16(at(k), at(k + 1)), pack_bf16(at(k + 2), at(k + 3))};
+}
+__device__ inline uint2 four_bf16(const __nv_bfloat16* row, int k, int k_end) {
+  uint32_t pairs[2];
+  load_x<4>(row, k, k_end, k_end % 4 == 0 && k < k_end, pairs);
+  return {pairs[0], pairs[1]};
+}
+
+template <WeightFormat F, typename X>
+__global__ void __launch_bounds__(kFewWarps * 32, 5) few_kernel(const __grid_constant__ GemmArgs args) {
+  extern __shared__ __align__(16) __nv_bfloat16 staged[];  // (tokens, staged_stride)
+  __shared__ float partial[kFewWarps][4][32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
+  let_next_start();
+  Work work;
+  if (!work.find(args, kFewTokens)) return;
+  const WeightView& w = work.w;
+  const int tile = work.row_block * (kFewWarps / work.slices) + warp / work.slices, slice = warp % work.slices;
+  const bool has_tile = tile < w.n_tiles;
+  TileWalk<F, 1> walk(w, has_tile ? tile : 0, has_tile ? w.n_groups * slice / work.slices : 0,
+                      has_tile ? w.n_groups * (slice + 1) / work.slices : 0);
+  walk.prefetch();
+  if (work.dense) wait_for_previous();
+
+  const int stride = staged_stride(w.n_groups), n_fours = w.n_groups * kGroup / 4;
+  for (int first = work.token_begin; first < work.token_end; first += kFewTokens) {
+    const int n_here = min(kFewTokens, work.token_end - first);
+    if (first > work.token_begin) {
+      walk.prefetch();
+      __syncthreads();  // the last round's activations and sums have been read
+    }
+    for (int t = 0; t < n_here; ++t) {
+      const X* row = static_cast<const X*>(work.dense ? args.dense_x : args.routed_x) + work.input_row(args, first + t) * w.k;
+#pragma unroll 8
+      for (int i = threadIdx.x; i < n_fours; i += kFewWarps * 32)
+        *reinterpret_cast<uint2*>(staged + t * stride + 4 * i) = four_bf16(row, 4 * i, w.k);
+    }
+    __syncthreads();
+    float sum[1][4] = {};
+    const __nv_bfloat16* own = staged + (g < n_here ? g : 0) * stride + q * Stream<F>::kLaneK;
+    walk.run(
+        [&](int, int group, int chunk, uint32_t* x) {
+          if (g < n_here)
+            load_x<Stream<F>::kLaneK>(own, group * kGroup + chunk * chunk_k(F), 0, true, x);
+          else
+#pragma unroll
+            for (int i = 0; i < Stream<F>::kLaneK / 2; ++i) x[i] = 0;
+        },
+        1, sum);
+    keep(partial, sum, 1);
+    __syncthreads();
+    work.reduce<kFewWarps, 1>(args, partial, first, 1);
   }
 }
 
-// Warps that share a tile: enough that a lane's share of k is about one pipeline full.
-int slices_for(const WeightView& w) { return w.n_groups >= 32 ? 8 : w.n_groups >= 16 ? 4 : w.n_groups >= 8 ? 2 : 1; }
+constexpr int kManyBlocks = 4;  // token blocks of 8
 
-template <WeightFormat F, typename X, int NT>
-void launch_variant(const Queue& queue, GemmArgs& args) {
+template <WeightFormat F>
+__global__ void __launch_bounds__(kManyWarps * 32, 2) many_kernel(const __grid_constant__ GemmArgs args) {
+  __shared__ float partial[kManyWarps][kManyBlocks * 4][32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
+  let_next_start();
+  Work work;
+  if (!work.find(args, 8 * kManyBlocks)) return;
+  const WeightView& w = work.w;
+  const int tile = work.row_block * (kManyWarps / work.slices) + warp / work.slices, slice = warp % work.slices;
+  const bool has_tile = tile < w.n_tiles;
+  TileWalk<F, kManyBlocks> walk(w, has_tile ? tile : 0, has_tile ? w.n_groups * slice / work.slices : 0,
+                                has_tile ? w.n_groups * (slice + 1) / work.slices : 0);
+  walk.prefetch();
+  if (work.dense) wait_for_previous();
+
+  const bool aligned = w.k % 8 == 0;
+  for (int first = work.token_begin; first < work.token_end; first += 8 * kManyBlocks) {
+    const int n_here = min(8 * kManyBlocks, work.token_end - first), n_used = (n_here + 7) / 8;
+    if (first > work.token_begin) walk.prefetch();
+    const __nv_bfloat16* rows[kManyBlocks];
+#pragma unroll
+    for (int j = 0; j < kManyBlocks; ++j) {
+      const int t = first + 8 * j + g;
+      rows[j] = nullptr;
+      if (t < work.token_end)
+        rows[j] = static_cast<const __nv_bfloat16*>(work.dense ? args.dense_x : args.routed_x) + work.input_row(args, t) * w.k;
+    }
+    float sum[kManyBlocks][4] = {};
+    walk.run(
+        [&](int j, int group, int chunk, uint32_t* x) {
+          if (rows[j])
+            load_x<Stream<F>::kLaneK>(rows[j], group * kGroup + chunk * chunk_k(F) + q * Stream<F>::kLaneK, w.k,
+                                      aligned && (group + 1) * kGroup <= w.k, x);
+          else
+#pragma unroll
+            for (int i = 0; i < Stream<F>::kLaneK / 2; ++i) x[i] = 0;
+        },
+        n_used, sum);
+    if (first > work.token_begin) __syncthreads();  // the last round's sums have been read
+    keep(partial, sum, n_used);
+    __syncthreads();
+    work.reduce<kManyWarps, kManyBlocks>(args, partial, first, n_used);
+  }
+}
+
+// Warps that share a tile: the same at every number of tokens, so that sums keep their order.
+int slices_for(const WeightView& w) { return w.n_groups >= 32 ? 4 : w.n_groups >= 16 ? 2 : 1; }
+
+// Grid for blocks of n_warps that take tokens_at_once.
+int plan_blocks(GemmArgs& args, int n_warps, int tokens_at_once) {
   int n_blocks = 0;
   if (args.dense.tiles) {
     args.dense_slices = slices_for(args.dense);
-    args.dense_row_blocks = divide_up(args.dense.n_tiles, kWarps / args.dense_slices);
-    args.dense_blocks = args.dense_row_blocks * divide_up(args.n_tokens, 8 * NT);
+    args.dense_row_blocks = divide_up(args.dense.n_tiles, n_warps / args.dense_slices);
+    args.dense_blocks = args.dense_row_blocks * divide_up(args.n_tokens, tokens_at_once);
     n_blocks += args.dense_blocks;
   }
   if (args.routed.n > 0) {
     args.routed_slices = slices_for(args.routed);
-    args.routed_row_blocks = divide_up(args.routed.n_tiles, kWarps / args.routed_slices);
+    args.routed_row_blocks = divide_up(args.routed.n_tiles, n_warps / args.routed_slices);
     n_blocks += args.routed_row_blocks * static_cast<int>(std::min<int64_t>(args.n_experts, int64_t{args.n_tokens} * args.n_active));
   }
-  launch(queue, gemm_kernel<F, X, NT>, n_blocks, kWarps * 32, 0, args);
+  return n_blocks;
+}
+
+// Shared memory of a block is about 163 KB on the least device (sm_80); longer rows go through L1.
+constexpr size_t kMostStagedBytes = size_t{150} << 10;
+
+bool fits_few(const GemmArgs& args) {
+  const int n_groups = std::max(args.dense.tiles ? args.dense.n_groups : 0, args.routed.n > 0 ? args.routed.n_groups : 0);
+  return sizeof(__nv_bfloat16) * std::min(args.n_tokens, kFewTokens) * staged_stride(n_groups) <= kMostStagedBytes;
+}
+
+template <WeightFormat F, typename X>
+void launch_few(const Queue& queue, GemmArgs& args) {
+  const int n_blocks = plan_blocks(args, kFewWarps, kFewTokens);
+  const int n_groups = std::max(args.dense.tiles ? args.dense.n_groups : 0, args.routed.n > 0 ? args.routed.n_groups : 0);
+  const size_t bytes = sizeof(__nv_bfloat16) * std::min(args.n_tokens, kFewTokens) * staged_stride(n_groups);
+  if (bytes > (size_t{48} << 10))
+    CUDA_CHECK(cudaFuncSetAttribute(few_kernel<F, X>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+  launch(queue, few_kernel<F, X>, n_blocks, kFewWarps * 32, bytes, args);
 }
 
 template <WeightFormat F>
 void launch_format(const Queue& queue, GemmArgs& args, bool x_is_float) {
+  if (x_is_float) return launch_few<F, float>(queue, args);
   // Routed experts see few tokens each even when the step has many.
-  const int tokens = args.dense.tiles && args.routed.n == 0 ? args.n_tokens : divide_up(args.n_tokens, 8);
-  if (x_is_float)
-    launch_variant<F, float, 1>(queue, args);
-  else if (tokens <= 8)
-    launch_variant<F, __nv_bfloat16, 1>(queue, args);
-  else if (tokens <= 16)
-    launch_variant<F, __nv_bfloat16, 2>(queue, args);
-  else
-    launch_variant<F, __nv_bfloat16, 4>(queue, args);
+  const bool routed = args.routed.n > 0;
+  if (divide_up(args.n_tokens, routed ? 16 : 1) <= kFewTokens && fits_few(args)) return launch_few<F, __nv_bfloat16>(queue, args);
+  launch(queue, many_kernel<F>, plan_blocks(args, kManyWarps, 8 * kManyBlocks), kManyWarps * 32, 0, args);
 }
 
 }  // namespace
@@ -371,6 +477,10 @@ void launch_gemm(const Queue& queue, GemmArgs args, bool x_is_float) {
     case WeightFormat::fp8: return launch_format<WeightFormat::fp8>(queue, args, x_is_float);
     case WeightFormat::int4: return launch_format<WeightFormat::int4>(queue, args, x_is_float);
   }
+}
+
+bool reads_float(const WeightView& weight, int n_tokens) {
+  return n_tokens <= kFewTokens && sizeof(__nv_bfloat16) * n_tokens * staged_stride(weight.n_groups) <= kMostStagedBytes;
 }
 
 }  // namespace sigmoe::cuda

@@ -45,10 +45,10 @@ struct GemmArgs {
   int routed_row_blocks = 0, routed_slices = 1;
 };
 
-// x is (., k) f32 when x_is_float (few tokens: converted on the way in), else bf16.
+// x is (., k) f32 when x_is_float, for which reads_float() must hold; else bf16.
 void launch_gemm(const Queue& queue, GemmArgs args, bool x_is_float);
 
-// Up to this many tokens f32 activations are read as they are; above, convert them once.
-constexpr int kMaxFloatTokens = 2;
+// True when a product of n_tokens rows takes f32 activations as they are; more are converted once, before.
+bool reads_float(const WeightView& weight, int n_tokens);
 
 }  // namespace sigmoe::cuda

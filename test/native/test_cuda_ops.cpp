@@ -106,7 +106,7 @@ std::vector<float> linear(Backend& backend, const LinearWeight& weight, const st
 
 TEST_CASE("cuda linear: every format and shape agrees with the reference, and no row minds its neighbours") {
   on_cuda([](Backend& backend, DType compute) {
-    for (const auto [n, k] : {std::pair<int64_t, int64_t>{1, 1}, {37, 51}, {100, 77}, {77, 131}, {256, 384}, {96, 1024}, {48, 2100}, {64, 4096}})
+    for (const auto& [n, k] : {std::pair<int64_t, int64_t>{1, 1}, {37, 51}, {100, 77}, {77, 131}, {256, 384}, {96, 1024}, {48, 2100}, {64, 4096}})
       for (const Format& f : formats(k)) {
         CAPTURE(f.name);
         CAPTURE(n);
