@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kStoreWarps * 32)
     for (int i = lane; i < head_dim; i += 32) out[i] = head[i];
     return;
   }
-  const int32_t* pages = batch.page_tables + static_cast<int64_t>(sequence_of(batch.seq_offsets, batch.n_seqs, t)) * batch.max_pages;
+  const int32_t* pages = batch.page_tables + static_cast<int64_t>(sequence_of(batch, t)) * batch.max_pages;
   const int64_t at = kv_offset(pages, position, (h - n_heads) % n_kv, n_kv, head_dim);
   void* base = is_value ? kv.v : kv.k;
   for (int i = lane; i < head_dim; i += 32) {
@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kStoreWarps * 32)
 
 constexpr int kSplitWarps = 4;
 constexpr int kTileKeys = 16;
-constexpr int kLeastSplit = kSplitWarps * kTileKeys;  // keys
+constexpr int kLeastSplit = 2 * kSplitWarps * kTileKeys;  // keys
 constexpr int kMostSplits = 64;
 constexpr int kMaxGroupHeads = 16;  // query heads that share a KV head: rows of one tensor-core operand
 
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const
   if (split >= n_splits) return;
   const int key_begin = split * split_keys, key_end = min(length, key_begin + split_keys);
   const int32_t* pages =
-      args.batch.page_tables + static_cast<int64_t>(sequence_of(args.batch.seq_offsets, args.batch.n_seqs, t)) * args.batch.max_pages;
+      args.batch.page_tables + static_cast<int64_t>(sequence_of(args.batch, t)) * args.batch.max_pages;
   const int64_t row_heads = static_cast<int64_t>(t) * shape.n_heads + kv_head * n_group;
 
   // Queries of the group, scaled so that scores are exponents of two. Lane: heads g and g + 8, dims 32 s + 8 q ..+7.

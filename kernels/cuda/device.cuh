@@ -67,6 +67,13 @@ __device__ inline uint4 load_stream(const void* address) {
   return value;
 }
 
+// Global to shared memory without passing through registers; wait_for_copies() before the barrier that readers wait at.
+__device__ inline void copy_16_bytes(void* shared, const void* global) {
+  const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+}
+__device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+
 // c (16, 8) += a (16, 16) b (16, 8). Lane (g, q) = (lane / 4, lane % 4) holds a: rows g and g + 8, columns 2q, 2q+1, 2q+8,
 // 2q+9; b: the same k of column g; c: rows g and g + 8 of columns 2q, 2q+1.
 __device__ inline void mma_bf16(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {

@@ -64,7 +64,7 @@ __global__ void attention_kernel(BatchView batch, AttentionShape shape, const fl
   constexpr int kMaxPerLane = 16;  // heads up to 512 wide
   const int h = blockIdx.x, t = blockIdx.y, lane = threadIdx.x, head_dim = shape.head_dim;
   const int g = h / (shape.n_heads / shape.n_kv_heads);
-  const int32_t* pages = batch.page_tables + static_cast<int64_t>(sequence_of(batch.seq_offsets, batch.n_seqs, t)) * batch.max_pages;
+  const int32_t* pages = batch.page_tables + static_cast<int64_t>(sequence_of(batch, t)) * batch.max_pages;
   const float scale = 1.0f / sqrtf(static_cast<float>(head_dim));
   const float* query = q + (static_cast<int64_t>(t) * shape.n_heads + h) * head_dim;
   float sums[kMaxPerLane] = {}, highest = -INFINITY, total = 0.0f;

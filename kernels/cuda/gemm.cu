@@ -17,8 +17,9 @@
 namespace sigmoe::cuda {
 namespace {
 
-constexpr int kFewWarps = 4, kManyWarps = 8;
-constexpr int kFewTokens = 8;  // a tensor-core operand of them
+constexpr int kFewWarps = 4, kManyWarps = 16;
+constexpr int kFewTokens = 8;    // a tensor-core operand of them
+constexpr int kFloatTokens = 2;  // as many are converted while they are staged; more are cheaper to convert once, before
 
 template <WeightFormat F>
 struct Stream {
@@ -352,10 +353,15 @@ __global__ void __launch_bounds__(kFewWarps * 32, 5) few_kernel(const __grid_con
     }
     for (int t = 0; t < n_here; ++t) {
       const X* row = static_cast<const X*>(work.dense ? args.dense_x : args.routed_x) + work.input_row(args, first + t) * w.k;
+      if (sizeof(X) == 2 && w.k % kGroup == 0) {
+        for (int i = threadIdx.x; i < w.k / 8; i += kFewWarps * 32) copy_16_bytes(staged + t * stride + 8 * i, row + 8 * i);
+      } else {
 #pragma unroll 8
-      for (int i = threadIdx.x; i < n_fours; i += kFewWarps * 32)
-        *reinterpret_cast<uint2*>(staged + t * stride + 4 * i) = four_bf16(row, 4 * i, w.k);
+        for (int i = threadIdx.x; i < n_fours; i += kFewWarps * 32)
+          *reinterpret_cast<uint2*>(staged + t * stride + 4 * i) = four_bf16(row, 4 * i, w.k);
+      }
     }
+    wait_for_copies();
     __syncthreads();
     float sum[1][4] = {};
     const __nv_bfloat16* own = staged + (g < n_here ? g : 0) * stride + q * Stream<F>::kLaneK;
@@ -377,7 +383,7 @@ __global__ void __launch_bounds__(kFewWarps * 32, 5) few_kernel(const __grid_con
 constexpr int kManyBlocks = 4;  // token blocks of 8
 
 template <WeightFormat F>
-__global__ void __launch_bounds__(kManyWarps * 32, 2) many_kernel(const __grid_constant__ GemmArgs args) {
+__global__ void __launch_bounds__(kManyWarps * 32, 1) many_kernel(const __grid_constant__ GemmArgs args) {
   __shared__ float partial[kManyWarps][kManyBlocks * 4][32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
   let_next_start();
@@ -480,7 +486,7 @@ void launch_gemm(const Queue& queue, GemmArgs args, bool x_is_float) {
 }
 
 bool reads_float(const WeightView& weight, int n_tokens) {
-  return n_tokens <= kFewTokens && sizeof(__nv_bfloat16) * n_tokens * staged_stride(weight.n_groups) <= kMostStagedBytes;
+  return n_tokens <= kFloatTokens && sizeof(__nv_bfloat16) * n_tokens * staged_stride(weight.n_groups) <= kMostStagedBytes;
 }
 
 }  // namespace sigmoe::cuda

@@ -5,9 +5,11 @@
 
 namespace sigmoe::cuda {
 
-// The sequence that row t belongs to: offsets (B + 1) ascending.
-__device__ inline int sequence_of(const int32_t* offsets, int n_seqs, int t) {
-  int low = 0, high = n_seqs - 1;
+// The sequence that row t belongs to: seq_offsets (B + 1) ascending.
+__device__ inline int sequence_of(const BatchView& batch, int t) {
+  if (batch.n_tokens == batch.n_seqs) return t;  // decode: a row each
+  const int32_t* offsets = batch.seq_offsets;
+  int low = 0, high = batch.n_seqs - 1;
   while (low < high) {
     const int middle = (low + high + 1) / 2;
     if (offsets[middle] <= t)

@@ -1,8 +1,9 @@
 // The router, float32 throughout: logits, sigmoid, group-limited choice, and the lists of slots by expert.
 //
 // Bound: latency, 2 MB of gate at few tokens. logits_kernel spreads the gate over the device, each block a tile of 16 experts
-// and a slice of k; choose_kernel adds the slices in order, gives a warp to each token, and sorts the slots, all in one block
-// while tokens are few.
+// and a slice of k; then the slices are added in order, a warp chooses for each token, and one block sorts the slots: a single
+// kernel while tokens are few.
+#include <algorithm>
 #include <cmath>
 
 #include "cuda/device.cuh"
@@ -13,16 +14,17 @@ namespace sigmoe::cuda {
 namespace {
 
 constexpr int kLogitWarps = 4;
-constexpr int kTokenBlock = 4;       // tokens a thread works on at a time
+constexpr int kTokenBlock = 4;   // tokens a thread works on at a time
+constexpr int kHeldChunks = 8;   // of the gate, per warp, kept in registers over all tokens
 constexpr int kMaxExperts = 1024;
 constexpr int kMaxGroups = 32;
 constexpr int kMaxActive = 32;
-constexpr int kChooseThreads = 1024;
-constexpr int kOneBlockTokens = 128;  // up to this many, one block chooses and sorts
+constexpr int kOneBlockTokens = 16;  // up to this many, one block chooses and sorts
+constexpr int kSortedAtOnce = 2048;  // slots in shared memory
 
 // ---- logits ----------------------------------------------------------------------------------------------------------
 
-// The lane's elements of one 16-byte piece pair: rows g and g + 8, kLane k each.
+// The lane's elements of one chunk: rows g and g + 8, kLane k each.
 template <WeightFormat F>
 struct LaneWeights {
   static constexpr int kLane = chunk_k(F) / 4;
@@ -54,24 +56,46 @@ __global__ void __launch_bounds__(kLogitWarps * 32)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
   const int tile = blockIdx.x, slice = blockIdx.y;
   const int n_chunks = gate.n_groups * kChunks;
-  const int begin = n_chunks * slice / kRouterSlices, end = n_chunks * (slice + 1) / kRouterSlices;
+  const int begin = n_chunks * slice / kRouterSlices + warp, end = n_chunks * (slice + 1) / kRouterSlices;
   const uint4* tiles = gate.tiles + static_cast<size_t>(tile) * n_chunks * 32 + lane;
+  uint4 held[kHeldChunks];
+  const auto hold = [&](int from) {
+#pragma unroll
+    for (int c = 0; c < kHeldChunks; ++c) {
+      const int chunk = from + c * kLogitWarps;
+      held[c] = chunk < end ? load_once(tiles + static_cast<size_t>(chunk) * 32) : uint4{0, 0, 0, 0};
+    }
+  };
+  hold(begin);
   wait_for_previous();
 
+  const bool one_hold = begin + kHeldChunks * kLogitWarps >= end, aligned = gate.k % 4 == 0;
   const int token_begin = blockIdx.z * tokens_per_block, token_end = min(n_tokens, token_begin + tokens_per_block);
   for (int first = token_begin; first < token_end; first += kTokenBlock) {
     float sum[kTokenBlock][2] = {};
-    for (int chunk = begin + warp; chunk < end; chunk += kLogitWarps) {
-      const LaneWeights<F> w(tiles[static_cast<size_t>(chunk) * 32]);
-      const int k = chunk * chunk_k(F) + q * kLane;
+    for (int from = begin; from < end; from += kHeldChunks * kLogitWarps) {
+      if (!one_hold) hold(from);
 #pragma unroll
-      for (int j = 0; j < kTokenBlock; ++j) {
-        const float* row = x + static_cast<int64_t>(min(first + j, n_tokens - 1)) * gate.k;
+      for (int c = 0; c < kHeldChunks; ++c) {
+        const LaneWeights<F> w(held[c]);
+        const int k = (from + c * kLogitWarps) * chunk_k(F) + q * kLane;
 #pragma unroll
-        for (int i = 0; i < kLane; ++i) {
-          const float value = k + i < gate.k ? row[k + i] : 0.0f;
-          sum[j][0] += value * w.rows[0][i];
-          sum[j][1] += value * w.rows[1][i];
+        for (int j = 0; j < kTokenBlock; ++j) {
+          if (first + j >= token_end) break;
+          const float* row = x + static_cast<int64_t>(first + j) * gate.k + k;
+          float value[kLane];
+          if (aligned && kLane == 4 && k < gate.k) {
+            const float4 v = *reinterpret_cast<const float4*>(row);
+            value[0] = v.x, value[1] = v.y, value[kLane - 2] = v.z, value[kLane - 1] = v.w;
+          } else {
+#pragma unroll
+            for (int i = 0; i < kLane; ++i) value[i] = k + i < gate.k ? row[i] : 0.0f;
+          }
+#pragma unroll
+          for (int i = 0; i < kLane; ++i) {
+            sum[j][0] += value[i] * w.rows[0][i];
+            sum[j][1] += value[i] * w.rows[1][i];
+          }
         }
       }
     }
@@ -114,20 +138,26 @@ struct ChooseArgs {
   Routing out;
 };
 
-// One warp chooses for token t. scores and choice (E) are the warp's shared memory.
-__device__ void choose_token(const ChooseArgs& args, int t, float* scores, float* choice) {
-  const RouterShape& shape = args.shape;
-  const int lane = threadIdx.x % 32, n_experts = shape.n_experts, n_active = shape.n_active, n_groups = shape.n_groups;
-  for (int e = lane; e < n_experts; e += 32) {
-    float logit = 0.0f;
+// scores and choice (E) of token t, by threads first, first + step, ...
+__device__ void score_token(const ChooseArgs& args, int t, float* scores, float* choice, int first, int step) {
+  const int n_experts = args.shape.n_experts;
+  for (int e = first; e < n_experts; e += step) {
+    float parts[kRouterSlices], logit = 0.0f;
 #pragma unroll
-    for (int s = 0; s < kRouterSlices; ++s) logit += args.partial[(static_cast<int64_t>(s) * args.n_tokens + t) * n_experts + e];
+    for (int s = 0; s < kRouterSlices; ++s) parts[s] = args.partial[(static_cast<int64_t>(s) * args.n_tokens + t) * n_experts + e];
+#pragma unroll
+    for (int s = 0; s < kRouterSlices; ++s) logit += parts[s];
     args.logits[static_cast<int64_t>(t) * n_experts + e] = logit;
     scores[e] = 1.0f / (1.0f + expf(-logit));
     choice[e] = scores[e] + args.bias[e];
   }
-  __syncwarp();
+}
 
+// One warp chooses for token t from its scores and choice (E) in shared memory. kPerLane * 32 experts at most.
+template <int kPerLane>
+__device__ void choose_token(const ChooseArgs& args, int t, const float* scores, const float* choice) {
+  const RouterShape& shape = args.shape;
+  const int lane = threadIdx.x % 32, n_experts = shape.n_experts, n_active = shape.n_active, n_groups = shape.n_groups;
   int chosen = 0;  // lane a holds the a-th choice
   if (args.forced_ids) {
     if (lane < n_active) chosen = args.forced_ids[t * n_active + lane];
@@ -158,24 +188,24 @@ __device__ void choose_token(const ChooseArgs& args, int t, float* scores, float
     const unsigned kept = __ballot_sync(kAllLanes, group < n_groups && rank < shape.n_groups_kept && lane % lanes == 0);
 
     // Then the best experts of the kept groups, one after the other; equal ones by number.
-    uint32_t keys[kMaxExperts / 32];
+    uint32_t keys[kPerLane];
 #pragma unroll
-    for (int m = 0; m < kMaxExperts / 32; ++m) {
+    for (int m = 0; m < kPerLane; ++m) {
       const int e = lane + 32 * m;
       keys[m] = e < n_experts && (kept >> (e / group_size * lanes) & 1) ? order_key(choice[e]) : 0;
     }
     for (int a = 0; a < n_active; ++a) {
       uint32_t top = 0;
 #pragma unroll
-      for (int m = 0; m < kMaxExperts / 32; ++m) top = max(top, keys[m]);
+      for (int m = 0; m < kPerLane; ++m) top = max(top, keys[m]);
       top = __reduce_max_sync(kAllLanes, top);
       int first = kMaxExperts;
 #pragma unroll
-      for (int m = kMaxExperts / 32 - 1; m >= 0; --m)
+      for (int m = kPerLane - 1; m >= 0; --m)
         if (keys[m] == top) first = lane + 32 * m;
       first = __reduce_min_sync(kAllLanes, first);
 #pragma unroll
-      for (int m = 0; m < kMaxExperts / 32; ++m)
+      for (int m = 0; m < kPerLane; ++m)
         if (lane + 32 * m == first) keys[m] = 0;
       if (lane == a) chosen = first;
     }
@@ -193,13 +223,29 @@ __device__ void choose_token(const ChooseArgs& args, int t, float* scores, float
 }
 
 // Slots by expert, in token order within one. A thread per expert reads all choices: no atomics, one order.
-__device__ void sort_slots(const ChooseArgs& args, int32_t* warp_totals) {
+__device__ void sort_slots(const ChooseArgs& args) {
+  __shared__ int32_t warp_totals[32];
+  __shared__ __align__(16) int32_t ids[kSortedAtOnce];
   const int n_experts = args.shape.n_experts, n_slots = args.n_tokens * args.shape.n_active;
   const int e = threadIdx.x, lane = e % 32, warp = e / 32;
-  const int32_t* ids = args.out.expert_ids;
+  // visit(i) for every slot i of this thread's expert, in order.
+  const auto each_slot = [&](const auto& visit) {
+    for (int first = 0; first < n_slots; first += kSortedAtOnce) {
+      const int n = min(kSortedAtOnce, n_slots - first);
+      if (first > 0 || n_slots > kSortedAtOnce) __syncthreads();
+      for (int i = threadIdx.x; i < (n + 3) / 4 * 4; i += blockDim.x) ids[i] = i < n ? args.out.expert_ids[first + i] : -1;
+      __syncthreads();
+      for (int i = 0; i < n; i += 4) {
+        const int4 four = *reinterpret_cast<const int4*>(ids + i);
+        if (four.x == e) visit(first + i);
+        if (four.y == e) visit(first + i + 1);
+        if (four.z == e) visit(first + i + 2);
+        if (four.w == e) visit(first + i + 3);
+      }
+    }
+  };
   int count = 0;
-  if (e < n_experts)
-    for (int i = 0; i < n_slots; ++i) count += ids[i] == e;
+  each_slot([&](int) { ++count; });
   int before = count;  // inclusive scan over experts
   for (int step = 1; step < 32; step *= 2) {
     const int other = __shfl_up_sync(kAllLanes, before, step);
@@ -208,41 +254,62 @@ __device__ void sort_slots(const ChooseArgs& args, int32_t* warp_totals) {
   if (lane == 31) warp_totals[warp] = before;
   __syncthreads();
   for (int w = 0; w < warp; ++w) before += warp_totals[w];
-  if (e >= n_experts) return;
-  if (e == 0) args.out.expert_offsets[0] = 0;
-  args.out.expert_offsets[e + 1] = before;
+  if (e < n_experts) {
+    if (e == 0) args.out.expert_offsets[0] = 0;
+    args.out.expert_offsets[e + 1] = before;
+  }
   int at = before - count;
-  for (int i = 0; i < n_slots && at < before; ++i)
-    if (ids[i] == e) args.out.slot_order[at++] = i;
+  each_slot([&](int i) { args.out.slot_order[at++] = i; });
 }
 
-__global__ void __launch_bounds__(kChooseThreads) choose_and_sort_kernel(const __grid_constant__ ChooseArgs args, int n_warps) {
-  extern __shared__ float shared[];  // n_warps x (scores, choice)
-  __shared__ int32_t warp_totals[32];
+// Few tokens: the whole block adds up logits, a warp per token chooses, the block sorts.
+template <int kPerLane>
+__global__ void __launch_bounds__(1024) choose_and_sort_kernel(const __grid_constant__ ChooseArgs args) {
+  extern __shared__ float shared[];  // (T, 2, E): scores, choice
   let_next_start();
   wait_for_previous();
   const int warp = threadIdx.x / 32, n_experts = args.shape.n_experts;
-  float* own = shared + static_cast<size_t>(warp) * 2 * n_experts;
-  if (warp < n_warps)
-    for (int t = warp; t < args.n_tokens; t += n_warps) choose_token(args, t, own, own + n_experts);
+  for (int t = 0; t < args.n_tokens; ++t) {
+    float* own = shared + static_cast<size_t>(t) * 2 * n_experts;
+    score_token(args, t, own, own + n_experts, threadIdx.x, blockDim.x);
+  }
   __syncthreads();
-  sort_slots(args, warp_totals);
+  for (int t = warp; t < args.n_tokens; t += blockDim.x / 32) {
+    const float* own = shared + static_cast<size_t>(t) * 2 * n_experts;
+    choose_token<kPerLane>(args, t, own, own + n_experts);
+  }
+  __syncthreads();
+  sort_slots(args);
 }
 
+// A warp per token, one to a block.
+template <int kPerLane>
 __global__ void choose_kernel(const __grid_constant__ ChooseArgs args) {
-  extern __shared__ float shared[];
+  extern __shared__ float shared[];  // (2, E)
   let_next_start();
   wait_for_previous();
-  const int warp = threadIdx.x / 32, t = blockIdx.x * (blockDim.x / 32) + warp, n_experts = args.shape.n_experts;
-  float* own = shared + static_cast<size_t>(warp) * 2 * n_experts;
-  if (t < args.n_tokens) choose_token(args, t, own, own + n_experts);
+  score_token(args, blockIdx.x, shared, shared + args.shape.n_experts, threadIdx.x, 32);
+  __syncwarp();
+  choose_token<kPerLane>(args, blockIdx.x, shared, shared + args.shape.n_experts);
 }
 
-__global__ void __launch_bounds__(kChooseThreads) sort_kernel(const __grid_constant__ ChooseArgs args) {
-  __shared__ int32_t warp_totals[32];
+__global__ void __launch_bounds__(kMaxExperts) sort_kernel(const __grid_constant__ ChooseArgs args) {
   let_next_start();
   wait_for_previous();
-  sort_slots(args, warp_totals);
+  sort_slots(args);
+}
+
+template <int kPerLane>
+void launch_choose(const Queue& queue, const ChooseArgs& args) {
+  const size_t token_bytes = sizeof(float) * 2 * args.shape.n_experts;
+  const int sort_threads = divide_up(args.shape.n_experts, 32) * 32;
+  if (args.n_tokens <= kOneBlockTokens && args.n_tokens * token_bytes <= (size_t{36} << 10)) {
+    const int threads = std::max(sort_threads, args.n_tokens * 32);
+    launch(queue, choose_and_sort_kernel<kPerLane>, 1, threads, args.n_tokens * token_bytes, args);
+  } else {
+    launch(queue, choose_kernel<kPerLane>, args.n_tokens, 32, token_bytes, args);
+    launch(queue, sort_kernel, 1, sort_threads, 0, args);
+  }
 }
 
 }  // namespace
@@ -263,17 +330,10 @@ void launch_route(const Queue& queue, const float* x, const WeightView& gate, co
     launch(queue, logits_kernel<WeightFormat::bf16>, grid, kLogitWarps * 32, 0, x, gate, n_tokens, tokens_per_block, partial);
 
   const ChooseArgs args{partial, bias, shape, n_tokens, forced_ids, logits, out};
-  const size_t warp_bytes = sizeof(float) * 2 * shape.n_experts;
-  const int warps_that_fit = static_cast<int>(std::min<size_t>(32, (size_t{47} << 10) / warp_bytes));
-  const int sort_threads = divide_up(shape.n_experts, 32) * 32;
-  if (n_tokens <= kOneBlockTokens) {
-    const int n_warps = std::min(n_tokens, warps_that_fit);
-    launch(queue, choose_and_sort_kernel, 1, std::max(sort_threads, n_warps * 32), n_warps * warp_bytes, args, n_warps);
-  } else {
-    const int warps = std::min(4, warps_that_fit);
-    launch(queue, choose_kernel, divide_up(n_tokens, warps), warps * 32, warps * warp_bytes, args);
-    launch(queue, sort_kernel, 1, sort_threads, 0, args);
-  }
+  if (shape.n_experts <= 256)
+    launch_choose<8>(queue, args);
+  else
+    launch_choose<kMaxExperts / 32>(queue, args);
 }
 
 }  // namespace sigmoe::cuda

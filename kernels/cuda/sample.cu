@@ -3,7 +3,8 @@
 //
 // Tokens are ranked by (logit, then lower id first): one 64-bit rank each, all distinct. top-k, top-p and the draw each ask
 // for the largest rank at which a sum from the top reaches a target; cut_at() finds it digit by digit, 8 bits at a time, from
-// a histogram of the ranks that share the digits found so far. Bound: a greedy row reads its logits once.
+// a histogram of the ranks that share the digits found so far, and as soon as those are few it gathers them in shared memory.
+// Bound: a greedy row reads its logits once.
 #include <cmath>
 
 #include "cuda/device.cuh"
@@ -14,6 +15,8 @@ namespace {
 
 constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
+constexpr int kUnroll = 4;        // vectors of logits in flight per thread
+constexpr int kMaxListed = 2048;  // candidates in shared memory
 constexpr double kWeightOne = 0x1p40;
 
 // ---- definitions shared with the CPU, bit for bit: no fused multiply-add ---------------------------------------------
@@ -71,6 +74,10 @@ __device__ uint64_t rank_of(float x, int id) {
   return static_cast<uint64_t>(key) << 32 | ~static_cast<uint32_t>(id);
 }
 __device__ int id_of(uint64_t rank) { return static_cast<int>(~static_cast<uint32_t>(rank)); }
+__device__ float logit_of(uint64_t rank) {
+  const uint32_t key = static_cast<uint32_t>(rank >> 32);
+  return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
+}
 
 __device__ uint64_t warp_max(uint64_t value) {
   for (int step = 16; step > 0; step /= 2) value = max(value, __shfl_xor_sync(kAllLanes, value, step));
@@ -100,45 +107,77 @@ __device__ uint64_t block_total(uint64_t value, uint64_t* scratch) {
 struct Shared {
   uint64_t scratch[kWarps];
   uint64_t histogram[256];
+  uint32_t members[256];  // ranks per bin
   uint64_t prefix, above;
+  uint32_t n_bin, n_gathered;
+  uint64_t candidates[kMaxListed], narrowed[kMaxListed];  // ranks
 };
 
-// One row's candidates: logits x (V) after penalties, all with rank >= least.
+// One row's candidates: the tokens of logits x (V) after penalties with rank >= least, or a list of their ranks.
 struct Row {
   const float* x;
   int n;
   uint64_t least;
   float highest, temperature;
+  const uint64_t* list = nullptr;
 
-  __device__ uint64_t weight(float value) const { return sample_weight(__fdiv_rn(__fsub_rn(value, highest), temperature)); }
+  __device__ uint64_t weight(uint64_t rank) const { return sample_weight(__fdiv_rn(__fsub_rn(logit_of(rank), highest), temperature)); }
+
+  // The rank at place i of n, or 0 when it is no candidate.
+  __device__ uint64_t at(int i) const {
+    if (i >= n) return 0;
+    const uint64_t rank = list ? list[i] : rank_of(x[i], i);
+    return rank >= least ? rank : 0;
+  }
+
+  // The candidates with ranks in [low, high], listed in `to`; at most kMaxListed of them.
+  __device__ Row gather(uint64_t low, uint64_t high, uint64_t* to, Shared& shared) const {
+    __syncthreads();
+    if (threadIdx.x == 0) shared.n_gathered = 0;
+    __syncthreads();
+    for (int i = threadIdx.x; i < n; i += kThreads) {
+      const uint64_t rank = at(i);
+      if (rank >= low && rank <= high && rank > 0) to[atomicAdd(&shared.n_gathered, 1u)] = rank;
+    }
+    __syncthreads();
+    Row row = *this;
+    row.list = to;
+    row.n = static_cast<int>(shared.n_gathered);
+    return row;
+  }
 };
 
 // The largest rank c with sum of mass over ranks >= c reaching `target` (1 <= target <= the sum over all candidates); `above`
-// gets the sum over ranks > c. mass(x) is 1 for counting, else the token's weight.
+// gets the sum over ranks > c. mass(rank) is 1 for counting, else the token's weight.
 template <typename Mass>
-__device__ uint64_t cut_at(const Row& row, uint64_t target, const Mass& mass, uint64_t& above, Shared& shared) {
+__device__ uint64_t cut_at(Row row, uint64_t target, const Mass& mass, uint64_t& above, Shared& shared) {
   uint64_t prefix = 0, sum_above = 0;
   for (int shift = 56; shift >= 0; shift -= 8) {
     __syncthreads();
-    for (int i = threadIdx.x; i < 256; i += kThreads) shared.histogram[i] = 0;
+    for (int i = threadIdx.x; i < 256; i += kThreads) shared.histogram[i] = shared.members[i] = 0;
     __syncthreads();
     for (int base = 0; base < row.n; base += kThreads) {
-      const int id = base + threadIdx.x;
-      uint64_t rank = 0, m = 0;
-      if (id < row.n) rank = rank_of(row.x[id], id);
-      const bool in = id < row.n && rank >= row.least && (shift == 56 || rank >> (shift + 8) == prefix >> (shift + 8));
-      if (in) m = mass(row.x[id]);
+      const uint64_t rank = row.at(base + static_cast<int>(threadIdx.x));
+      const bool in = rank > 0 && (shift == 56 || rank >> (shift + 8) == prefix >> (shift + 8));
+      uint64_t m = in ? mass(rank) : 0;
+      int digit = in ? static_cast<int>(rank >> shift & 255) : -1;
       // Many tokens share the leading digits: add up those of a warp that share a bin before touching it.
-      const int digit = in ? static_cast<int>(rank >> shift & 255) : -1;
-      unsigned left = __ballot_sync(kAllLanes, m > 0);
-      for (int rounds = 0; left && rounds < 4; ++rounds) {
+      for (int round = 0; round < 3; ++round) {
+        const unsigned left = __ballot_sync(kAllLanes, digit >= 0);
+        if (!left) break;
         const int leader = __ffs(left) - 1, bin = __shfl_sync(kAllLanes, digit, leader);
+        const unsigned same = __ballot_sync(kAllLanes, digit == bin);
         const uint64_t total = warp_sum(digit == bin ? m : 0);
-        if (static_cast<int>(threadIdx.x % 32) == leader) atomicAdd(reinterpret_cast<unsigned long long*>(&shared.histogram[bin]), total);
-        if (digit == bin) m = 0;
-        left = __ballot_sync(kAllLanes, m > 0);
+        if (static_cast<int>(threadIdx.x % 32) == leader) {
+          atomicAdd(reinterpret_cast<unsigned long long*>(&shared.histogram[bin]), total);
+          atomicAdd(&shared.members[bin], static_cast<uint32_t>(__popc(same)));
+        }
+        if (digit == bin) digit = -1;
       }
-      if (m > 0) atomicAdd(reinterpret_cast<unsigned long long*>(&shared.histogram[digit]), m);
+      if (digit >= 0) {
+        atomicAdd(reinterpret_cast<unsigned long long*>(&shared.histogram[digit]), m);
+        atomicAdd(&shared.members[digit], 1u);
+      }
     }
     __syncthreads();
     if (threadIdx.x == 0) {
@@ -147,10 +186,13 @@ __device__ uint64_t cut_at(const Row& row, uint64_t target, const Mass& mass, ui
       while (digit > 0 && sum + shared.histogram[digit] < target) sum += shared.histogram[digit--];
       shared.prefix = prefix | static_cast<uint64_t>(digit) << shift;
       shared.above = sum;
+      shared.n_bin = shared.members[digit];
     }
     __syncthreads();
     prefix = shared.prefix;
     sum_above = shared.above;
+    if (row.n > kMaxListed && shared.n_bin <= kMaxListed)
+      row = row.gather(prefix, prefix | ((uint64_t{1} << shift) - 1), shared.narrowed, shared);
   }
   above = sum_above;
   return prefix;
@@ -163,13 +205,30 @@ __device__ int choose(const SampleArgs& args, const SampleRow& sample, const flo
   const int n = args.vocab_size;
   const bool biased = sample.bias_end > sample.bias_begin, bans = sample.ban_end > sample.ban_begin;
   const bool penalties = sample.repetition_penalty != 1.0f || sample.presence_penalty != 0.0f || sample.frequency_penalty != 0.0f;
+  const bool greedy = !(sample.temperature > 0.0f) && !biased && !bans;  // then x is not needed
   uint64_t best = 0;
-#pragma unroll 8
-  for (int id = threadIdx.x; id < n; id += kThreads) {
-    float value = finite_logit(logits[id]);
-    if (penalties && !biased) value = penalise(value, counts[id], sample);
-    x[id] = value;
-    best = max(best, rank_of(value, id));
+  for (int base = threadIdx.x * 4; base < n; base += kThreads * 4 * kUnroll) {
+    float4 values[kUnroll];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int id = base + u * kThreads * 4;
+      if (id + 4 <= n && n % 4 == 0)
+        values[u] = *reinterpret_cast<const float4*>(logits + id);
+      else
+        values[u] = {id < n ? logits[id] : 0.0f, id + 1 < n ? logits[id + 1] : 0.0f, id + 2 < n ? logits[id + 2] : 0.0f,
+                     id + 3 < n ? logits[id + 3] : 0.0f};
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int id = base + u * kThreads * 4 + i;
+        if (id >= n) continue;
+        float value = finite_logit(i == 0 ? values[u].x : i == 1 ? values[u].y : i == 2 ? values[u].z : values[u].w);
+        if (penalties && !biased) value = penalise(value, counts[id], sample);
+        if (!greedy) x[id] = value;
+        best = max(best, rank_of(value, id));
+      }
   }
   if (biased) {
     __syncthreads();
@@ -191,7 +250,7 @@ __device__ int choose(const SampleArgs& args, const SampleRow& sample, const flo
     for (int id = threadIdx.x; id < n; id += kThreads) best = max(best, rank_of(x[id], id));
   }
   best = block_max(best, shared.scratch);
-  Row row{x, n, 0, x[id_of(best)], sample.temperature};
+  Row row{x, n, 1, logit_of(best), sample.temperature};
   if (isinf(row.highest)) {  // nothing can be sampled: the lowest id that is not banned, else 0
     uint64_t free = 0;
     for (int id = threadIdx.x; id < n; id += kThreads) {
@@ -204,27 +263,35 @@ __device__ int choose(const SampleArgs& args, const SampleRow& sample, const flo
   }
   if (!(sample.temperature > 0.0f)) return id_of(best);
 
-  const auto one = [](float) { return uint64_t{1}; };
-  const auto weight = [&](float value) { return row.weight(value); };
+  __syncthreads();  // x is whole
+  const auto one = [](uint64_t) { return uint64_t{1}; };
+  const auto weight = [&](uint64_t rank) { return row.weight(rank); };
   uint64_t above;
   if (sample.min_p > 0.0f) {
     const float least = fminf(row.highest, __fadd_rn(row.highest, __fmul_rn(sample.temperature, logf(sample.min_p))));
-    row.least = static_cast<uint64_t>(rank_of(least, 0) >> 32) << 32;  // every id at that logit
+    row.least = max(rank_of(least, 0) >> 32 << 32, uint64_t{1});  // every id at that logit
   }
-  if (sample.top_k > 0) {
-    uint64_t count = 0;
-    for (int id = threadIdx.x; id < n; id += kThreads) count += rank_of(x[id], id) >= row.least;
-    if (static_cast<uint64_t>(sample.top_k) < block_total(count, shared.scratch)) row.least = cut_at(row, sample.top_k, one, above, shared);
+  if (sample.top_k > 0 && sample.top_k < n) {
+    uint64_t count = n;
+    if (sample.min_p > 0.0f) {
+      count = 0;
+      for (int i = threadIdx.x; i < n; i += kThreads) count += row.at(i) > 0;
+      count = block_total(count, shared.scratch);
+    }
+    if (static_cast<uint64_t>(sample.top_k) < count) {
+      row.least = cut_at(row, sample.top_k, one, above, shared);
+      count = sample.top_k;
+    }
+    if (count <= kMaxListed) row = row.gather(row.least, ~uint64_t{0}, shared.candidates, shared);
   }
   uint64_t total = 0;
-  for (int id = threadIdx.x; id < n; id += kThreads)
-    if (rank_of(x[id], id) >= row.least) total += row.weight(x[id]);
+  for (int i = threadIdx.x; i < row.n; i += kThreads)
+    if (const uint64_t rank = row.at(i)) total += row.weight(rank);
   total = block_total(total, shared.scratch);
   if (sample.top_p < 1.0f) {
     const auto needed = static_cast<uint64_t>(ceil(__dmul_rn(fmaxf(sample.top_p, 0.0f), static_cast<double>(total))));
-    const uint64_t target = min(max(needed, uint64_t{1}), total);
-    row.least = cut_at(row, target, weight, above, shared);
-    total = above + row.weight(x[id_of(row.least)]);
+    row.least = cut_at(row, min(max(needed, uint64_t{1}), total), weight, above, shared);
+    total = above + row.weight(row.least);
   }
   return id_of(cut_at(row, draw_below(total, sample.seed, sample.position) + 1, weight, above, shared));
 }
