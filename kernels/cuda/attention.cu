@@ -79,6 +79,13 @@ __host__ __device__ inline int split_length(int length) {
   return keys;
 }
 
+// Floats of a split's partial result: the sums of a head, its maximum and total, and padding to whole vectors.
+__host__ __device__ constexpr int partial_width(int head_dim) { return head_dim + 4; }
+
+__device__ inline void add_scaled(float4& sum, const float4& value, float scale) {
+  sum.x += value.x * scale, sum.y += value.y * scale, sum.z += value.z * scale, sum.w += value.w * scale;
+}
+
 template <int HD>
 struct SplitArgs {
   BatchView batch;
@@ -86,7 +93,7 @@ struct SplitArgs {
   int first_row, n_splits_max;
   const float* q;
   const __nv_bfloat16 *k, *v;
-  float* partial;     // (rows, H, splits, HD + 2): sums, then maximum (base 2) and total
+  float* partial;     // (rows, H, splits, partial_width): sums, then maximum (base 2) and total
   int32_t* arrivals;  // (rows, G)
   float* out;
 };
@@ -96,7 +103,7 @@ __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const
   constexpr int kSteps = HD / 32;      // of 32 dims along a key
   constexpr int kLaneDims = HD / 8;    // dims of V a lane holds
   constexpr int kVectors = HD / 64;    // 16-byte loads of them
-  __shared__ float sums[kSplitWarps][kMaxGroupHeads][HD];
+  __shared__ __align__(16) float sums[kSplitWarps][kMaxGroupHeads][HD];
   __shared__ float highest[kSplitWarps][kMaxGroupHeads], totals[kSplitWarps][kMaxGroupHeads];
   __shared__ float split_tops[kMaxGroupHeads][kMostSplits], split_totals[kMaxGroupHeads][kMostSplits];
   __shared__ bool last;
@@ -132,21 +139,34 @@ __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const
 
   float sum[kLaneDims][4] = {};
   float top[2] = {-INFINITY, -INFINITY}, total[2] = {0.0f, 0.0f};
-  for (int base = key_begin + warp * kTileKeys; base < key_end; base += kSplitWarps * kTileKeys) {
-    // A tile never leaves its page; keys past the end repeat the last one and get no weight.
-    const int64_t tile_at = kv_offset(pages, base, kv_head, n_kv, HD);
-    const auto key_at = [&](int i) { return tile_at + static_cast<int64_t>(min(i, length - 1 - base)) * HD; };
-    uint4 key[2][kSteps], value[4][kVectors];
+  uint4 key[2][kSteps], value[4][kVectors];
+  // Element offset of key i of the tile at `base`. A tile never leaves its page; keys past the end repeat the last one and get
+  // no weight.
+  const auto key_at = [&](int64_t tile_at, int base, int i) { return tile_at + static_cast<int64_t>(min(i, length - 1 - base)) * HD; };
+  const auto load_keys = [&](int64_t tile_at, int base) {
 #pragma unroll
     for (int j = 0; j < 2; ++j)
 #pragma unroll
-      for (int s = 0; s < kSteps; ++s) key[j][s] = load_stream(args.k + key_at(8 * j + g) + 32 * s + 8 * q);
+      for (int s = 0; s < kSteps; ++s) key[j][s] = load_stream(args.k + key_at(tile_at, base, 8 * j + g) + 32 * s + 8 * q);
+  };
+  const auto load_values = [&](int64_t tile_at, int base) {
 #pragma unroll
     for (int i = 0; i < 4; ++i)
 #pragma unroll
       for (int v = 0; v < kVectors; ++v)
-        value[i][v] = load_stream(args.v + key_at(8 * (i / 2) + 2 * q + i % 2) + kLaneDims * g + 8 * v);
-
+        value[i][v] = load_stream(args.v + key_at(tile_at, base, 8 * (i / 2) + 2 * q + i % 2) + kLaneDims * g + 8 * v);
+  };
+  constexpr int kStride = kSplitWarps * kTileKeys;
+  int base = key_begin + warp * kTileKeys;
+  if (base < key_end) {
+    const int64_t tile_at = kv_offset(pages, base, kv_head, n_kv, HD);
+    load_keys(tile_at, base);
+    load_values(tile_at, base);
+  }
+  for (; base < key_end; base += kStride) {
+    // The next tile's keys are asked for once these are used, its values likewise.
+    const bool more = base + kStride < key_end;
+    const int64_t next_at = more ? kv_offset(pages, base + kStride, kv_head, n_kv, HD) : 0;
     float score[2][4] = {};  // [keys 8j..][heads g: keys 2q, 2q + 1; heads g + 8: likewise]
 #pragma unroll
     for (int j = 0; j < 2; ++j)
@@ -155,6 +175,7 @@ __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const
         mma_bf16(score[j], query[s][0][0], query[s][1][0], query[s][0][1], query[s][1][1], key[j][s].x, key[j][s].y);
         mma_bf16(score[j], query[s][0][2], query[s][1][2], query[s][0][3], query[s][1][3], key[j][s].z, key[j][s].w);
       }
+    if (more) load_keys(next_at, base + kStride);
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       float best = top[h];
@@ -188,6 +209,7 @@ __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const
       const unsigned pick = d % 2 ? 0x7632 : 0x5410;
       mma_bf16(sum[d], p0, p1, p2, p3, __byte_perm(word(0), word(1), pick), __byte_perm(word(2), word(3), pick));
     }
+    if (more) load_values(next_at, base + kStride);
   }
 
   // Meet in shared memory: warps of this split, in order.
@@ -205,23 +227,33 @@ __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const
     }
   }
   __syncthreads();
-  const int64_t partial_row = static_cast<int64_t>(local_row) * shape.n_heads + kv_head * n_group;
-  for (int index = threadIdx.x; index < n_group * HD; index += kSplitWarps * 32) {
-    const int head = index / HD, d = index % HD;
-    float best = -INFINITY, all = 0.0f, value = 0.0f;
+  if (threadIdx.x < n_group) {  // one thread per head: what each warp's sums weigh
+    const int head = threadIdx.x;
+    float best = -INFINITY, all = 0.0f;
     for (int w = 0; w < kSplitWarps; ++w) best = fmaxf(best, highest[w][head]);
     for (int w = 0; w < kSplitWarps; ++w) {
       const float weight = exp2f(highest[w][head] - best);  // 0 for a warp without keys
+      highest[w][head] = weight;
       all += totals[w][head] * weight;
-      value += sums[w][head][d] * weight;
     }
+    split_tops[head][0] = best;
+    split_totals[head][0] = all;
+  }
+  __syncthreads();
+  const int64_t partial_row = static_cast<int64_t>(local_row) * shape.n_heads + kv_head * n_group;
+  for (int index = threadIdx.x; index < n_group * HD / 4; index += kSplitWarps * 32) {
+    const int head = index / (HD / 4), d = index % (HD / 4) * 4;
+    float4 value = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll
+    for (int w = 0; w < kSplitWarps; ++w) add_scaled(value, *reinterpret_cast<const float4*>(&sums[w][head][d]), highest[w][head]);
+    const float all = split_totals[head][0];
     if (n_splits == 1) {
-      args.out[(row_heads + head) * HD + d] = value / all;
+      *reinterpret_cast<float4*>(args.out + (row_heads + head) * HD + d) = {value.x / all, value.y / all, value.z / all, value.w / all};
       continue;
     }
-    float* partial = args.partial + ((partial_row + head) * args.n_splits_max + split) * (HD + 2);
-    partial[d] = value;
-    if (d == 0) partial[HD] = best, partial[HD + 1] = all;
+    float* partial = args.partial + ((partial_row + head) * args.n_splits_max + split) * partial_width(HD);
+    *reinterpret_cast<float4*>(partial + d) = value;
+    if (d == 0) partial[HD] = split_tops[head][0], partial[HD + 1] = all;
   }
   if (n_splits == 1) return;
 
@@ -236,11 +268,11 @@ __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const
   __syncthreads();
   if (!last) return;
   __threadfence();
-  const float* all_splits = args.partial + partial_row * args.n_splits_max * (HD + 2);
+  const float* all_splits = args.partial + partial_row * args.n_splits_max * partial_width(HD);
   // Weights of the splits first: one thread per (head, split), then a head's maximum and total over its row of them.
   for (int index = threadIdx.x; index < n_group * n_splits; index += kSplitWarps * 32) {
     const int head = index / n_splits, s = index % n_splits;
-    const float2 top_and_total = __ldcg(reinterpret_cast<const float2*>(all_splits + (head * args.n_splits_max + s) * (HD + 2) + HD));
+    const float2 top_and_total = __ldcg(reinterpret_cast<const float2*>(all_splits + (head * args.n_splits_max + s) * partial_width(HD) + HD));
     split_tops[head][s] = top_and_total.x;
     split_totals[head][s] = top_and_total.y;
   }
@@ -258,17 +290,15 @@ __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const
     if (lane == 0) totals[0][head] = all;
   }
   __syncthreads();
-  for (int index = threadIdx.x; index < n_group * HD / 2; index += kSplitWarps * 32) {
-    const int head = index / (HD / 2), d = index % (HD / 2) * 2;
-    const float* partial = all_splits + head * args.n_splits_max * (HD + 2) + d;
-    float2 value = {0.0f, 0.0f};
-#pragma unroll 16
-    for (int s = 0; s < n_splits; ++s) {
-      const float2 part = __ldcg(reinterpret_cast<const float2*>(partial + s * (HD + 2)));
-      value.x += part.x * split_tops[head][s];
-      value.y += part.y * split_tops[head][s];
-    }
-    *reinterpret_cast<float2*>(args.out + (row_heads + head) * HD + d) = {value.x / totals[0][head], value.y / totals[0][head]};
+  for (int index = threadIdx.x; index < n_group * HD / 4; index += kSplitWarps * 32) {
+    const int head = index / (HD / 4), d = index % (HD / 4) * 4;
+    const float* partial = all_splits + head * args.n_splits_max * partial_width(HD) + d;
+    float4 value = {0.0f, 0.0f, 0.0f, 0.0f};
+#pragma unroll 8
+    for (int s = 0; s < n_splits; ++s)
+      add_scaled(value, __ldcg(reinterpret_cast<const float4*>(partial + s * partial_width(HD))), split_tops[head][s]);
+    const float all = totals[0][head];
+    *reinterpret_cast<float4*>(args.out + (row_heads + head) * HD + d) = {value.x / all, value.y / all, value.z / all, value.w / all};
   }
 }
 
@@ -308,7 +338,7 @@ bool has_split_attention(const AttentionShape& shape, DType kv_dtype) {
 int max_splits(int max_pages) { return std::min(kMostSplits, std::max(1, max_pages * kPageTokens / kLeastSplit)); }
 
 size_t split_partial_bytes(const AttentionShape& shape, int n_rows, int max_pages) {
-  return sizeof(float) * n_rows * shape.n_heads * max_splits(max_pages) * (shape.head_dim + 2);
+  return sizeof(float) * n_rows * shape.n_heads * max_splits(max_pages) * partial_width(shape.head_dim);
 }
 
 void launch_split_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int first_row, int n_rows,

@@ -5,8 +5,9 @@
 // flight per lane, partial sums meet in shared memory and are added in slice order. Slices depend on k alone and a token's
 // column on nothing else: a row's bits depend neither on its neighbours nor on how many there are.
 //
-// few_kernel: up to 8 tokens at a time, their activations in shared memory; blocks of 4 warps, several to an SM, so that
-// one block's start and end hide under the others' streams. many_kernel: 32 tokens at a time, activations through L1.
+// Blocks have 4 warps, several to an SM, so that one block's start and end hide under the others' streams. few_kernel: up to 8
+// tokens at a time, their activations whole in shared memory. wide_kernel: 32 tokens and two tiles per warp, each warp
+// copying its own activations a group ahead.
 #include "cuda/gemm.h"
 
 #include <algorithm>
@@ -17,7 +18,7 @@
 namespace sigmoe::cuda {
 namespace {
 
-constexpr int kFewWarps = 4, kManyWarps = 16;
+constexpr int kWarps = 4;
 constexpr int kFewTokens = 8;    // a tensor-core operand of them
 constexpr int kFloatTokens = 2;  // as many are converted while they are staged; more are cheaper to convert once, before
 
@@ -107,7 +108,7 @@ __device__ inline void load_x(const __nv_bfloat16* row, int k, int k_end, bool w
 }
 
 // One warp's share of one tile: groups [begin, end) of k.
-template <WeightFormat F, int NT>
+template <WeightFormat F>
 struct TileWalk {
   using S = Stream<F>;
   uint4 weights[S::kDepth][S::kChunks];
@@ -139,6 +140,12 @@ struct TileWalk {
       }
   }
 
+  // Brings the walk's bytes into L2 while the kernel before this one still runs.
+  __device__ void warm() const {
+    if (threadIdx.x % 32 == 0 && begin < end)
+      prefetch_to_l2(source + static_cast<size_t>(begin) * S::kChunks * 32, (end - begin) * S::kChunks * 512);
+  }
+
   // Starts the first loads; touches nothing but the weight.
   __device__ void prefetch() {
 #pragma unroll
@@ -146,43 +153,53 @@ struct TileWalk {
       if (begin + d < end) fetch(d, begin + d);
   }
 
-  // sum[j] (16 rows, 8 tokens) += tile times token block j, for the first n_used blocks. load(j, group, chunk, x) fetches the
-  // lane's activations.
-  template <typename Load>
-  __device__ void run(const Load& load, int n_used, float (&sum)[NT][4]) {
-    constexpr int kPerFlush = S::kChunks / S::kFlushes;
-    for (int group0 = begin; group0 < end; group0 += S::kDepth) {
+};
+
+// sum[m][j] (16 rows, 8 tokens) += tile m times token block j, over the walks' groups, for the first n_used blocks.
+// before(group) runs ahead of each group; load(j, group, chunk, x) fetches the lane's activations of a chunk.
+template <WeightFormat F, int Tiles, int NT, typename Load, typename Before>
+__device__ void walk_groups(TileWalk<F>* walks, int n_used, const Load& load, const Before& before, float (*sum)[NT][4]) {
+  using S = Stream<F>;
+  constexpr int kPerFlush = S::kChunks / S::kFlushes;
+  const int end = walks[0].end;
+  for (int group0 = walks[0].begin; group0 < end; group0 += S::kDepth) {
 #pragma unroll
-      for (int d = 0; d < S::kDepth; ++d) {
-        const int group = group0 + d;
-        if (group >= end) break;
+    for (int d = 0; d < S::kDepth; ++d) {
+      const int group = group0 + d;
+      if (group >= end) break;
+      before(group);
 #pragma unroll
-        for (int f = 0; f < S::kFlushes; ++f) {
-          float unscaled[NT][4] = {};
+      for (int f = 0; f < S::kFlushes; ++f) {
+        float unscaled[Tiles][NT][4] = {};
 #pragma unroll
-          for (int i = 0; i < kPerFlush; ++i) {
-            const int c = f * kPerFlush + i;
-            uint32_t a[S::kProducts][4];
-            unpack<F>(weights[d][c], a);
+        for (int i = 0; i < kPerFlush; ++i) {
+          const int c = f * kPerFlush + i;
+          uint32_t a[Tiles][S::kProducts][4];
 #pragma unroll
-            for (int j = 0; j < NT; ++j)
-              if (j < n_used) {
-                uint32_t x[S::kLaneK / 2];
-                load(j, group, c, x);
-                multiply<F>(S::kScaled ? unscaled[j] : sum[j], a, x);
-              }
-          }
-          if constexpr (S::kScaled)
+          for (int m = 0; m < Tiles; ++m) unpack<F>(walks[m].weights[d][c], a[m]);
 #pragma unroll
-            for (int j = 0; j < NT; ++j)
+          for (int j = 0; j < NT; ++j)
+            if (j < n_used) {
+              uint32_t x[S::kLaneK / 2];
+              load(j, group, c, x);
 #pragma unroll
-              for (int i = 0; i < 4; ++i) sum[j][i] += unscaled[j][i] * scales[d][f][i / 2];
+              for (int m = 0; m < Tiles; ++m) multiply<F>(S::kScaled ? unscaled[m][j] : sum[m][j], a[m], x);
+            }
         }
-        if (group + S::kDepth < end) fetch(d, group + S::kDepth);
+        if constexpr (S::kScaled)
+#pragma unroll
+          for (int m = 0; m < Tiles; ++m)
+#pragma unroll
+            for (int j = 0; j < NT; ++j)
+#pragma unroll
+              for (int i = 0; i < 4; ++i) sum[m][j][i] += unscaled[m][j][i] * walks[m].scales[d][f][i / 2];
       }
+      if (group + S::kDepth < end)
+#pragma unroll
+        for (int m = 0; m < Tiles; ++m) walks[m].fetch(d, group + S::kDepth);
     }
   }
-};
+}
 
 // The expert with the i-th non-empty list, or -1; every warp finds it by itself.
 __device__ int nth_touched(const int32_t* offsets, int n_experts, int i) {
@@ -217,7 +234,8 @@ struct Work {
   const int32_t* slots = nullptr;  // the routed list: flat (token, choice) indices
   int single_slot = -1;
 
-  // False when there is nothing to do. A routed block waits for the router; a dense one has not waited yet.
+  // False when there is nothing to do. Before anything that this reads was written, it waits: the lists, for a routed block of
+  // gate_up. A block of down may read them at once, because gate_up lets it start only after waiting for them itself.
   __device__ bool find(const GemmArgs& args, int tokens_at_once) {
     dense = static_cast<int>(blockIdx.x) < args.dense_blocks;
     w = dense ? args.dense : args.routed;
@@ -231,7 +249,7 @@ struct Work {
       token_end = min(token_begin + tokens_at_once, args.n_tokens);
       return true;
     }
-    wait_for_previous();
+    if (args.mode != GemmMode::down) wait_for_previous();
     const int item = blockIdx.x - args.dense_blocks, i = item / args.routed_row_blocks;
     row_block = item % args.routed_row_blocks;
     int expert;
@@ -282,12 +300,13 @@ struct Work {
   }
 
   // Adds the slices of token blocks [0, n_used) in order and writes. One thread per pair of sums, rows g and g + 8 of a token.
-  template <int Warps, int NT>
-  __device__ void reduce(const GemmArgs& args, const float (&partial)[Warps][NT * 4][32], int first, int n_used) const {
-    const int tiles = Warps / slices;
-    for (int index = threadIdx.x; index < tiles * n_used * 64; index += Warps * 32) {
+  // The block's tiles in `partial` begin at `first_tile`.
+  template <int NT>
+  __device__ void reduce(const GemmArgs& args, const float (&partial)[kWarps][NT * 4][32], int first_tile, int first, int n_used) const {
+    const int tiles = kWarps / slices;
+    for (int index = threadIdx.x; index < tiles * n_used * 64; index += kWarps * 32) {
       const int owner = index % 32, column = index / 32 % 2, j = index / 64 % n_used, local = index / (64 * n_used);
-      const int tile = row_block * tiles + local, t = first + 8 * j + owner % 4 * 2 + column;
+      const int tile = first_tile + local, t = first + 8 * j + owner % 4 * 2 + column;
       if (tile >= w.n_tiles || t >= token_end) continue;
       float low = 0.0f, high = 0.0f;
       for (int s = 0; s < slices; ++s) {
@@ -299,8 +318,8 @@ struct Work {
   }
 };
 
-template <int Warps, int NT>
-__device__ void keep(float (&partial)[Warps][NT * 4][32], const float (&sum)[NT][4], int n_used) {
+template <int NT>
+__device__ void keep(float (&partial)[kWarps][NT * 4][32], const float (&sum)[NT][4], int n_used) {
 #pragma unroll
   for (int j = 0; j < NT; ++j)
     if (j < n_used)
@@ -329,20 +348,24 @@ __device__ inline uint2 four_bf16(const __nv_bfloat16* row, int k, int k_end) {
 }
 
 template <WeightFormat F, typename X>
-__global__ void __launch_bounds__(kFewWarps * 32, 5) few_kernel(const __grid_constant__ GemmArgs args) {
+__global__ void __launch_bounds__(kWarps * 32, 5) few_kernel(const __grid_constant__ GemmArgs args) {
   extern __shared__ __align__(16) __nv_bfloat16 staged[];  // (tokens, staged_stride)
-  __shared__ float partial[kFewWarps][4][32];
+  __shared__ float partial[kWarps][4][32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
-  let_next_start();
+  if (args.mode != GemmMode::gate_up) let_next_start();
   Work work;
   if (!work.find(args, kFewTokens)) return;
   const WeightView& w = work.w;
-  const int tile = work.row_block * (kFewWarps / work.slices) + warp / work.slices, slice = warp % work.slices;
+  const int tile = work.row_block * (kWarps / work.slices) + warp / work.slices, slice = warp % work.slices;
   const bool has_tile = tile < w.n_tiles;
-  TileWalk<F, 1> walk(w, has_tile ? tile : 0, has_tile ? w.n_groups * slice / work.slices : 0,
+  TileWalk<F> walk(w, has_tile ? tile : 0, has_tile ? w.n_groups * slice / work.slices : 0,
                       has_tile ? w.n_groups * (slice + 1) / work.slices : 0);
   walk.prefetch();
-  if (work.dense) wait_for_previous();
+  if (work.dense || args.mode == GemmMode::down) {
+    walk.warm();
+    wait_for_previous();
+  }
+  if (args.mode == GemmMode::gate_up) let_next_start();
 
   const int stride = staged_stride(w.n_groups), n_fours = w.n_groups * kGroup / 4;
   for (int first = work.token_begin; first < work.token_end; first += kFewTokens) {
@@ -354,10 +377,10 @@ __global__ void __launch_bounds__(kFewWarps * 32, 5) few_kernel(const __grid_con
     for (int t = 0; t < n_here; ++t) {
       const X* row = static_cast<const X*>(work.dense ? args.dense_x : args.routed_x) + work.input_row(args, first + t) * w.k;
       if (sizeof(X) == 2 && w.k % kGroup == 0) {
-        for (int i = threadIdx.x; i < w.k / 8; i += kFewWarps * 32) copy_16_bytes(staged + t * stride + 8 * i, row + 8 * i);
+        for (int i = threadIdx.x; i < w.k / 8; i += kWarps * 32) copy_16_bytes(staged + t * stride + 8 * i, row + 8 * i);
       } else {
 #pragma unroll 8
-        for (int i = threadIdx.x; i < n_fours; i += kFewWarps * 32)
+        for (int i = threadIdx.x; i < n_fours; i += kWarps * 32)
           *reinterpret_cast<uint2*>(staged + t * stride + 4 * i) = four_bf16(row, 4 * i, w.k);
       }
     }
@@ -365,7 +388,8 @@ __global__ void __launch_bounds__(kFewWarps * 32, 5) few_kernel(const __grid_con
     __syncthreads();
     float sum[1][4] = {};
     const __nv_bfloat16* own = staged + (g < n_here ? g : 0) * stride + q * Stream<F>::kLaneK;
-    walk.run(
+    walk_groups<F, 1, 1>(
+        &walk, 1,
         [&](int, int group, int chunk, uint32_t* x) {
           if (g < n_here)
             load_x<Stream<F>::kLaneK>(own, group * kGroup + chunk * chunk_k(F), 0, true, x);
@@ -373,75 +397,102 @@ __global__ void __launch_bounds__(kFewWarps * 32, 5) few_kernel(const __grid_con
 #pragma unroll
             for (int i = 0; i < Stream<F>::kLaneK / 2; ++i) x[i] = 0;
         },
-        1, sum);
+        [](int) {}, &sum);
     keep(partial, sum, 1);
     __syncthreads();
-    work.reduce<kFewWarps, 1>(args, partial, first, 1);
+    work.reduce<1>(args, partial, work.row_block * (kWarps / work.slices), first, 1);
   }
 }
 
-constexpr int kManyBlocks = 4;  // token blocks of 8
+constexpr int kWideTiles = 2;                        // per warp
+constexpr int kWideBlocks = 4;                       // token blocks of 8
+constexpr int kWideTokens = 8 * kWideBlocks;
+constexpr int kWideStride = kGroup + 32;             // elements of a token in a warp's buffer
+constexpr int kWideBuffer = kWideTokens * kWideStride;
+constexpr size_t kWideBytes = sizeof(__nv_bfloat16) * kWarps * 2 * kWideBuffer;
 
 template <WeightFormat F>
-__global__ void __launch_bounds__(kManyWarps * 32, 1) many_kernel(const __grid_constant__ GemmArgs args) {
-  __shared__ float partial[kManyWarps][kManyBlocks * 4][32];
+__global__ void __launch_bounds__(kWarps * 32, 2) wide_kernel(const __grid_constant__ GemmArgs args) {
+  extern __shared__ __align__(16) __nv_bfloat16 buffers[];  // per warp two groups of activations, (tokens, kWideStride) each
+  __shared__ float partial[kWarps][kWideBlocks * 4][32];
+  __shared__ int64_t row_at[kWideTokens];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
-  let_next_start();
+  if (args.mode != GemmMode::gate_up) let_next_start();
   Work work;
-  if (!work.find(args, 8 * kManyBlocks)) return;
+  if (!work.find(args, kWideTokens)) return;
   const WeightView& w = work.w;
-  const int tile = work.row_block * (kManyWarps / work.slices) + warp / work.slices, slice = warp % work.slices;
-  const bool has_tile = tile < w.n_tiles;
-  TileWalk<F, kManyBlocks> walk(w, has_tile ? tile : 0, has_tile ? w.n_groups * slice / work.slices : 0,
-                                has_tile ? w.n_groups * (slice + 1) / work.slices : 0);
-  walk.prefetch();
-  if (work.dense) wait_for_previous();
+  const int side = kWarps / work.slices, first_tile = work.row_block * side * kWideTiles, slice = warp % work.slices;
+  const int begin = w.n_groups * slice / work.slices, end = w.n_groups * (slice + 1) / work.slices;
+  const auto tile_of = [&](int m) { return first_tile + m * side + warp / work.slices; };
+  TileWalk<F> walks[kWideTiles] = {{w, min(tile_of(0), w.n_tiles - 1), begin, end}, {w, min(tile_of(1), w.n_tiles - 1), begin, end}};
+  for (TileWalk<F>& walk : walks) walk.prefetch();
+  if (work.dense || args.mode == GemmMode::down) wait_for_previous();
+  if (args.mode == GemmMode::gate_up) let_next_start();
 
-  const bool aligned = w.k % 8 == 0;
-  for (int first = work.token_begin; first < work.token_end; first += 8 * kManyBlocks) {
-    const int n_here = min(8 * kManyBlocks, work.token_end - first), n_used = (n_here + 7) / 8;
-    if (first > work.token_begin) walk.prefetch();
-    const __nv_bfloat16* rows[kManyBlocks];
-#pragma unroll
-    for (int j = 0; j < kManyBlocks; ++j) {
-      const int t = first + 8 * j + g;
-      rows[j] = nullptr;
-      if (t < work.token_end)
-        rows[j] = static_cast<const __nv_bfloat16*>(work.dense ? args.dense_x : args.routed_x) + work.input_row(args, t) * w.k;
-    }
-    float sum[kManyBlocks][4] = {};
-    walk.run(
-        [&](int j, int group, int chunk, uint32_t* x) {
-          if (rows[j])
-            load_x<Stream<F>::kLaneK>(rows[j], group * kGroup + chunk * chunk_k(F) + q * Stream<F>::kLaneK, w.k,
-                                      aligned && (group + 1) * kGroup <= w.k, x);
-          else
-#pragma unroll
-            for (int i = 0; i < Stream<F>::kLaneK / 2; ++i) x[i] = 0;
-        },
-        n_used, sum);
-    if (first > work.token_begin) __syncthreads();  // the last round's sums have been read
-    keep(partial, sum, n_used);
+  __nv_bfloat16* own = buffers + warp * 2 * kWideBuffer;
+  for (int first = work.token_begin; first < work.token_end; first += kWideTokens) {
+    const int n_here = min(kWideTokens, work.token_end - first), n_used = (n_here + 7) / 8;
+    if (first > work.token_begin)
+      for (TileWalk<F>& walk : walks) walk.prefetch();
+    __syncthreads();  // the last round is over
+    if (static_cast<int>(threadIdx.x) < n_used * 8)  // rows past the last repeat it; nobody writes their results
+      row_at[threadIdx.x] = work.input_row(args, first + min(static_cast<int>(threadIdx.x), n_here - 1)) * w.k;
     __syncthreads();
-    work.reduce<kManyWarps, kManyBlocks>(args, partial, first, n_used);
+    const auto copy_group = [&](int group) {
+      __nv_bfloat16* to = own + group % 2 * kWideBuffer;
+      for (int piece = lane; piece < n_used * 8 * 16; piece += 32) {
+        const int t = piece / 16, k = group * kGroup + piece % 16 * 8;
+        const __nv_bfloat16* row = static_cast<const __nv_bfloat16*>(work.dense ? args.dense_x : args.routed_x) + row_at[t];
+        __nv_bfloat16* at = to + t * kWideStride + piece % 16 * 8;
+        if (w.k % 8 == 0 && k + 8 <= w.k)
+          copy_16_bytes(at, row + k);
+        else
+          for (int i = 0; i < 8; ++i) at[i] = k + i < w.k ? row[k + i] : __ushort_as_bfloat16(0);
+      }
+      commit_copies();
+    };
+    float sum[kWideTiles][kWideBlocks][4] = {};
+    if (begin < end) copy_group(begin);
+    walk_groups<F, kWideTiles, kWideBlocks>(
+        walks, n_used,
+        [&](int j, int group, int chunk, uint32_t* x) {
+          load_x<Stream<F>::kLaneK>(own + group % 2 * kWideBuffer + (8 * j + g) * kWideStride + q * Stream<F>::kLaneK, chunk * chunk_k(F), 0, true, x);
+        },
+        [&](int group) {  // this group has arrived, and the next is on its way into the buffer that everyone has left
+          __syncwarp();
+          if (group + 1 < end)
+            copy_group(group + 1);
+          else
+            commit_copies();
+          wait_for_copies_but_last();
+          __syncwarp();
+        },
+        sum);
+#pragma unroll
+    for (int m = 0; m < kWideTiles; ++m) {
+      __syncthreads();
+      keep(partial, sum[m], n_used);
+      __syncthreads();
+      work.reduce<kWideBlocks>(args, partial, first_tile + m * side, first, n_used);
+    }
   }
 }
 
 // Warps that share a tile: the same at every number of tokens, so that sums keep their order.
 int slices_for(const WeightView& w) { return w.n_groups >= 32 ? 4 : w.n_groups >= 16 ? 2 : 1; }
 
-// Grid for blocks of n_warps that take tokens_at_once.
-int plan_blocks(GemmArgs& args, int n_warps, int tokens_at_once) {
+// Grid for blocks whose warps take n_tiles each and tokens_at_once.
+int plan_blocks(GemmArgs& args, int n_tiles, int tokens_at_once) {
   int n_blocks = 0;
   if (args.dense.tiles) {
     args.dense_slices = slices_for(args.dense);
-    args.dense_row_blocks = divide_up(args.dense.n_tiles, n_warps / args.dense_slices);
+    args.dense_row_blocks = divide_up(args.dense.n_tiles, n_tiles * kWarps / args.dense_slices);
     args.dense_blocks = args.dense_row_blocks * divide_up(args.n_tokens, tokens_at_once);
     n_blocks += args.dense_blocks;
   }
   if (args.routed.n > 0) {
     args.routed_slices = slices_for(args.routed);
-    args.routed_row_blocks = divide_up(args.routed.n_tiles, n_warps / args.routed_slices);
+    args.routed_row_blocks = divide_up(args.routed.n_tiles, n_tiles * kWarps / args.routed_slices);
     n_blocks += args.routed_row_blocks * static_cast<int>(std::min<int64_t>(args.n_experts, int64_t{args.n_tokens} * args.n_active));
   }
   return n_blocks;
@@ -457,12 +508,12 @@ bool fits_few(const GemmArgs& args) {
 
 template <WeightFormat F, typename X>
 void launch_few(const Queue& queue, GemmArgs& args) {
-  const int n_blocks = plan_blocks(args, kFewWarps, kFewTokens);
+  const int n_blocks = plan_blocks(args, 1, kFewTokens);
   const int n_groups = std::max(args.dense.tiles ? args.dense.n_groups : 0, args.routed.n > 0 ? args.routed.n_groups : 0);
   const size_t bytes = sizeof(__nv_bfloat16) * std::min(args.n_tokens, kFewTokens) * staged_stride(n_groups);
   if (bytes > (size_t{48} << 10))
     CUDA_CHECK(cudaFuncSetAttribute(few_kernel<F, X>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-  launch(queue, few_kernel<F, X>, n_blocks, kFewWarps * 32, bytes, args);
+  launch(queue, few_kernel<F, X>, n_blocks, kWarps * 32, bytes, args);
 }
 
 template <WeightFormat F>
@@ -471,7 +522,8 @@ void launch_format(const Queue& queue, GemmArgs& args, bool x_is_float) {
   // Routed experts see few tokens each even when the step has many.
   const bool routed = args.routed.n > 0;
   if (divide_up(args.n_tokens, routed ? 16 : 1) <= kFewTokens && fits_few(args)) return launch_few<F, __nv_bfloat16>(queue, args);
-  launch(queue, many_kernel<F>, plan_blocks(args, kManyWarps, 8 * kManyBlocks), kManyWarps * 32, 0, args);
+  CUDA_CHECK(cudaFuncSetAttribute(wide_kernel<F>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kWideBytes)));
+  launch(queue, wide_kernel<F>, plan_blocks(args, kWideTiles, kWideTokens), kWarps * 32, kWideBytes, args);
 }
 
 }  // namespace

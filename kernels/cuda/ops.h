@@ -24,7 +24,7 @@ void launch_qk_norm_rope_store(const Queue& queue, const BatchView& batch, const
 // Split-KV attention over BF16 pages; false when there is no kernel for the shape.
 bool has_split_attention(const AttentionShape& shape, DType kv_dtype);
 struct SplitScratch {
-  float* partial = nullptr;       // (rows, H, splits, Dh + 2)
+  float* partial = nullptr;       // split_partial_bytes of them
   int32_t* arrivals = nullptr;    // (rows, G), zero between launches
 };
 int max_splits(int max_pages);
