@@ -62,7 +62,10 @@ export class Model {
             cancel(error);
           }
         };
-        return addon().load(path, nativeOptions, report);
+        const load = addon().load(path, nativeOptions, report);
+        // The text side gets ready on this thread while the weights are read on others.
+        const warm = tokenizer.warmUp();
+        return { promise: Promise.all([load.promise, warm]).then(([loaded]) => loaded), cancel: () => load.cancel() };
       },
       signal,
       loadAborted,

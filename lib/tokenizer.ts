@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { LING_TEMPLATE } from './chat/ling-template.js';
 import type { Markers } from './chat/markers.js';
 import { ChatTemplate, type ChatTemplateText } from './chat/template.js';
-import { CheckpointError, InvalidArgumentError } from './errors.js';
+import { CheckpointError, EngineError, InvalidArgumentError } from './errors.js';
 import { type Fields, isFields, readJson, readOptionalJson, readTextFile } from './folder.js';
 import { checkFields } from './options.js';
 import { AddedTokenSplitter } from './text/added_tokens.js';
@@ -148,6 +148,18 @@ export class Tokenizer {
     checkFields('options', options, CHAT_OPTIONS);
     const { marked, markers } = this.template.render(messages, options);
     return this.encoder.encodeAsync(this.chatSegments(marked, markers));
+  }
+
+  /**
+   * Does once what the first conversation would have to wait for: parses the template, compiles the regular expressions.
+   * What is wrong with a template is the business of the call that uses it.
+   */
+  async warmUp(): Promise<void> {
+    try {
+      for (let i = 0; i < 3; i++) await this.encodeChat([{ role: 'user', content: 'Is this warm? 38.5 °C.' }]);
+    } catch (error) {
+      if (!(error instanceof EngineError)) throw error;
+    }
   }
 
   /** Cuts where the template wrote a special token, then takes the markers out of the text between. */

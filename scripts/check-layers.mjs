@@ -28,10 +28,11 @@ const cppRules = [
   { folder: 'csrc/engine', allowed: [/^backend\//, /^engine\//, json] },
   { folder: 'csrc/binding', allowed: [/^engine\/engine\.h$/, /^backend\/error\.h$/, /^binding\//, /^napi\.h$/] },
   { folder: 'kernels/cpu', allowed: [/^backend\//, /^cpu\//] },
-  { folder: 'bench/native', allowed: [/^backend\//, /^engine\//, json] },
+  { folder: 'kernels/cuda', allowed: [/^backend\//, /^cuda\//] },
+  { folder: 'bench/native', allowed: [/^backend\//, /^engine\//, /^cuda\//, json] },
   { folder: 'test/native', allowed: [/^backend\//, /^engine\//, /^cpu\//, json, /^doctest\//, /^[^/]+\.h$/] },
 ];
-// Headers of a platform belong to one folder, whichever brackets are used.
+// Headers of a platform belong to one folder, whichever brackets are used; tests may take a kernel apart.
 const platformHeaders = [
   { pattern: /^(napi\.h|node_api\.h|js_native_api\.h|v8\.h|uv\.h)$/, folder: 'csrc/binding' },
   { pattern: /^(immintrin\.h|arm_neon\.h|cpuid\.h)$/, folder: 'kernels/cpu' },
@@ -40,7 +41,7 @@ const platformHeaders = [
 for (const { folder, allowed } of cppRules) {
   let files = [];
   try {
-    files = filesUnder(folder, /\.(h|cpp|inl)$/);
+    files = filesUnder(folder, /\.(h|cpp|inl|cu|cuh)$/);
   } catch (error) {
     if (error.code !== 'ENOENT') throw error;
   }
@@ -52,7 +53,7 @@ for (const { folder, allowed } of cppRules) {
     });
     eachMatch(file, /^\s*#\s*include\s*[<"]([^>"]+)[>"]/g, (header, place) => {
       const rule = platformHeaders.find(({ pattern }) => pattern.test(header));
-      if (rule !== undefined && folder !== rule.folder) problems.push(`${place}: <${header}> belongs to ${rule.folder} alone`);
+      if (rule !== undefined && folder !== rule.folder && folder !== 'test/native') problems.push(`${place}: <${header}> belongs to ${rule.folder} alone`);
     });
   }
 }

@@ -84,12 +84,12 @@ export async function runStep(what, program, args, { log, env = {} }) {
   say(`${what} ...`);
   mkdirSync(dirname(log), { recursive: true });
   const file = createWriteStream(log);
-  let tail = '';
+  let output = '';
   const status = await new Promise((resolve, reject) => {
     const child = spawn(program, args, { cwd: root, env: { ...process.env, ...env }, stdio: ['ignore', 'pipe', 'pipe'] });
     const take = (data) => {
       file.write(data);
-      tail = (tail + data).slice(-6000);
+      output += data;
       const progress = process.stderr.isTTY && [...String(data).matchAll(/^\[\s*(\d+\/\d+|\d+%)\]/gm)].at(-1);
       if (progress) process.stderr.write(`\r         ${progress[1]} `);
     };
@@ -101,10 +101,17 @@ export async function runStep(what, program, args, { log, env = {} }) {
   file.end();
   if (process.stderr.isTTY) process.stderr.write('\r\x1b[K');
   if (status !== 0) {
-    process.stderr.write(`${tail.trimEnd()}\n`);
+    process.stderr.write(`${essence(output)}\n`);
     throw new ScriptError(`failed: ${what} (exit status ${status}, all of its output: ${log})`);
   }
   say(`done in ${seconds(began)}`);
+}
+
+// The lines that say what is wrong: the first errors, of which those after are mostly echoes, or else the end.
+function essence(output) {
+  const lines = output.trimEnd().split('\n');
+  const errors = lines.filter((line) => /\berror\b/i.test(line)).slice(0, 12);
+  return (errors.length > 0 ? errors : lines.slice(-20)).join('\n');
 }
 
 // ---- the tools of this machine -----------------------------------------------------------------------------------

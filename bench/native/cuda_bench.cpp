@@ -40,16 +40,22 @@ Options parse(int argc, char** argv) {
   Options options;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string name = argv[i], value = argv[i + 1];
-    if (name == "--shape") options.shape = value;
-    else if (name == "--dtype") options.dtype = value;
-    else if (name == "--head") options.head = value;
-    else if (name == "--out") options.out = value;
-    else if (name == "--context") options.context = std::stoi(value);
+    if (name == "--shape")
+      options.shape = value;
+    else if (name == "--dtype")
+      options.dtype = value;
+    else if (name == "--head")
+      options.head = value;
+    else if (name == "--out")
+      options.out = value;
+    else if (name == "--context")
+      options.context = std::stoi(value);
     else if (name == "--batch") {
       options.batches.clear();
       std::istringstream list(value);
       for (std::string item; std::getline(list, item, ',');) options.batches.push_back(std::stoi(item));
-    } else throw EngineError(ErrorCode::invalid_argument, "no option " + name);
+    } else
+      throw EngineError(ErrorCode::invalid_argument, "no option " + name);
   }
   return options;
 }
@@ -161,9 +167,11 @@ class Bench {
     DeviceBuffer data = backend_.alloc(bytes, "stream");
     cuda::launch_fill_f32(backend_.queue(), 3, 1.0f, bytes / 4, data.as<float>());
     DeviceBuffer sink = backend_.alloc(16, "stream");
-    stream_ = bytes / median_us([&] { cuda::launch_read_stream(backend_.queue(), data.data(), bytes, sink.as<uint32_t>()); }) * 1e-6;
+    stream_ =
+        bytes / median_us([&] { cuda::launch_read_stream(backend_.queue(), data.data(), bytes, sink.as<uint32_t>()); }) * 1e-6;
     const double copy_us = median_us([&] {
-      CUDA_CHECK(cudaMemcpyAsync(data.data(), data.as<std::byte>() + bytes / 2, bytes / 2, cudaMemcpyDeviceToDevice, backend_.queue().stream));
+      CUDA_CHECK(cudaMemcpyAsync(data.data(), data.as<std::byte>() + bytes / 2, bytes / 2, cudaMemcpyDeviceToDevice,
+                                 backend_.queue().stream));
     });
     cudaDeviceProp properties;
     CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
@@ -180,13 +188,15 @@ class Bench {
     result_["readStreamTBps"] = stream_;
     result_["copyTBps"] = bytes / copy_us * 1e-6;
     std::printf("%s, %s, %s weights, %s head, %d tokens of context: read stream %.3f TB/s, copy %.3f TB/s\n", properties.name,
-                options_.shape.c_str(), options_.dtype.c_str(), options_.head.c_str(), options_.context, stream_, bytes / copy_us * 1e-6);
+                options_.shape.c_str(), options_.dtype.c_str(), options_.head.c_str(), options_.context, stream_,
+                bytes / copy_us * 1e-6);
   }
 
   void report(int batch, const char* op, double us, double bytes, int n_per_step) {
     const double bound = bytes / stream_ * 1e-6;
     std::printf("  %-22s %9.2f us  %9.3f MB  %6.3f TB/s  %5.1f%%\n", op, us, bytes * 1e-6, bytes / us * 1e-6, 100 * bound / us);
-    result_["rows"].push_back({{"batch", batch}, {"op", op}, {"us", us}, {"bytes", bytes}, {"fraction", bound / us}, {"perStep", n_per_step}});
+    result_["rows"].push_back(
+        {{"batch", batch}, {"op", op}, {"us", us}, {"bytes", bytes}, {"fraction", bound / us}, {"perStep", n_per_step}});
   }
 
   void measure_batch(int batch) {
@@ -204,7 +214,8 @@ class Bench {
     Workspace ws(c, heads, backend_, batch, options_.context, false);
     Graph graph(c, weights_, heads, backend_, nullptr, kv, ws);
 
-    std::vector<int32_t> ids(batch), positions(batch, options_.context - 1), offsets(batch + 1), pages(n_pages_each * batch), rows(batch);
+    std::vector<int32_t> ids(batch), positions(batch, options_.context - 1), offsets(batch + 1), pages(n_pages_each * batch),
+        rows(batch);
     for (int b = 0; b < batch; ++b) {
       ids[b] = static_cast<int32_t>((b * 2654435761ull + 12345) % c.vocab_size);
       offsets[b + 1] = b + 1;
@@ -253,7 +264,8 @@ class Bench {
     for (const LayerWeights& layer : weights_.layers)
       step_bytes += layer.qkv->bytes() + layer.attn_out->bytes() + layer.shared_gate_up->bytes() + layer.shared_down->bytes() +
                     (layer.router ? layer.router->bytes() : 0);
-    std::printf("batch %d: %.1f distinct experts per MoE layer of %lld\n", batch, touched / n_moe, static_cast<long long>(c.n_experts));
+    std::printf("batch %d: %.1f distinct experts per MoE layer of %lld\n", batch, touched / n_moe,
+                static_cast<long long>(c.n_experts));
 
     const auto timed = [&](const std::function<void()>& ops) {
       const uint64_t key = ++key_;
@@ -263,7 +275,8 @@ class Bench {
       return timed([&, trunk, tail] {
         if (trunk) graph.forward(view);
         if (tail) {
-          backend_.head_logits(ws.normed.as<float>(), row_ids, batch, *weights_.lm_head, nullptr, weights_.vocab_widths, logits.as<float>());
+          backend_.head_logits(ws.normed.as<float>(), row_ids, batch, *weights_.lm_head, nullptr, weights_.vocab_widths,
+                               logits.as<float>());
           backend_.sample(sample);
         }
       });
@@ -273,16 +286,27 @@ class Bench {
     const double layer_bytes = (step_bytes - head_bytes) / c.n_layers;
     report(batch, "layer (mean of trunk)", trunk_us / c.n_layers, layer_bytes, static_cast<int>(c.n_layers));
     std::printf("  %.1f tokens/s\n", batch * 1e6 / step_us);
-    result_["steps"].push_back({{"batch", batch}, {"us", step_us}, {"tokensPerSecond", batch * 1e6 / step_us}, {"bytes", step_bytes},
-                                {"fraction", step_bytes / stream_ * 1e-6 / step_us}, {"distinctExperts", touched / n_moe}});
+    result_["steps"].push_back({{"batch", batch},
+                                {"us", step_us},
+                                {"tokensPerSecond", batch * 1e6 / step_us},
+                                {"bytes", step_bytes},
+                                {"fraction", step_bytes / stream_ * 1e-6 / step_us},
+                                {"distinctExperts", touched / n_moe}});
 
     // By op: the same op of every (MoE) layer in one replay.
     const DeviceBuffer x = filled(static_cast<size_t>(batch) * d, 1.7f);
-    const AttentionShape shape{static_cast<int>(c.n_heads), static_cast<int>(c.n_kv_heads), static_cast<int>(c.head_dim), static_cast<int>(c.rotary_dim)};
-    const RouterShape router{static_cast<int>(c.n_experts), static_cast<int>(c.n_active), static_cast<int>(c.n_groups),
-                             static_cast<int>(c.n_groups_kept), c.normalise_topk, c.routed_scaling};
-    const Routing routing{ws.expert_ids.as<int32_t>(), ws.expert_weights.as<float>(), ws.expert_offsets.as<int32_t>(), ws.slot_order.as<int32_t>()};
-    const auto per_layer = [&](const char* name, double bytes, bool moe_only, const std::function<void(const LayerWeights&, const KvView&)>& op) {
+    const AttentionShape shape{static_cast<int>(c.n_heads), static_cast<int>(c.n_kv_heads), static_cast<int>(c.head_dim),
+                               static_cast<int>(c.rotary_dim)};
+    const RouterShape router{static_cast<int>(c.n_experts),
+                             static_cast<int>(c.n_active),
+                             static_cast<int>(c.n_groups),
+                             static_cast<int>(c.n_groups_kept),
+                             c.normalise_topk,
+                             c.routed_scaling};
+    const Routing routing{ws.expert_ids.as<int32_t>(), ws.expert_weights.as<float>(), ws.expert_offsets.as<int32_t>(),
+                          ws.slot_order.as<int32_t>()};
+    const auto per_layer = [&](const char* name, double bytes, bool moe_only,
+                               const std::function<void(const LayerWeights&, const KvView&)>& op) {
       int n = 0;
       for (const LayerWeights& layer : weights_.layers) n += !moe_only || !layer.dense;
       const double us = timed([&, moe_only] {
@@ -292,23 +316,29 @@ class Bench {
       report(batch, name, us / n, bytes, n);
     };
     const int width = static_cast<int>(d), slots = static_cast<int>(c.n_active) + 1;
-    per_layer("qkv", moe.qkv->bytes(), false, [&](const LayerWeights& l, const KvView&) { backend_.linear(x.as<float>(), *l.qkv, batch, ws.qkv.as<float>()); });
+    per_layer("qkv", moe.qkv->bytes(), false,
+              [&](const LayerWeights& l, const KvView&) { backend_.linear(x.as<float>(), *l.qkv, batch, ws.qkv.as<float>()); });
     per_layer("norm rope store", 0, false, [&](const LayerWeights& l, const KvView& cache) {
-      backend_.qk_norm_rope_store(view, shape, ws.qkv.as<float>(), l.q_norm.as<float>(), l.k_norm.as<float>(), c.rms_eps, ws.rope_cos.as<float>(),
-                                  ws.rope_sin.as<float>(), cache, ws.query.as<float>());
+      backend_.qk_norm_rope_store(view, shape, ws.qkv.as<float>(), l.q_norm.as<float>(), l.k_norm.as<float>(), c.rms_eps,
+                                  ws.rope_cos.as<float>(), ws.rope_sin.as<float>(), cache, ws.query.as<float>());
     });
-    per_layer("attention", kv_bytes, false,
-              [&](const LayerWeights&, const KvView& cache) { backend_.attention(view, shape, ws.query.as<float>(), cache, ws.attended.as<float>()); });
-    per_layer("attention out", moe.attn_out->bytes(), false,
-              [&](const LayerWeights& l, const KvView&) { backend_.linear(ws.attended.as<float>(), *l.attn_out, batch, ws.partial.as<float>()); });
+    per_layer("attention", kv_bytes, false, [&](const LayerWeights&, const KvView& cache) {
+      backend_.attention(view, shape, ws.query.as<float>(), cache, ws.attended.as<float>());
+    });
+    per_layer("attention out", moe.attn_out->bytes(), false, [&](const LayerWeights& l, const KvView&) {
+      backend_.linear(ws.attended.as<float>(), *l.attn_out, batch, ws.partial.as<float>());
+    });
     per_layer("add norm, 1 slot", 0, false, [&](const LayerWeights& l, const KvView&) {
-      backend_.reduce_add_rms_norm(ws.residual.as<float>(), ws.partial.as<float>(), 1, nullptr, l.input_norm.as<float>(), c.rms_eps, batch, width, ws.normed.as<float>());
+      backend_.reduce_add_rms_norm(ws.residual.as<float>(), ws.partial.as<float>(), 1, nullptr, l.input_norm.as<float>(),
+                                   c.rms_eps, batch, width, ws.normed.as<float>());
     });
     per_layer("add norm, all slots", 0, false, [&](const LayerWeights& l, const KvView&) {
-      backend_.reduce_add_rms_norm(ws.residual.as<float>(), ws.partial.as<float>(), slots, nullptr, l.input_norm.as<float>(), c.rms_eps, batch, width, ws.normed.as<float>());
+      backend_.reduce_add_rms_norm(ws.residual.as<float>(), ws.partial.as<float>(), slots, nullptr, l.input_norm.as<float>(),
+                                   c.rms_eps, batch, width, ws.normed.as<float>());
     });
     per_layer("route", moe.router->bytes(), true, [&](const LayerWeights& l, const KvView&) {
-      backend_.route(x.as<float>(), *l.router, l.router_bias.as<float>(), router, batch, nullptr, ws.router_logits.as<float>(), routing);
+      backend_.route(x.as<float>(), *l.router, l.router_bias.as<float>(), router, batch, nullptr, ws.router_logits.as<float>(),
+                     routing);
     });
     std::vector<int32_t> chosen(static_cast<size_t>(batch) * c.n_active);
     backend_.download(chosen.data(), routing.expert_ids, chosen.size() * 4);
@@ -318,8 +348,10 @@ class Bench {
     });
     // Rotation: four heads' worth of reads would not fit a cache either.
     report(batch, "head", timed([&] {
-             backend_.head_logits(ws.normed.as<float>(), row_ids, batch, *weights_.lm_head, nullptr, weights_.vocab_widths, logits.as<float>());
-           }), head_bytes, 1);
+             backend_.head_logits(ws.normed.as<float>(), row_ids, batch, *weights_.lm_head, nullptr, weights_.vocab_widths,
+                                  logits.as<float>());
+           }),
+           head_bytes, 1);
     report(batch, "sample, greedy", timed([&] { backend_.sample(sample); }), 4.0 * batch * c.vocab_size, 1);
     for (SampleRow& row : sample_rows) row.temperature = 0.6f, row.top_p = 0.95f, row.top_k = 20;
     backend_.upload(device_rows.data(), sample_rows.data(), batch * sizeof(SampleRow));

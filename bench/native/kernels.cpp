@@ -101,6 +101,7 @@ class Bench {
   }
 
  private:
+  static constexpr double kSampleSeconds = 0.005;
   static constexpr int kLayers = 24;  // in turn: together more than the caches hold
 
   std::unique_ptr<LinearWeight> weight(WeightFormat format, int64_t n, int64_t k, bool gate_up = false) {
@@ -151,10 +152,15 @@ class Bench {
     if (name.find(options_.only) == std::string::npos) return;
     std::vector<double> seconds, reads, peaks, fractions;
     run(0);
-    for (int i = 1; i <= options_.repeat; ++i) {
+    double once = seconds_now();
+    run(1);
+    once = seconds_now() - once;
+    // A sample is some milliseconds of runs one after another, as the ops of a step follow each other.
+    const int burst = std::clamp(static_cast<int>(kSampleSeconds / once), 1, 1000);
+    for (int i = 0; i < options_.repeat; ++i) {
       const double begin = seconds_now();
-      run(i);
-      const double taken = seconds_now() - begin;
+      for (int j = 0; j < burst; ++j) run(2 + i * burst + j);
+      const double taken = (seconds_now() - begin) / burst;
       settle();
       reads.push_back(probe_->read_gbps() * 1e9);
       peaks.push_back(probe_->matrix_gflops() * 1e9);

@@ -65,10 +65,10 @@ class DeviceBuffer {
 // How the elements of a linear weight are stored in the checkpoint. Every format means
 // W[n, k] = stored[n, k] * scale[n, block(k)], with one block and scale 1 for the first two.
 enum class WeightFormat : uint8_t {
-  f32,    // 4 bytes
-  bf16,   // 2 bytes
-  fp8,    // 1 byte E4M3; 128x128 blocks, one scale per row, or one per tensor
-  int4,   // 4 bits, two to a byte, low nibble first along k, stored value minus 8; one scale per row and group of k
+  f32,   // 4 bytes
+  bf16,  // 2 bytes
+  fp8,   // 1 byte E4M3; 128x128 blocks, one scale per row, or one per tensor
+  int4,  // 4 bits, two to a byte, low nibble first along k, stored value minus 8; one scale per row and group of k
 };
 
 const char* weight_format_name(WeightFormat format);
@@ -121,13 +121,13 @@ class LinearBuilder {
 
 // A flat batch of T tokens from B sequences: prefill chunks and decode rows mixed. All pointers are device memory.
 struct BatchView {
-  int n_tokens = 0;                       // T
-  int n_seqs = 0;                         // B
-  int max_pages = 0;                      // columns of page_tables
-  const int32_t* token_ids = nullptr;     // (T) in [0, V)
-  const int32_t* positions = nullptr;     // (T) position of each token in its sequence
-  const int32_t* seq_offsets = nullptr;   // (B + 1): rows of sequence b are [seq_offsets[b], seq_offsets[b+1])
-  const int32_t* page_tables = nullptr;   // (B, max_pages) page numbers; entries past the sequence's last are undefined
+  int n_tokens = 0;                      // T
+  int n_seqs = 0;                        // B
+  int max_pages = 0;                     // columns of page_tables
+  const int32_t* token_ids = nullptr;    // (T) in [0, V)
+  const int32_t* positions = nullptr;    // (T) position of each token in its sequence
+  const int32_t* seq_offsets = nullptr;  // (B + 1): rows of sequence b are [seq_offsets[b], seq_offsets[b+1])
+  const int32_t* page_tables = nullptr;  // (B, max_pages) page numbers; entries past the sequence's last are undefined
 };
 
 // One layer's KV cache: k and v are (pages, G, P, Dh) each; the order of the P * Dh elements inside a (page, KV head) is
@@ -146,12 +146,12 @@ struct AttentionShape {
 };
 
 struct RouterShape {
-  int n_experts = 0;            // E
-  int n_active = 0;             // A
-  int n_groups = 1;             // consecutive experts form a group
+  int n_experts = 0;  // E
+  int n_active = 0;   // A
+  int n_groups = 1;   // consecutive experts form a group
   int n_groups_kept = 1;
-  bool normalise = true;        // divide the chosen scores by their sum (+ 1e-20)
-  float scaling = 1.0f;         // then multiply by this
+  bool normalise = true;  // divide the chosen scores by their sum (+ 1e-20)
+  float scaling = 1.0f;   // then multiply by this
 };
 
 // Where each token goes. All pointers are device memory.
@@ -164,8 +164,8 @@ struct Routing {
 
 // The experts of one layer on this rank. A dense MLP is the case with no routed experts and the MLP as `shared`.
 struct ExpertWeights {
-  std::vector<const LinearWeight*> gate_up;  // E entries (2F, D); null where this rank's share of F is empty
-  std::vector<const LinearWeight*> down;     // E entries (D, F); likewise
+  std::vector<const LinearWeight*> gate_up;      // E entries (2F, D); null where this rank's share of F is empty
+  std::vector<const LinearWeight*> down;         // E entries (D, F); likewise
   const LinearWeight* shared_gate_up = nullptr;  // (2Fs, D) or null
   const LinearWeight* shared_down = nullptr;     // (D, Fs) or null
   mutable std::shared_ptr<void> prepared;        // what a backend makes of the above on first use (tables of pointers)
@@ -173,17 +173,17 @@ struct ExpertWeights {
 
 // One row to sample: everything the sampler needs besides logits and counts. Plain data, uploaded as it is.
 struct SampleRow {
-  int32_t slot = 0;              // row of the counts table; rows of one step use distinct slots
-  int32_t position = 0;          // position of the token being sampled: the counter of the random stream
-  uint64_t seed = 0;             // its key
-  float temperature = 1.0f;      // 0: greedy
+  int32_t slot = 0;          // row of the counts table; rows of one step use distinct slots
+  int32_t position = 0;      // position of the token being sampled: the counter of the random stream
+  uint64_t seed = 0;         // its key
+  float temperature = 1.0f;  // 0: greedy
   float top_p = 1.0f;
   float min_p = 0.0f;
-  int32_t top_k = 0;             // 0: off
+  int32_t top_k = 0;  // 0: off
   float repetition_penalty = 1.0f;
   float presence_penalty = 0.0f;
   float frequency_penalty = 0.0f;
-  int32_t n_logprobs = -1;       // alternatives to report; -1: no logprobs at all
+  int32_t n_logprobs = -1;               // alternatives to report; -1: no logprobs at all
   int32_t bias_begin = 0, bias_end = 0;  // range in bias_ids / bias_values
   int32_t ban_begin = 0, ban_end = 0;    // range in ban_ids: tokens that must not be sampled now
 };
@@ -191,32 +191,32 @@ struct SampleRow {
 constexpr int kMaxLogprobs = 20;
 
 struct SampleArgs {
-  const float* logits = nullptr;        // (R, V) f32, the whole vocabulary; not modified
-  int n_rows = 0;                       // R
-  int vocab_size = 0;                   // V
-  const SampleRow* rows = nullptr;      // (R)
+  const float* logits = nullptr;    // (R, V) f32, the whole vocabulary; not modified
+  int n_rows = 0;                   // R
+  int vocab_size = 0;               // V
+  const SampleRow* rows = nullptr;  // (R)
   const int32_t* bias_ids = nullptr;
   const float* bias_values = nullptr;
   const int32_t* ban_ids = nullptr;
-  uint32_t* counts = nullptr;           // (slots, V): bit 31 = token is in the prompt, low bits = times generated
-  int32_t* tokens = nullptr;            // (R) out; counts[slot][token] is incremented too
-  float* logprobs = nullptr;            // (R) out: log-softmax of the unmodified logits at the token; 0 where not asked
-  int32_t* top_ids = nullptr;           // (R, kMaxLogprobs) out: most likely first, -1 past n_logprobs
-  float* top_logprobs = nullptr;        // (R, kMaxLogprobs) out
+  uint32_t* counts = nullptr;     // (slots, V): bit 31 = token is in the prompt, low bits = times generated
+  int32_t* tokens = nullptr;      // (R) out; counts[slot][token] is incremented too
+  float* logprobs = nullptr;      // (R) out: log-softmax of the unmodified logits at the token; 0 where not asked
+  int32_t* top_ids = nullptr;     // (R, kMaxLogprobs) out: most likely first, -1 past n_logprobs
+  float* top_logprobs = nullptr;  // (R, kMaxLogprobs) out
 };
 
 // ---- the interface -----------------------------------------------------------------------------------------------
 
 struct BackendOptions {
-  int n_threads = 0;              // host backends: threads of this rank; 0 = all the process may use
-  std::string kernels = "auto";   // cpu: auto | reference | generic | avx2 | avx512 | avx512bf16 | amx
-  DType compute = DType::bf16;    // bf16: multiply in BF16 where the path can; f32: the float32 mode
+  int n_threads = 0;             // host backends: threads of this rank; 0 = all the process may use
+  std::string kernels = "auto";  // cpu: auto | reference | generic | avx2 | avx512 | avx512bf16 | amx
+  DType compute = DType::bf16;   // bf16: multiply in BF16 where the path can; f32: the float32 mode
 };
 
 struct BackendInfo {
-  std::string device;    // "cpu"
-  std::string name;      // "AMD EPYC ..., 2 threads"
-  std::string kernels;   // the path that runs: "avx512bf16"
+  std::string device;           // "cpu"
+  std::string name;             // "AMD EPYC ..., 2 threads"
+  std::string kernels;          // the path that runs: "avx512bf16"
   DType compute = DType::f32;   // what products are multiplied in
   DType kv_dtype = DType::f32;  // what the KV cache must hold
   int n_threads = 0;

@@ -23,9 +23,10 @@ const char* error_code_name(ErrorCode code) {
 
 void throw_check_failed(const char* expression, const char* file, int line, const std::string& message) {
   const char* name = std::strrchr(file, '/');
-  throw EngineError(ErrorCode::internal,
-                    message + " (check failed: " + expression + ", " + (name ? name + 1 : file) + ":" + std::to_string(line) + ")",
-                    "this is a bug in sigmoe; please report it with this message");
+  throw EngineError(
+      ErrorCode::internal,
+      message + " (check failed: " + expression + ", " + (name ? name + 1 : file) + ":" + std::to_string(line) + ")",
+      "this is a bug in sigmoe; please report it with this message");
 }
 
 }  // namespace sigmoe

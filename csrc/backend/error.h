@@ -41,8 +41,8 @@ class EngineError : public std::runtime_error {
 [[noreturn]] void throw_check_failed(const char* expression, const char* file, int line, const std::string& message);
 
 // For conditions that only a bug in sigmoe can break; always on, throws ErrorCode::internal.
-#define SIGMOE_CHECK(condition, message)                                            \
-  do {                                                                              \
+#define SIGMOE_CHECK(condition, message)                                                     \
+  do {                                                                                       \
     if (!(condition)) ::sigmoe::throw_check_failed(#condition, __FILE__, __LINE__, message); \
   } while (0)
 

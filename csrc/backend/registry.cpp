@@ -43,7 +43,8 @@ class PluginLibrary {
     const auto entry = reinterpret_cast<PluginFn>(dlsym(library, kPluginSymbol));
     const BackendPlugin* plugin = entry ? entry() : nullptr;
     if (!plugin || plugin->abi != kPluginAbi) {
-      reason_ = path + (plugin ? " speaks plugin interface " + std::to_string(plugin->abi) + ", this build " + std::to_string(kPluginAbi)
+      reason_ = path + (plugin ? " speaks plugin interface " + std::to_string(plugin->abi) + ", this build " +
+                                     std::to_string(kPluginAbi)
                                : " is not a sigmoe backend");
       return;
     }
@@ -86,7 +87,8 @@ std::unique_ptr<Backend> create_backend(const std::string& device, const Backend
   for (const DeviceReport& report : list_devices()) {
     if (report.device != device) continue;
     if (report.available && device == "cuda") return cuda_library().plugin()->create(options);
-    throw EngineError(ErrorCode::not_found, "device '" + device + "' asked for: " + report.detail, "use device 'cpu' or 'auto'");
+    throw EngineError(ErrorCode::not_found, "device '" + device + "' asked for: " + report.detail,
+                      "use device 'cpu' or 'auto'");
   }
   throw EngineError(ErrorCode::invalid_argument, "device '" + device + "' asked for: no such device",
                     "use one of auto, cpu, cuda, ascend");

@@ -10,9 +10,9 @@
 namespace sigmoe {
 
 struct DeviceReport {
-  std::string device;   // "cpu"
+  std::string device;  // "cpu"
   bool available = false;
-  std::string detail;   // what runs, or why it cannot
+  std::string detail;  // what runs, or why it cannot
 };
 
 // One line per device this build knows, present or not.

@@ -32,7 +32,8 @@ class LoadWorker : public PromiseWorker<EngineLoadProgress> {
 
  protected:
   void run() override {
-    engine_ = Engine::load(path_, options_, [this](const EngineLoadProgress& progress) { send(progress); }, cancelled());
+    engine_ = Engine::load(
+        path_, options_, [this](const EngineLoadProgress& progress) { send(progress); }, cancelled());
   }
   Napi::Value result() override { return ModelWrap::create(Env(), std::move(engine_)); }
   void on_message(const EngineLoadProgress& progress) override {
@@ -67,7 +68,8 @@ class BenchWorker : public PromiseWorker<std::string> {
 
  protected:
   void run() override {
-    result_ = run_benchmark(options_, [this](const std::string& line) { send(line); }, cancelled());
+    result_ = run_benchmark(
+        options_, [this](const std::string& line) { send(line); }, cancelled());
   }
   Napi::Value result() override { return Napi::String::New(Env(), result_); }
   void on_message(const std::string& line) override { on_line_.Call({Napi::String::New(Env(), line)}); }

@@ -15,7 +15,8 @@ namespace sigmoe::binding {
 }
 
 inline Napi::Object object_arg(const Napi::CallbackInfo& info, size_t index, const char* name) {
-  if (index >= info.Length() || !info[index].IsObject() || info[index].IsFunction()) throw_expected(info.Env(), name, "an object");
+  if (index >= info.Length() || !info[index].IsObject() || info[index].IsFunction())
+    throw_expected(info.Env(), name, "an object");
   return info[index].As<Napi::Object>();
 }
 
@@ -33,7 +34,8 @@ inline Napi::Function function_arg(const Napi::CallbackInfo& info, size_t index,
 inline int64_t integer(const Napi::Value& value, const std::string& name) {
   if (!value.IsNumber()) throw_expected(value.Env(), name, "a whole number");
   const double number = value.As<Napi::Number>().DoubleValue();
-  if (!(std::abs(number) <= 9007199254740991.0) || number != std::floor(number)) throw_expected(value.Env(), name, "a whole number");
+  if (!(std::abs(number) <= 9007199254740991.0) || number != std::floor(number))
+    throw_expected(value.Env(), name, "a whole number");
   return static_cast<int64_t>(number);
 }
 

@@ -32,15 +32,15 @@ using Queue = Napi::TypedThreadSafeFunction<std::nullptr_t, Delivery, deliver>;
 
 // Outlives the JavaScript object while events are on their way. Touched on the JavaScript thread only, but for the queue.
 struct ModelState {
-  std::unique_ptr<Engine> engine;   // set for the life of the state; shut down by dispose()
+  std::unique_ptr<Engine> engine;  // set for the life of the state; shut down by dispose()
   Queue queue;
   Napi::FunctionReference listener;
-  Napi::ObjectReference self;       // held while requests run, so that a running model is not collected
-  int64_t n_active = 0;             // requests whose end has not been delivered
+  Napi::ObjectReference self;  // held while requests run, so that a running model is not collected
+  int64_t n_active = 0;        // requests whose end has not been delivered
   int64_t reported_bytes = 0;
   bool disposing = false, queue_open = false;
   std::vector<Napi::Promise::Deferred> waiting_for_dispose;
-  std::thread closer;               // runs Engine::shut_down off the JavaScript thread
+  std::thread closer;  // runs Engine::shut_down off the JavaScript thread
 
   // While requests run the process must not end and the model must not be collected.
   void begin_request(Napi::Env env) {
@@ -98,7 +98,8 @@ void deliver(Napi::Env env, Napi::Function, std::nullptr_t*, Delivery* raw) {
   Napi::MemoryManagement::AdjustExternalMemory(env, -std::exchange(state.reported_bytes, 0));
   state.listener.Reset();
   state.close_queue();
-  for (const Napi::Promise::Deferred& deferred : std::exchange(state.waiting_for_dispose, {})) deferred.Resolve(env.Undefined());
+  for (const Napi::Promise::Deferred& deferred : std::exchange(state.waiting_for_dispose, {}))
+    deferred.Resolve(env.Undefined());
 }
 
 void ModelWrap::define(Napi::Env env) {
@@ -154,13 +155,12 @@ ModelWrap::~ModelWrap() {
 }
 
 Engine& ModelWrap::engine(Napi::Env env) const {
-  if (state_->disposing) throw to_js_error(env, {error_code_name(ErrorCode::disposed), "the model was disposed", "load it again"});
+  if (state_->disposing)
+    throw to_js_error(env, {error_code_name(ErrorCode::disposed), "the model was disposed", "load it again"});
   return *state_->engine;
 }
 
-Napi::Value ModelWrap::info(const Napi::CallbackInfo& call) {
-  return to_js(call.Env(), state_->engine->info());
-}
+Napi::Value ModelWrap::info(const Napi::CallbackInfo& call) { return to_js(call.Env(), state_->engine->info()); }
 
 Napi::Value ModelWrap::listen(const Napi::CallbackInfo& call) {
   engine(call.Env());

@@ -40,15 +40,25 @@ BenchOptions parse_options(const std::string& text) {
   BenchOptions options;
   const Json in = Json::parse(text, nullptr, false);
   if (!in.is_object()) throw EngineError(ErrorCode::invalid_argument, "bench options are not a JSON object");
+  // A JSON number that is no whole one, or is past its range, must not reach a cast.
+  const auto whole = [&](const char* name, int fallback, int low, int high) {
+    if (!in.contains(name)) return fallback;
+    const Json& value = in[name];
+    if (!value.is_number_integer() || value.get<double>() < low || value.get<double>() > high)
+      throw EngineError(ErrorCode::invalid_argument, std::string("bench ") + name + " is " + value.dump() +
+                                                         ", not a whole number in [" + std::to_string(low) + ", " +
+                                                         std::to_string(high) + "]");
+    return value.get<int>();
+  };
+  options.context = whole("context", options.context, 1, 1 << 20);
+  options.prefill = whole("prefill", options.prefill, 0, 1 << 20);
+  options.repeats = whole("repeats", options.repeats, 1, 1000);
+  options.engine.n_threads = whole("threads", 0, 0, 1024);
   try {
     options.model = in.value("model", "");
     options.shape = in.value("shape", "");
     options.format = in.value("format", options.format);
-    options.context = in.value("context", options.context);
-    options.prefill = in.value("prefill", options.prefill);
-    options.repeats = in.value("repeats", options.repeats);
     options.load = in.value("load", false);
-    options.engine.n_threads = in.value("threads", 0);
     options.engine.kernels = in.value("kernels", "auto");
     options.engine.compute = in.value("compute", "bfloat16");
   } catch (const Json::exception& error) {
@@ -58,10 +68,8 @@ BenchOptions parse_options(const std::string& text) {
     if (!condition) throw EngineError(ErrorCode::invalid_argument, message);
   };
   require(options.model.empty() != options.shape.empty(), "bench needs either a model folder or a shape");
-  require(options.context >= 1 && options.context <= 1 << 20, "bench context must be in [1, 1048576]");
-  require(options.prefill >= 0 && options.prefill <= 1 << 20, "bench prefill must be in [0, 1048576]");
-  require(options.repeats >= 1 && options.repeats <= 1000, "bench repeats must be in [1, 1000]");
-  require(options.format == "fp8" || options.format == "bf16" || options.format == "int4", "bench format must be fp8, bf16 or int4");
+  require(options.format == "fp8" || options.format == "bf16" || options.format == "int4",
+          "bench format must be fp8, bf16 or int4");
   return options;
 }
 
@@ -95,7 +103,8 @@ class Bench {
   std::string run() {
     if (options_.load) measure_load();
     build();
-    result_["machine"] = {{"name", backend_->info().name}, {"threads", backend_->info().n_threads}, {"kernels", backend_->info().kernels}};
+    result_["machine"] = {
+        {"name", backend_->info().name}, {"threads", backend_->info().n_threads}, {"kernels", backend_->info().kernels}};
     result_["shape"] = options_.shape.empty() ? std::filesystem::path(options_.model).filename().string() : options_.shape;
     on_line_("measuring the matrix peak");
     matrix_gflops_ = measure_matrix_gflops(backend_->info().n_threads);
@@ -108,8 +117,10 @@ class Bench {
     finish_rows();
     result_["machine"]["readGbps"] = median(read_gbps_);
     result_["machine"]["matrixGflops"] = matrix_gflops_;
-    result_["memory"] = {{"weightBytes", runner_->weights().bytes}, {"kvBytes", runner_->kv_bytes()},
-                         {"workspaceBytes", runner_->workspace_bytes()}, {"peakResidentBytes", peak_resident_bytes()}};
+    result_["memory"] = {{"weightBytes", runner_->weights().bytes},
+                         {"kvBytes", runner_->kv_bytes()},
+                         {"workspaceBytes", runner_->workspace_bytes()},
+                         {"peakResidentBytes", peak_resident_bytes()}};
     Json out = result_;
     out["rows"] = rows_;
     return out.dump();
@@ -127,7 +138,9 @@ class Bench {
     if (options_.model.empty()) {
       on_line_("making random " + options_.format + " weights of shape " + options_.shape);
       config_ = shape_config(options_.shape);
-      const WeightFormat format = options_.format == "fp8" ? WeightFormat::fp8 : options_.format == "bf16" ? WeightFormat::bf16 : WeightFormat::int4;
+      const WeightFormat format = options_.format == "fp8"    ? WeightFormat::fp8
+                                  : options_.format == "bf16" ? WeightFormat::bf16
+                                                              : WeightFormat::int4;
       weights = synthetic_weights(config_, format, *backend, 7, backend->info().n_threads);
     } else {
       on_line_("loading " + options_.model);
@@ -138,8 +151,10 @@ class Bench {
     check_cancelled();
     const int64_t longest = std::max<int64_t>(options_.prefill, options_.context) + options_.repeats + 16;
     if (longest > config_.context && options_.shape.empty())
-      throw EngineError(ErrorCode::invalid_argument, "bench needs " + std::to_string(longest) + " positions; the model's context is " +
-                                                         std::to_string(config_.context), "lower --context or --prefill");
+      throw EngineError(
+          ErrorCode::invalid_argument,
+          "bench needs " + std::to_string(longest) + " positions; the model's context is " + std::to_string(config_.context),
+          "lower --context or --prefill");
     RunnerLimits limits;
     limits.max_tokens = options_.engine.max_batched_tokens;
     limits.max_seqs = 1;
@@ -189,7 +204,8 @@ class Bench {
     const int chunk = options_.engine.max_batched_tokens;
     for (size_t begin = 0; begin < tokens.size(); begin += chunk) {
       const size_t end = std::min(tokens.size(), begin + chunk);
-      const StepInputs in = step_inputs(static_cast<int64_t>(begin), {tokens.begin() + begin, tokens.begin() + end}, end == tokens.size());
+      const StepInputs in =
+          step_inputs(static_cast<int64_t>(begin), {tokens.begin() + begin, tokens.begin() + end}, end == tokens.size());
       const double ms = milliseconds([&] { runner_->run(in, outputs_, trace); });
       if (total_ms) *total_ms += ms;
     }
@@ -262,8 +278,9 @@ class Bench {
 
   void store_noise(int64_t layer, int64_t position) {
     const LayerWeights& w = runner_->weights().layers[layer];
-    backend_->qk_norm_rope_store(single_row(position), attention_shape(), noise((config_.n_heads + 2 * config_.n_kv_heads) * config_.head_dim),
-                                 w.q_norm.as<float>(), w.k_norm.as<float>(), config_.rms_eps, workspace_->rope_cos.as<float>(),
+    backend_->qk_norm_rope_store(single_row(position), attention_shape(),
+                                 noise((config_.n_heads + 2 * config_.n_kv_heads) * config_.head_dim), w.q_norm.as<float>(),
+                                 w.k_norm.as<float>(), config_.rms_eps, workspace_->rope_cos.as<float>(),
                                  workspace_->rope_sin.as<float>(), kv_->layer(layer), workspace_->query.as<float>());
   }
 
@@ -284,25 +301,32 @@ class Bench {
       const LayerWeights& w = runner_->weights().layers[layer];
       backend_->linear(noise(config_.hidden_size), *w.qkv, 1, workspace_->qkv.as<float>());
       const BatchView batch = single_row(options_.context);
-      backend_->qk_norm_rope_store(batch, attention_shape(), workspace_->qkv.as<float>(), w.q_norm.as<float>(), w.k_norm.as<float>(),
-                                   config_.rms_eps, workspace_->rope_cos.as<float>(), workspace_->rope_sin.as<float>(),
-                                   kv_->layer(layer), workspace_->query.as<float>());
-      backend_->attention(batch, attention_shape(), workspace_->query.as<float>(), kv_->layer(layer), workspace_->attended.as<float>());
+      backend_->qk_norm_rope_store(batch, attention_shape(), workspace_->qkv.as<float>(), w.q_norm.as<float>(),
+                                   w.k_norm.as<float>(), config_.rms_eps, workspace_->rope_cos.as<float>(),
+                                   workspace_->rope_sin.as<float>(), kv_->layer(layer), workspace_->query.as<float>());
+      backend_->attention(batch, attention_shape(), workspace_->query.as<float>(), kv_->layer(layer),
+                          workspace_->attended.as<float>());
       backend_->linear(workspace_->attended.as<float>(), *w.attn_out, 1, workspace_->normed.as<float>());
     }
     backend_->synchronize();
   }
 
   void expert_pass() {
-    const RouterShape router{static_cast<int>(config_.n_experts), static_cast<int>(config_.n_active), static_cast<int>(config_.n_groups),
-                             static_cast<int>(config_.n_groups_kept), config_.normalise_topk, config_.routed_scaling};
+    const RouterShape router{static_cast<int>(config_.n_experts),
+                             static_cast<int>(config_.n_active),
+                             static_cast<int>(config_.n_groups),
+                             static_cast<int>(config_.n_groups_kept),
+                             config_.normalise_topk,
+                             config_.routed_scaling};
     const Routing routing{workspace_->expert_ids.as<int32_t>(), workspace_->expert_weights.as<float>(),
                           workspace_->expert_offsets.as<int32_t>(), workspace_->slot_order.as<int32_t>()};
     for (const LayerWeights& layer : runner_->weights().layers) {
       if (layer.dense) continue;
       const float* x = noise(config_.hidden_size);
-      backend_->route(x, *layer.router, layer.router_bias.as<float>(), router, 1, nullptr, workspace_->router_logits.as<float>(), routing);
-      backend_->experts(x, layer.experts, routing, router.n_active, 1, static_cast<int>(config_.hidden_size), workspace_->partial.as<float>());
+      backend_->route(x, *layer.router, layer.router_bias.as<float>(), router, 1, nullptr,
+                      workspace_->router_logits.as<float>(), routing);
+      backend_->experts(x, layer.experts, routing, router.n_active, 1, static_cast<int>(config_.hidden_size),
+                        workspace_->partial.as<float>());
     }
     backend_->synchronize();
   }
@@ -310,7 +334,8 @@ class Bench {
   void head_pass() {
     const int32_t row = 0;
     head_logits_.resize(config_.vocab_size);
-    backend_->head_logits(noise(config_.hidden_size), &row, 1, *runner_->weights().lm_head, nullptr, {config_.vocab_size}, head_logits_.data());
+    backend_->head_logits(noise(config_.hidden_size), &row, 1, *runner_->weights().lm_head, nullptr, {config_.vocab_size},
+                          head_logits_.data());
     backend_->synchronize();
   }
 
@@ -333,11 +358,12 @@ class Bench {
 
   Cost attention_cost(int n_tokens) const {
     Cost cost;
-    const double q_width = static_cast<double>(config_.n_heads) * config_.head_dim, kv_width = static_cast<double>(config_.n_kv_heads) * config_.head_dim;
+    const double q_width = static_cast<double>(config_.n_heads) * config_.head_dim,
+                 kv_width = static_cast<double>(config_.n_kv_heads) * config_.head_dim;
     const double d = static_cast<double>(config_.hidden_size);
     const double start = n_tokens == 1 ? options_.context : 0;
-    const double read_positions = n_tokens == 1 ? start + 1 : n_tokens;                       // cached tokens read once
-    const double pairs = n_tokens * start + n_tokens * (n_tokens + 1.0) / 2;                  // (query, key) pairs
+    const double read_positions = n_tokens == 1 ? start + 1 : n_tokens;       // cached tokens read once
+    const double pairs = n_tokens * start + n_tokens * (n_tokens + 1.0) / 2;  // (query, key) pairs
     for (const LayerWeights& layer : runner_->weights().layers) {
       cost.add_linear(layer.qkv.get(), d * (q_width + 2 * kv_width), n_tokens);
       cost.add_linear(layer.attn_out.get(), d * q_width, n_tokens);
@@ -412,9 +438,19 @@ class Bench {
       }
       const std::string kind = cold ? "cold" : "warm";
       const double read_ms = median(reads), load_ms = median(loads);
-      rows_.push_back({{"phase", "load"}, {"part", kind + " read"}, {"milliseconds", read_ms}, {"bytes", bytes}, {"gbps", bytes / read_ms / 1e6}});
-      rows_.push_back({{"phase", "load"}, {"part", kind + " load"}, {"milliseconds", load_ms}, {"bytes", bytes}, {"gbps", bytes / load_ms / 1e6},
-                       {"boundMilliseconds", read_ms}, {"boundBy", kind + " read"}, {"fraction", read_ms / load_ms}});
+      rows_.push_back({{"phase", "load"},
+                       {"part", kind + " read"},
+                       {"milliseconds", read_ms},
+                       {"bytes", bytes},
+                       {"gbps", bytes / read_ms / 1e6}});
+      rows_.push_back({{"phase", "load"},
+                       {"part", kind + " load"},
+                       {"milliseconds", load_ms},
+                       {"bytes", bytes},
+                       {"gbps", bytes / load_ms / 1e6},
+                       {"boundMilliseconds", read_ms},
+                       {"boundBy", kind + " read"},
+                       {"fraction", read_ms / load_ms}});
     }
   }
 
@@ -431,7 +467,8 @@ class Bench {
       threads.emplace_back([&] {
         std::vector<std::byte> buffer(kChunk);
         for (size_t c; (c = next++) < chunks.size();)
-          chunks[c].first->read(chunks[c].second, buffer.data(), std::min<uint64_t>(kChunk, chunks[c].first->size() - chunks[c].second));
+          chunks[c].first->read(chunks[c].second, buffer.data(),
+                                std::min<uint64_t>(kChunk, chunks[c].first->size() - chunks[c].second));
       });
     for (std::thread& thread : threads) thread.join();
   }
@@ -456,15 +493,22 @@ class Bench {
   // ---- rows ----
 
   void add_row(const char* phase, const char* part, int n_tokens, double ms, const Cost& cost) {
-    rows_.push_back({{"phase", phase}, {"part", part}, {"tokensPerSecond", n_tokens / ms * 1e3}, {"milliseconds", ms},
-                     {"bytes", cost.bytes}, {"gbps", cost.bytes / ms / 1e6}, {"flop", cost.flop}, {"gflops", cost.flop / ms / 1e6}});
+    rows_.push_back({{"phase", phase},
+                     {"part", part},
+                     {"tokensPerSecond", n_tokens / ms * 1e3},
+                     {"milliseconds", ms},
+                     {"bytes", cost.bytes},
+                     {"gbps", cost.bytes / ms / 1e6},
+                     {"flop", cost.flop},
+                     {"gflops", cost.flop / ms / 1e6}});
   }
 
   void finish_rows() {
     const double gbps = median(read_gbps_);
     for (Json& row : rows_) {
       if (row["phase"] == "load") continue;
-      const double read_ms = row["bytes"].get<double>() / gbps / 1e6, matrix_ms = row["flop"].get<double>() / matrix_gflops_ / 1e6;
+      const double read_ms = row["bytes"].get<double>() / gbps / 1e6,
+                   matrix_ms = row["flop"].get<double>() / matrix_gflops_ / 1e6;
       row["boundMilliseconds"] = std::max(read_ms, matrix_ms);
       row["boundBy"] = read_ms >= matrix_ms ? "read bandwidth" : "matrix peak";
       row["fraction"] = std::max(read_ms, matrix_ms) / row["milliseconds"].get<double>();

@@ -34,20 +34,23 @@ void check_tokens(const std::vector<int32_t>& tokens, const char* what, const En
   require(!tokens.empty(), std::string(what) + " is empty; at least one token is needed");
   for (size_t i = 0; i < tokens.size(); ++i)
     require(tokens[i] >= 0 && tokens[i] < info.vocab_size, std::string(what) + "[" + std::to_string(i) + "] is " +
-                std::to_string(tokens[i]) + ", outside the vocabulary [0, " + std::to_string(info.vocab_size) + ")");
+                                                               std::to_string(tokens[i]) + ", outside the vocabulary [0, " +
+                                                               std::to_string(info.vocab_size) + ")");
 }
 
 void check_request(const GenerateRequest& request, const EngineInfo& info) {
   check_tokens(request.prompt, "prompt", info);
   require(static_cast<int64_t>(request.prompt.size()) < info.context,
-          "prompt has " + std::to_string(request.prompt.size()) + " tokens; this model's context is " + std::to_string(info.context) +
-              " and the answer needs at least one",
+          "prompt has " + std::to_string(request.prompt.size()) + " tokens; this model's context is " +
+              std::to_string(info.context) + " and the answer needs at least one",
           "shorten the prompt or raise maxModelLen");
-  require(request.max_tokens == -1 || request.max_tokens >= 1, "maxTokens is " + std::to_string(request.max_tokens) + ", below 1");
+  require(request.max_tokens == -1 || request.max_tokens >= 1,
+          "maxTokens is " + std::to_string(request.max_tokens) + ", below 1");
   require(request.min_tokens >= 0, "minTokens is " + std::to_string(request.min_tokens) + ", below 0");
   const auto in_range = [](float value, float low, float high, const char* name) {
-    require(std::isfinite(value) && value >= low && value <= high,
-            std::string(name) + " is " + std::to_string(value) + ", outside [" + std::to_string(low) + ", " + std::to_string(high) + "]");
+    require(std::isfinite(value) && value >= low && value <= high, std::string(name) + " is " + std::to_string(value) +
+                                                                       ", outside [" + std::to_string(low) + ", " +
+                                                                       std::to_string(high) + "]");
   };
   in_range(request.temperature, 0.0f, 100.0f, "temperature");
   in_range(request.top_p, 0.0f, 1.0f, "topP");
@@ -82,14 +85,16 @@ class StepBuilder {
     }
     in_.seq_offsets.push_back(in_.n_tokens());
     in_.max_pages = std::max(in_.max_pages, static_cast<int>(sequence.pages.size()));
-    if (const auto* generation = dynamic_cast<const Generation*>(&sequence); generation && chunk.reaches_end) add_sample(*generation);
+    if (const auto* generation = dynamic_cast<const Generation*>(&sequence); generation && chunk.reaches_end)
+      add_sample(*generation);
   }
 
   // Once all chunks are in: the arrays whose width depends on all of them.
   void finish(const std::vector<Chunk>& chunks) {
     in_.page_tables.assign(chunks.size() * in_.max_pages, 0);
     for (size_t b = 0; b < chunks.size(); ++b)
-      std::copy(chunks[b].sequence->pages.begin(), chunks[b].sequence->pages.end(), in_.page_tables.begin() + b * in_.max_pages);
+      std::copy(chunks[b].sequence->pages.begin(), chunks[b].sequence->pages.end(),
+                in_.page_tables.begin() + b * in_.max_pages);
     if (in_.mtp_row_ids.empty()) return;
     for (const Chunk& chunk : chunks)
       for (int64_t i = chunk.begin + 1; i <= chunk.begin + chunk.n; ++i)
@@ -163,14 +168,17 @@ class EngineImpl : public Engine {
   uint64_t submit(LogitsRequest request) override {
     check_tokens(request.tokens, "tokens", info_);
     const auto n = static_cast<int64_t>(request.tokens.size());
-    require(n <= info_.context, std::to_string(n) + " tokens asked for; this model's context is " + std::to_string(info_.context),
+    require(n <= info_.context,
+            std::to_string(n) + " tokens asked for; this model's context is " + std::to_string(info_.context),
             "pass fewer tokens or raise maxModelLen");
     require(!request.mtp || has_mtp_, "MTP logits asked for; no MTP layer is loaded",
             "load with { mtp: true } a checkpoint that has num_nextn_predict_layers >= 1");
-    require(!request.mtp || n >= 2, "MTP logits asked for one token; row t needs the token after it, so at least two are needed");
+    require(!request.mtp || n >= 2,
+            "MTP logits asked for one token; row t needs the token after it, so at least two are needed");
     const uint64_t bytes = static_cast<uint64_t>(n) * info_.vocab_size * sizeof(float);
-    require(bytes <= kMaxLogitsBytes, "logits of " + std::to_string(n) + " tokens would take " + std::to_string(bytes >> 20) +
-                                          " MiB; the limit is " + std::to_string(kMaxLogitsBytes >> 20),
+    require(bytes <= kMaxLogitsBytes,
+            "logits of " + std::to_string(n) + " tokens would take " + std::to_string(bytes >> 20) + " MiB; the limit is " +
+                std::to_string(kMaxLogitsBytes >> 20),
             "split the tokens over several calls");
     auto sequence = std::make_unique<Scoring>();
     sequence->tokens = std::move(request.tokens);
@@ -234,7 +242,8 @@ class EngineImpl : public Engine {
       else
         step(event);
       if (!has_work() && pool_.held() != 0)  // the idle invariant: a leak is a bug worth failing loudly for
-        break_model(EngineError(ErrorCode::internal, std::to_string(pool_.held()) + " KV pages are held while no sequence exists"));
+        break_model(
+            EngineError(ErrorCode::internal, std::to_string(pool_.held()) + " KV pages are held while no sequence exists"));
       snapshot_stats();
       if (listener_ && !event.requests.empty()) listener_(std::move(event));
       if (stop) return;
@@ -255,7 +264,8 @@ class EngineImpl : public Engine {
       for (const Sequence* sequence : scheduler_.admitted())
         if (sequence->samples) {
           const auto prompt_end = sequence->tokens.begin() + sequence->n_prompt;
-          inputs.resets.push_back({sequence->slot, {sequence->tokens.begin(), prompt_end}, {prompt_end, sequence->tokens.end()}});
+          inputs.resets.push_back(
+              {sequence->slot, {sequence->tokens.begin(), prompt_end}, {prompt_end, sequence->tokens.end()}});
         }
       world_->run(inputs, outputs);
       for (const Chunk& chunk : chunks) Scheduler::commit(chunk);
@@ -265,8 +275,11 @@ class EngineImpl : public Engine {
     } catch (const EngineError& error) {
       fail(chunks, error, event);
     } catch (const std::bad_alloc&) {
-      fail(chunks, EngineError(ErrorCode::out_of_memory, "a step of " + std::to_string(chunks.size()) + " sequences ran out of host memory",
-                               "lower maxNumSeqs, maxBatchedTokens or kvCacheTokens"), event);
+      fail(chunks,
+           EngineError(ErrorCode::out_of_memory,
+                       "a step of " + std::to_string(chunks.size()) + " sequences ran out of host memory",
+                       "lower maxNumSeqs, maxBatchedTokens or kvCacheTokens"),
+           event);
     } catch (const std::exception& error) {
       fail(chunks, EngineError(ErrorCode::internal, error.what()), event);
     }
@@ -301,7 +314,8 @@ class EngineImpl : public Engine {
         event.logprobs.push_back(outputs.logprobs[r]);
         const auto first = r * kMaxLogprobs;
         event.top_ids.insert(event.top_ids.end(), &outputs.top_ids[first], &outputs.top_ids[first] + kMaxLogprobs);
-        event.top_logprobs.insert(event.top_logprobs.end(), &outputs.top_logprobs[first], &outputs.top_logprobs[first] + kMaxLogprobs);
+        event.top_logprobs.insert(event.top_logprobs.end(), &outputs.top_logprobs[first],
+                                  &outputs.top_logprobs[first] + kMaxLogprobs);
       }
       ++r;
       if (finish != FinishReason::none) scheduler_.remove(generation.id);
@@ -345,7 +359,8 @@ class EngineImpl : public Engine {
   // Later requests are refused with this error.
   void break_model(const EngineError& error) {
     const std::lock_guard lock(mutex_);
-    broken_ = std::make_unique<EngineError>(ErrorCode::device, std::string("the model is broken since an earlier failure: ") + error.what(),
+    broken_ = std::make_unique<EngineError>(ErrorCode::device,
+                                            std::string("the model is broken since an earlier failure: ") + error.what(),
                                             "dispose the model and load it again");
   }
 
@@ -377,8 +392,8 @@ class EngineImpl : public Engine {
 
   void snapshot_stats() {
     const std::lock_guard lock(mutex_);
-    stats_ = {pool_.free(), pool_.held(),     pool_.total(),   scheduler_.n_running(), scheduler_.n_waiting(),
-              steps_,       prefill_tokens_,  decode_tokens_,  scheduler_.n_preemptions()};
+    stats_ = {pool_.free(), pool_.held(),    pool_.total(),  scheduler_.n_running(),    scheduler_.n_waiting(),
+              steps_,       prefill_tokens_, decode_tokens_, scheduler_.n_preemptions()};
   }
 
   EngineInfo info_;

@@ -4,8 +4,8 @@
 
 namespace sigmoe {
 
-Workspace::Workspace(const ModelConfig& config, const HeadShard& heads, Backend& backend, int64_t max_tokens, int64_t n_positions,
-                     bool mtp)
+Workspace::Workspace(const ModelConfig& config, const HeadShard& heads, Backend& backend, int64_t max_tokens,
+                     int64_t n_positions, bool mtp)
     : max_tokens(max_tokens) {
   const auto floats = [&](int64_t per_token, const char* what) {
     return backend.alloc(static_cast<size_t>(max_tokens * per_token) * sizeof(float), what);
@@ -36,8 +36,9 @@ Workspace::Workspace(const ModelConfig& config, const HeadShard& heads, Backend&
 
 uint64_t Workspace::bytes() const {
   uint64_t total = 0;
-  for (const DeviceBuffer* buffer : {&residual, &normed, &qkv, &query, &attended, &partial, &router_logits, &expert_ids,
-                                     &expert_weights, &expert_offsets, &slot_order, &mtp_joined, &mtp_hidden, &rope_cos, &rope_sin})
+  for (const DeviceBuffer* buffer :
+       {&residual, &normed, &qkv, &query, &attended, &partial, &router_logits, &expert_ids, &expert_weights, &expert_offsets,
+        &slot_order, &mtp_joined, &mtp_hidden, &rope_cos, &rope_sin})
     total += buffer->bytes();
   return total;
 }
@@ -109,7 +110,8 @@ void Graph::decoder_layer(const LayerWeights& layer, const KvView& kv, const Bat
     backend_.route(normed, *layer.router, layer.router_bias.as<float>(), router_shape_, n_tokens,
                    forced ? trace->forced_ids[moe_index_].data() : nullptr, ws_.router_logits.as<float>(), routing);
     if (trace) {
-      const size_t n_logits = static_cast<size_t>(n_tokens) * config_.n_experts, n_ids = static_cast<size_t>(n_tokens) * n_active;
+      const size_t n_logits = static_cast<size_t>(n_tokens) * config_.n_experts,
+                   n_ids = static_cast<size_t>(n_tokens) * n_active;
       backend_.download(trace->router_logits.emplace_back(n_logits).data(), ws_.router_logits.data(), n_logits * sizeof(float));
       backend_.download(trace->router_ids.emplace_back(n_ids).data(), ws_.expert_ids.data(), n_ids * sizeof(int32_t));
     }
@@ -120,8 +122,8 @@ void Graph::decoder_layer(const LayerWeights& layer, const KvView& kv, const Bat
 }
 
 void Graph::add_pending_and_norm(const DeviceBuffer& weight, int n_tokens) {
-  backend_.reduce_add_rms_norm(ws_.residual.as<float>(), pending_slots_ ? ws_.partial.as<float>() : nullptr, pending_slots_, comm_,
-                               weight.as<float>(), config_.rms_eps, n_tokens, static_cast<int>(config_.hidden_size),
+  backend_.reduce_add_rms_norm(ws_.residual.as<float>(), pending_slots_ ? ws_.partial.as<float>() : nullptr, pending_slots_,
+                               comm_, weight.as<float>(), config_.rms_eps, n_tokens, static_cast<int>(config_.hidden_size),
                                ws_.normed.as<float>());
   pending_slots_ = 0;
 }

@@ -13,7 +13,8 @@ namespace sigmoe {
 
 // Device memory for activations of at most max_tokens per step, allocated once. Shapes with this rank's H, G.
 struct Workspace {
-  Workspace(const ModelConfig& config, const HeadShard& heads, Backend& backend, int64_t max_tokens, int64_t n_positions, bool mtp);
+  Workspace(const ModelConfig& config, const HeadShard& heads, Backend& backend, int64_t max_tokens, int64_t n_positions,
+            bool mtp);
 
   int64_t max_tokens;
   DeviceBuffer residual;       // (T, D)
@@ -24,18 +25,18 @@ struct Workspace {
   DeviceBuffer partial;        // (T, A + 1, D): what the last block wants added to the residual, by slot
   DeviceBuffer router_logits;  // (T, E)
   DeviceBuffer expert_ids, expert_weights, expert_offsets, slot_order;
-  DeviceBuffer mtp_joined;     // (T, 2D), empty without MTP
-  DeviceBuffer mtp_hidden;     // (T, D), likewise
+  DeviceBuffer mtp_joined;          // (T, 2D), empty without MTP
+  DeviceBuffer mtp_hidden;          // (T, D), likewise
   DeviceBuffer rope_cos, rope_sin;  // (positions, rotary_dim / 2)
   uint64_t bytes() const;
 };
 
 // What tests look at and change inside a forward pass. MoE layers count from 0, MTP layers last.
 struct Trace {
-  std::vector<std::vector<float>> hidden;             // input of layer i (T, D); last: after the final norm
-  std::vector<std::vector<float>> router_logits;      // (T, E) per MoE layer
-  std::vector<std::vector<int32_t>> router_ids;       // (T, A) per MoE layer
-  std::vector<std::vector<int32_t>> forced_ids;       // when not empty: the choice of each MoE layer
+  std::vector<std::vector<float>> hidden;         // input of layer i (T, D); last: after the final norm
+  std::vector<std::vector<float>> router_logits;  // (T, E) per MoE layer
+  std::vector<std::vector<int32_t>> router_ids;   // (T, A) per MoE layer
+  std::vector<std::vector<int32_t>> forced_ids;   // when not empty: the choice of each MoE layer
 };
 
 class Graph {

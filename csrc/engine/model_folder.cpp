@@ -15,7 +15,8 @@ constexpr uint64_t kDefaultKvBytes = 1ull << 30;  // unless one context alone ne
 std::string read_small_file(const std::filesystem::path& path) {
   const auto file = open_file(path.string());
   if (file->size() > kMaxConfigBytes)
-    throw EngineError(ErrorCode::bad_checkpoint, path.string() + " has " + std::to_string(file->size()) + " bytes; a config has a few thousand",
+    throw EngineError(ErrorCode::bad_checkpoint,
+                      path.string() + " has " + std::to_string(file->size()) + " bytes; a config has a few thousand",
                       "pass a folder that holds a Hugging Face model");
   std::string text(file->size(), '\0');
   file->read(0, text.data(), text.size());
@@ -26,6 +27,26 @@ std::string weight_format_text(const ModelConfig& config, const Checkpoint& chec
   if (config.quant.method != QuantMethod::none) return quant_method_name(config.quant.method);
   const TensorEntry* head = checkpoint.find("model.norm.weight");
   return head ? dtype_name(head->dtype) : "BF16";
+}
+
+// One step that nobody asked for: faults in the activations, wakes the threads, and finds a kernel that fails before the
+// first user does. What it leaves in the first page is overwritten by whoever gets that page.
+void warm_up(World& world, int64_t n_tokens) {
+  StepInputs in;
+  for (int32_t i = 0; i < n_tokens; ++i) {
+    in.token_ids.push_back(0);
+    in.positions.push_back(i);
+  }
+  in.seq_offsets = {0, static_cast<int32_t>(n_tokens)};
+  in.page_tables = {0};
+  in.max_pages = 1;
+  SampleRow greedy;
+  greedy.temperature = 0;
+  in.sample_rows = {greedy};
+  in.sample_row_ids = {static_cast<int32_t>(n_tokens) - 1};
+  in.resets = {{0, {0}, {}}};
+  StepOutputs ignored;
+  world.run(in, ignored);
 }
 
 // lib checks these too; here they protect every other caller from an allocation of absurd size.
@@ -42,7 +63,8 @@ void check_options(const EngineOptions& options) {
   in_range(options.max_batched_tokens, 1, 65536, "maxBatchedTokens");
   in_range(options.kv_cache_tokens, 0, int64_t{1} << 40, "kvCacheTokens");
   if (options.compute != "bfloat16" && options.compute != "float32")
-    throw EngineError(ErrorCode::invalid_argument, "compute '" + options.compute + "' asked for; known are bfloat16 and float32");
+    throw EngineError(ErrorCode::invalid_argument,
+                      "compute '" + options.compute + "' asked for; known are bfloat16 and float32");
 }
 
 }  // namespace
@@ -69,8 +91,9 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
   plan.context = config.context;
   if (options.max_model_len > 0) {
     if (options.max_model_len > config.context)
-      throw EngineError(ErrorCode::invalid_argument, "maxModelLen " + std::to_string(options.max_model_len) +
-                            " asked for; the model's context is " + std::to_string(config.context),
+      throw EngineError(ErrorCode::invalid_argument,
+                        "maxModelLen " + std::to_string(options.max_model_len) + " asked for; the model's context is " +
+                            std::to_string(config.context),
                         "lower it, or add a YaRN rope_scaling entry to config.json");
     plan.context = options.max_model_len;
   }
@@ -78,8 +101,9 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
   if (options.kv_cache_tokens > 0) {
     plan.kv_cache_tokens = pages_for(options.kv_cache_tokens) * kPageTokens;
     if (plan.kv_cache_tokens < one_context)
-      throw EngineError(ErrorCode::invalid_argument, "kvCacheTokens " + std::to_string(options.kv_cache_tokens) +
-                            " asked for; one sequence may hold " + std::to_string(plan.context) + " tokens",
+      throw EngineError(ErrorCode::invalid_argument,
+                        "kvCacheTokens " + std::to_string(options.kv_cache_tokens) + " asked for; one sequence may hold " +
+                            std::to_string(plan.context) + " tokens",
                         "raise kvCacheTokens or lower maxModelLen");
     return plan;
   }
@@ -109,10 +133,14 @@ EngineInfo describe_model(const ModelConfig& config) {
   const ParameterCount count = count_parameters(config);
   info.parameters = count.total();
   info.active_parameters = count.active();
-  info.parts = {{"embedding", count.embedding},           {"head", count.head},
-                {"attention", count.attention},           {"dense MLP", count.dense_mlp},
-                {"routed experts", count.routed_experts}, {"shared experts", count.shared_experts},
-                {"router", count.router},                 {"norms", count.norms},
+  info.parts = {{"embedding", count.embedding},
+                {"head", count.head},
+                {"attention", count.attention},
+                {"dense MLP", count.dense_mlp},
+                {"routed experts", count.routed_experts},
+                {"shared experts", count.shared_experts},
+                {"router", count.router},
+                {"norms", count.norms},
                 {"MTP", count.mtp}};
   info.kv_bytes_per_token = kv_bytes_per_token(config, DType::bf16, config.n_layers);
   return info;
@@ -165,7 +193,8 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
       info.kernels = backend->info().kernels;
       info.compute = backend->info().compute == DType::f32 ? "float32" : "bfloat16";
       info.n_threads = backend->info().n_threads;
-      info.kv_bytes_per_token = kv_bytes_per_token(config, backend->info().kv_dtype, config.n_layers + (loaded.has_mtp ? 1 : 0));
+      info.kv_bytes_per_token =
+          kv_bytes_per_token(config, backend->info().kv_dtype, config.n_layers + (loaded.has_mtp ? 1 : 0));
     }
     LoadOptions load;
     load.rank = rank;
@@ -188,6 +217,8 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
     return std::make_unique<RankRunner>(config, std::move(backend), std::move(weights), comm, rank, world, limits);
   };
   loaded.world = std::make_unique<World>(world, make_rank);
+  constexpr int64_t kWarmTokens = 32;
+  warm_up(*loaded.world, std::min<int64_t>({kWarmTokens, options.max_batched_tokens, plan.context}));
 
   info.context = plan.context;
   info.kv_cache_tokens = plan.kv_cache_tokens;

@@ -287,6 +287,7 @@ bool NamePattern::matches(std::string_view name) const {
 // which is also what ends loops over empty matches.
 bool NamePattern::run(std::string_view name) const {
   std::vector<int32_t> now, next, stack;
+  now.reserve(program_.size()), next.reserve(program_.size()), stack.reserve(2 * program_.size());
   std::vector<size_t> seen(program_.size(), 0);  // position + 1 at which the state was last added
   bool accepted = false;
   const auto add = [&](std::vector<int32_t>& states, int32_t start, size_t position) {

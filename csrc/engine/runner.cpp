@@ -80,10 +80,12 @@ RankRunner::DeviceStep RankRunner::upload(const StepInputs& inputs) {
   if (step_input_.bytes() < staging_.size()) step_input_ = backend_->alloc(staging_.size() * 2, "step inputs");
   backend_->upload(step_input_.data(), staging_.data(), staging_.size());
 
-  const auto at = [&]<typename T>(size_t offset, const T*) { return reinterpret_cast<const T*>(step_input_.as<std::byte>() + offset); };
+  const auto at = [&]<typename T>(size_t offset, const T*) {
+    return reinterpret_cast<const T*>(step_input_.as<std::byte>() + offset);
+  };
   const int32_t* i32 = nullptr;
   DeviceStep step;
-  step.batch = {inputs.n_tokens(),       inputs.n_seqs(),      inputs.max_pages,      at(token_ids, i32),
+  step.batch = {inputs.n_tokens(),  inputs.n_seqs(),      inputs.max_pages,    at(token_ids, i32),
                 at(positions, i32), at(seq_offsets, i32), at(page_tables, i32)};
   step.next_ids = at(next_ids, i32);
   step.sample_row_ids = at(sample_row_ids, i32);
@@ -157,9 +159,8 @@ void RankRunner::sample(const StepInputs& inputs, const DeviceStep& step, StepOu
 void RankRunner::download_logits(const int32_t* row_ids, int n_rows, std::vector<float>& out) {
   const size_t vocab = config_.vocab_size;
   out.resize(rank_ == 0 ? n_rows * vocab : 0);
-  head(row_ids, n_rows, [&](int first, int n) {
-    backend_->download(out.data() + first * vocab, logits_.data(), n * vocab * sizeof(float));
-  });
+  head(row_ids, n_rows,
+       [&](int first, int n) { backend_->download(out.data() + first * vocab, logits_.data(), n * vocab * sizeof(float)); });
 }
 
 World::World(int n_ranks, const MakeRank& make_rank) {

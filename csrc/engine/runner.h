@@ -27,32 +27,32 @@ struct StepInputs {
   std::vector<int32_t> seq_offsets;           // (B + 1)
   std::vector<int32_t> page_tables;           // (B, max_pages)
   int max_pages = 0;
-  std::vector<int32_t> next_ids;              // (T) each row's next token; empty unless MTP logits are wanted
+  std::vector<int32_t> next_ids;  // (T) each row's next token; empty unless MTP logits are wanted
   std::vector<SlotReset> resets;
-  std::vector<int32_t> sample_row_ids;        // (R) rows in [0, T) that get a token
-  std::vector<SampleRow> sample_rows;         // (R)
+  std::vector<int32_t> sample_row_ids;  // (R) rows in [0, T) that get a token
+  std::vector<SampleRow> sample_rows;   // (R)
   std::vector<int32_t> bias_ids, ban_ids;
   std::vector<float> bias_values;
-  std::vector<int32_t> logits_row_ids;        // rows whose logits go back to the host
-  std::vector<int32_t> mtp_row_ids;           // rows whose MTP logits go back
+  std::vector<int32_t> logits_row_ids;  // rows whose logits go back to the host
+  std::vector<int32_t> mtp_row_ids;     // rows whose MTP logits go back
 
   int n_tokens() const { return static_cast<int>(token_ids.size()); }
   int n_seqs() const { return static_cast<int>(seq_offsets.size()) - 1; }
 };
 
 struct StepOutputs {
-  std::vector<int32_t> tokens;        // (R)
-  std::vector<float> logprobs;        // (R)
-  std::vector<int32_t> top_ids;       // (R, kMaxLogprobs)
-  std::vector<float> top_logprobs;    // (R, kMaxLogprobs)
-  std::vector<float> logits;          // (logits_row_ids, V)
-  std::vector<float> mtp_logits;      // (mtp_row_ids, V)
+  std::vector<int32_t> tokens;      // (R)
+  std::vector<float> logprobs;      // (R)
+  std::vector<int32_t> top_ids;     // (R, kMaxLogprobs)
+  std::vector<float> top_logprobs;  // (R, kMaxLogprobs)
+  std::vector<float> logits;        // (logits_row_ids, V)
+  std::vector<float> mtp_logits;    // (mtp_row_ids, V)
 };
 
 struct RunnerLimits {
-  int64_t max_tokens = 512;   // per step
-  int max_seqs = 32;          // per step, and sampler slots
-  int64_t n_positions = 0;    // RoPE tables: positions [0, n_positions)
+  int64_t max_tokens = 512;  // per step
+  int max_seqs = 32;         // per step, and sampler slots
+  int64_t n_positions = 0;   // RoPE tables: positions [0, n_positions)
   int64_t n_pages = 0;
   bool mtp = false;
 };

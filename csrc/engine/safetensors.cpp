@@ -266,7 +266,7 @@ Checkpoint Checkpoint::from_files(std::vector<std::unique_ptr<FileReader>> files
   out.files_ = std::move(files);
   for (const auto& file : out.files_)
     for (TensorEntry& entry : read_safetensors_header(*file)) {
-      const auto [it, added] = out.tensors_.emplace(entry.name, entry);
+      const auto [it, added] = out.tensors_.try_emplace(entry.name, std::move(entry));
       if (!added) bad_file(*file, "'" + shortened(entry.name) + "' is also in " + base_name(it->second.file->path()));
     }
   if (!index) return out;

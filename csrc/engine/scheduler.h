@@ -19,10 +19,10 @@ struct Sequence {
   uint64_t id = 0;
   std::vector<int32_t> tokens;  // prompt, then generated
   int64_t n_prompt = 0;
-  int64_t n_computed = 0;       // tokens [0, n_computed) are in the KV cache
-  std::vector<int32_t> pages;   // cover at least n_computed tokens
-  int slot = -1;                // row of the sampler's counts table while running
-  bool samples = true;          // false: a teacher-forced request that only wants logits
+  int64_t n_computed = 0;      // tokens [0, n_computed) are in the KV cache
+  std::vector<int32_t> pages;  // cover at least n_computed tokens
+  int slot = -1;               // row of the sampler's counts table while running
+  bool samples = true;         // false: a teacher-forced request that only wants logits
 
   int64_t length() const { return static_cast<int64_t>(tokens.size()); }
   int64_t n_generated() const { return length() - n_prompt; }

@@ -50,6 +50,7 @@ void WeightStream::plan() {
     }
     spans_.push_back({i, i + 1, chunk.bytes});
   }
+  for (const Span& span : spans_) largest_span_ = std::max(largest_span_, span.bytes);
 }
 
 // What the reading threads share.
@@ -62,13 +63,12 @@ class WeightStream::Reader {
   // One thread's work. Never throws.
   void work() noexcept {
     try {
-      std::vector<std::byte> buffer;
+      std::vector<std::byte> buffer(stream_.largest_span_);
       Scratch scratch;
       for (size_t i; !stop_ && (i = next_++) < stream_.spans_.size();) {
         if (cancelled_ && cancelled_->load(std::memory_order_relaxed))
           throw EngineError(ErrorCode::aborted, "loading was aborted");
         const Span& span = stream_.spans_[i];
-        if (buffer.size() < span.bytes) buffer.resize(std::max(span.bytes, kChunkBytes));
         read(span, buffer.data());
         const std::byte* data = buffer.data();
         for (size_t c = span.begin; c < span.end; ++c) {

@@ -51,6 +51,7 @@ class WeightStream {
   std::vector<Piece> pieces_;
   std::vector<Chunk> chunks_;
   std::vector<Span> spans_;
+  size_t largest_span_ = 0;
   uint64_t total_bytes_ = 0;
 };
 

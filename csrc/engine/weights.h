@@ -28,17 +28,17 @@ struct HeadShard {
 HeadShard shard_heads(const ModelConfig& config, int rank, int world);  // throws unsupported when heads do not divide
 
 struct LayerWeights {
-  std::unique_ptr<LinearWeight> qkv;        // ((Hr + 2 Gr) * Dh, D)
-  std::unique_ptr<LinearWeight> attn_out;   // (D, Hr * Dh)
+  std::unique_ptr<LinearWeight> qkv;             // ((Hr + 2 Gr) * Dh, D)
+  std::unique_ptr<LinearWeight> attn_out;        // (D, Hr * Dh)
   DeviceBuffer input_norm, post_attention_norm;  // (D) f32
-  DeviceBuffer q_norm, k_norm;              // (Dh) f32; empty without QK-Norm
+  DeviceBuffer q_norm, k_norm;                   // (Dh) f32; empty without QK-Norm
   // MoE layers only:
-  std::unique_ptr<LinearWeight> router;     // (E, D), used in float32
-  DeviceBuffer router_bias;                 // (E) f32, zeros when the checkpoint has none
+  std::unique_ptr<LinearWeight> router;                      // (E, D), used in float32
+  DeviceBuffer router_bias;                                  // (E) f32, zeros when the checkpoint has none
   std::vector<std::unique_ptr<LinearWeight>> gate_up, down;  // E each; null where this rank's share is empty
   // Shared expert, or the MLP of a dense layer; null where this rank's share is empty:
   std::unique_ptr<LinearWeight> shared_gate_up, shared_down;
-  ExpertWeights experts;                    // views of the above
+  ExpertWeights experts;  // views of the above
   bool dense = false;
 };
 
@@ -49,14 +49,14 @@ struct MtpWeights {
 };
 
 struct ModelWeights {
-  DeviceBuffer embedding;                // (V, D), whole on every rank
+  DeviceBuffer embedding;  // (V, D), whole on every rank
   DType embedding_dtype = DType::bf16;
   std::vector<LayerWeights> layers;
-  std::vector<MtpWeights> mtp;           // empty unless asked for
-  DeviceBuffer final_norm;               // (D) f32
-  std::unique_ptr<LinearWeight> lm_head; // (Vr, D)
-  std::vector<int64_t> vocab_widths;     // of every rank
-  size_t bytes = 0;                      // device memory held
+  std::vector<MtpWeights> mtp;            // empty unless asked for
+  DeviceBuffer final_norm;                // (D) f32
+  std::unique_ptr<LinearWeight> lm_head;  // (Vr, D)
+  std::vector<int64_t> vocab_widths;      // of every rank
+  size_t bytes = 0;                       // device memory held
 };
 
 struct LoadProgress {
@@ -75,7 +75,8 @@ struct LoadOptions {
 // absent, unexpected, or of wrong shape or dtype (the first 20 of each, then a count).
 void check_tensors(const ModelConfig& config, const Checkpoint& checkpoint);
 
-ModelWeights load_weights(const ModelConfig& config, const Checkpoint& checkpoint, Backend& backend, const LoadOptions& options);
+ModelWeights load_weights(const ModelConfig& config, const Checkpoint& checkpoint, Backend& backend,
+                          const LoadOptions& options);
 
 // Random weights of a shape, made on the host in the given format, for benchmarks: Gaussian, std 0.02.
 ModelWeights synthetic_weights(const ModelConfig& config, WeightFormat format, Backend& backend, uint64_t seed, int n_threads);
@@ -84,9 +85,9 @@ ModelWeights synthetic_weights(const ModelConfig& config, WeightFormat format, B
 struct ParameterCount {
   int64_t embedding = 0, head = 0, attention = 0, dense_mlp = 0, routed_experts = 0, shared_experts = 0, router = 0, norms = 0,
           mtp = 0;
-  int64_t routed_active = 0;      // of routed_experts, those that one token uses
-  int64_t total() const;          // without MTP
-  int64_t active() const;         // per token; embedding table, head and norms excluded
+  int64_t routed_active = 0;  // of routed_experts, those that one token uses
+  int64_t total() const;      // without MTP
+  int64_t active() const;     // per token; embedding table, head and norms excluded
 };
 ParameterCount count_parameters(const ModelConfig& config);
 

@@ -55,9 +55,8 @@ struct Expander {
       const __m512i low = _mm512_permutex2var_epi8(t0, codes, t1);  // bit 7 of an index is not looked at
       const __m512i magnitude = _mm512_permutex2var_epi8(t2, codes, t3);
       const __m512i high = _mm512_ternarylogic_epi32(magnitude, codes, _mm512_set1_epi8(-128), 0xf8);  // m | (codes & sign)
-      const __m512i low_byte = _mm512_set1_epi16(0x00ff);
-      pairs[0] = _mm512_ternarylogic_epi32(low_byte, low, _mm512_slli_epi16(high, 8), 0xca);  // k0, k1: mask ? low : high
-      pairs[1] = _mm512_ternarylogic_epi32(low_byte, _mm512_srli_epi16(low, 8), high, 0xca);  // k2, k3
+      pairs[0] = _mm512_unpacklo_epi8(low, high);                                                      // k0, k1
+      pairs[1] = _mm512_unpackhi_epi8(low, high);                                                      // k2, k3
     }
     if constexpr (F == LineFormat::int4) {
       pairs[0] = _mm512_permutexvar_epi16(codes, t0);

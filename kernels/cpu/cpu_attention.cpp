@@ -16,7 +16,6 @@ namespace {
 
 constexpr int kGroupPages = 8;
 constexpr int kGroupTokens = kGroupPages * kPageTokens;
-constexpr int kGroupRows = kGroupPanels * kPanelRows;
 constexpr int kBlockRows = 64;    // query rows that go through a page together, about
 constexpr int kSplitTokens = 16;  // sequences of at most this many tokens are cut by group
 
@@ -48,12 +47,13 @@ struct CpuBackend::AttentionStep {
   const BatchView& batch;
   const AttentionShape& shape;
   const KvView& kv;
-  bool narrow;                      // activations are BF16: the cache is, and the path has BF16 products
-  const std::byte* queries;         // (T, H, Dh) BF16 when narrow, else float32
-  std::vector<int32_t> k_segments;  // Dh cut into kernel segments
-  GemmFn score_gemm, value_gemm;
-  float* partials;  // (partial rows, Dh + 2): values, max, sum
-  float* out;
+  bool narrow = false;                 // activations are BF16: the cache is, and the path has BF16 products
+  const std::byte* queries = nullptr;  // (T, H, Dh) BF16 when narrow, else float32
+  int n_k_segments = 0;                // Dh cut into kernel segments
+  int32_t k_segments[kMostHeadDim / kMaxSegment + 1] = {};
+  GemmFn score_gemm = nullptr, value_gemm = nullptr;
+  float* partials = nullptr;  // (partial rows, Dh + 2): values, max, sum
+  float* out = nullptr;
 
   int heads_per_kv() const { return shape.n_heads / shape.n_kv_heads; }
   int64_t cache_bytes() const { return kv.dtype == DType::bf16 ? 2 : 4; }  // of one element
@@ -110,8 +110,8 @@ void CpuBackend::attend(const AttentionStep& step, const AttentionItem& item, in
         const int64_t token = item.first_token + r / per_kv, head = item.kv_head * per_kv + r % per_kv;
         rows[r] = step.queries + (token * shape.n_heads + head) * head_dim * step.query_bytes();
       }
-      args.w.segment_begin = step.k_segments.data();
-      args.w.n_segments = static_cast<int>(step.k_segments.size()) - 1;
+      args.w.segment_begin = step.k_segments;
+      args.w.n_segments = step.n_k_segments;
       multiply_block(step.score_gemm, step.kv.k, block, (n_keys + kGroupRows - 1) / kGroupRows * kGroupRows, head_dim, scores,
                      kPageTokens);
 
@@ -161,9 +161,10 @@ void CpuBackend::attention(const BatchView& batch, const AttentionShape& shape, 
   const int head_dim = shape.head_dim, per_kv = shape.n_heads / shape.n_kv_heads;
   const int64_t n_queries = static_cast<int64_t>(batch.n_tokens) * shape.n_heads;
 
-  AttentionStep step{
-      batch, shape,   kv, bf16_gemm_ && format == LineFormat::bf16, reinterpret_cast<const std::byte*>(q), {0}, {},
-      {},    nullptr, out};
+  AttentionStep step{batch, shape, kv};
+  step.narrow = bf16_gemm_ && format == LineFormat::bf16;
+  step.queries = reinterpret_cast<const std::byte*>(q);
+  step.out = out;
   step.score_gemm = step.value_gemm = simd_->gemm[static_cast<int>(format)];
   if (step.narrow) {
     uint16_t* narrow = queries_.get<uint16_t>(n_queries * head_dim);
@@ -175,7 +176,8 @@ void CpuBackend::attention(const BatchView& batch, const AttentionShape& shape, 
     step.value_gemm = bf16_gemm_[static_cast<int>(format)];
     step.score_gemm = head_dim % kSegmentUnit == 0 ? step.value_gemm : odd_bf16_gemm_[static_cast<int>(format)];
   }
-  while (step.k_segments.back() < head_dim) step.k_segments.push_back(std::min(step.k_segments.back() + kMaxSegment, head_dim));
+  step.n_k_segments = (head_dim + kMaxSegment - 1) / kMaxSegment;
+  for (int s = 0; s <= step.n_k_segments; ++s) step.k_segments[s] = std::min(s * kMaxSegment, head_dim);
 
   // Work: the longest blocks first, so that the last to finish is short.
   attention_items_.clear();

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <memory>
-#include <utility>
 #include <vector>
 
 #include "cpu/cpu_features.h"
@@ -24,7 +23,10 @@ class Scratch {
   template <typename T>
   T* get(int64_t n) {
     const size_t bytes = static_cast<size_t>(n) * sizeof(T);
-    if (bytes > memory_.bytes()) memory_ = allocate_host(bytes + bytes / 2, what_);
+    if (bytes > memory_.bytes()) {
+      memory_ = {};  // before the larger one is taken
+      memory_ = allocate_host(bytes + bytes / 2, what_);
+    }
     return memory_.as<T>();
   }
 
@@ -32,6 +34,8 @@ class Scratch {
   const char* what_;
   DeviceBuffer memory_;
 };
+
+constexpr int64_t kRowChunk = 256;  // rows whose results wait in a thread's tile: kGroupRows floats each, 64 KiB
 
 // How activations lie in memory for the kernels of one weight: packed k order, float32 or BF16, times a power of two.
 struct ActivationForm {
@@ -126,7 +130,15 @@ class CpuBackend : public ReferenceBackend {
       sums_{"activation scratch"}, part_logits_{"logits scratch"}, queries_{"attention scratch"},
       partials_{"attention scratch"}, chunk_lists_{"router scratch"};
   std::vector<ExpertTask> tasks_;
-  std::vector<std::pair<int32_t, int32_t>> task_groups_;  // (task, group of panels) work items
+  struct ExpertPiece {
+    int32_t task, first_group, end_group;
+  };
+  std::vector<ExpertPiece> expert_pieces_;
+  // Tokens of one sequence that lie in one page: rows [first, first + n) of the step.
+  struct PageRun {
+    int seq, first, n;
+  };
+  std::vector<PageRun> page_runs_;
   std::vector<AttentionItem> attention_items_;
 };
 

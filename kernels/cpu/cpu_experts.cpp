@@ -1,17 +1,12 @@
 // The experts of one layer in two passes over one list of work each: gate-up with SwiGLU, then down with the routing
-// weight. An item is four panels of one expert and all its rows, so a touched expert's weights are read once per step.
+// weight. A piece of work is some groups of panels of one expert and all its rows, so a touched expert's weights are read
+// once per step.
 #include <algorithm>
 #include <cstring>
 
 #include "cpu/cpu_backend.h"
 
 namespace sigmoe {
-namespace {
-
-constexpr int64_t kRowChunk = 256;  // rows whose results wait in a thread's tile: 64 KiB
-constexpr int64_t kGroupRows = kGroupPanels * kPanelRows;
-
-}  // namespace
 
 void CpuBackend::run_gate_up(const ExpertStep& step, const ExpertTask& task, int64_t group, int worker) {
   const PackedWeight& weight = *task.gate_up;
@@ -52,7 +47,7 @@ void CpuBackend::run_down(const ExpertStep& step, const ExpertTask& task, int64_
   args.c_stride = kGroupRows;
   args.scratch = workers_[worker].gemm_scratch.data();
   const int64_t n_routed = static_cast<int64_t>(step.n_tokens) * step.n_active;
-  const int64_t column = group * kGroupRows, n_columns = std::min(kGroupRows, weight.n - column);
+  const int64_t column = group * kGroupRows, n_columns = std::min<int64_t>(kGroupRows, weight.n - column);
 
   for (int64_t begin = 0; begin < task.n_rows; begin += kRowChunk) {
     args.m = static_cast<int>(std::min(kRowChunk, task.n_rows - begin));
@@ -119,18 +114,25 @@ void CpuBackend::experts(const float* x, const ExpertWeights& weights, const Rou
     inner_rows += task.n_rows * task.inner.row_bytes();
   }
 
-  const auto for_task_groups = [&](const PackedWeight* ExpertTask::*weight, auto run) {
-    task_groups_.clear();
-    for (size_t i = 0; i < tasks_.size(); ++i)
-      for (int64_t group = 0; group < (tasks_[i].*weight)->n_groups(); ++group)
-        task_groups_.emplace_back(static_cast<int32_t>(i), static_cast<int32_t>(group));
-    pool_.parallel_for(static_cast<int64_t>(task_groups_.size()), [&](int64_t item, int worker) {
-      const auto [task, group] = task_groups_[item];
-      (this->*run)(step, tasks_[task], group, worker);
+  const auto run_pass = [&](const PackedWeight* ExpertTask::*weight, auto run) {
+    int64_t n_work = 0;
+    for (const ExpertTask& task : tasks_) n_work += (task.*weight)->n_groups();
+    expert_pieces_.clear();
+    for (size_t i = 0; i < tasks_.size(); ++i) {
+      const int64_t n_groups = (tasks_[i].*weight)->n_groups(),
+                    at_once = (tasks_[i].*weight)->groups_at_once(n_work, pool_.size());
+      for (int64_t group = 0; group < n_groups; group += at_once)
+        expert_pieces_.push_back(
+            {static_cast<int32_t>(i), static_cast<int32_t>(group), static_cast<int32_t>(std::min(group + at_once, n_groups))});
+    }
+    pool_.parallel_for(static_cast<int64_t>(expert_pieces_.size()), [&](int64_t i, int worker) {
+      const ExpertPiece& piece = expert_pieces_[i];
+      for (int64_t group = piece.first_group; group < piece.end_group; ++group)
+        (this->*run)(step, tasks_[piece.task], group, worker);
     });
   };
-  for_task_groups(&ExpertTask::gate_up, &CpuBackend::run_gate_up);
-  for_task_groups(&ExpertTask::down, &CpuBackend::run_down);
+  run_pass(&ExpertTask::gate_up, &CpuBackend::run_gate_up);
+  run_pass(&ExpertTask::down, &CpuBackend::run_down);
 }
 
 }  // namespace sigmoe

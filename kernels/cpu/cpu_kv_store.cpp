@@ -1,7 +1,6 @@
 // Splits qkv rows into heads, norms and turns q and k, and stores k and v into their pages.
 #include <algorithm>
 #include <cstring>
-#include <vector>
 
 #include "cpu/cpu_backend.h"
 #include "cpu/kv_layout.h"
@@ -10,13 +9,6 @@ namespace sigmoe {
 namespace {
 
 constexpr int64_t kSmallWork = 32 * 1024;  // values: below this, handing work to threads costs more than it saves
-constexpr int kMostHeadDim = 1024;
-
-// Tokens of one sequence that lie in one page: rows [first, first + n) of the step.
-struct PageRun {
-  int seq, first, n;
-};
-
 // head (Dh) <- RoPE of its first 2 * half dims, pairs (j, j + half).
 void turn(float* head, int half, const float* cos, const float* sin) {
   for (int j = 0; j < half; ++j) {
@@ -50,11 +42,11 @@ void CpuBackend::qk_norm_rope_store(const BatchView& batch, const AttentionShape
   check_head_dim(shape);
   const int head_dim = shape.head_dim, half = shape.rotary_dim / 2, n_q = shape.n_heads, n_kv = shape.n_kv_heads;
   const int n_parts = n_q + 2 * n_kv;
-  SIGMOE_CHECK(head_dim <= kMostHeadDim, "head_dim is larger than the scratch of a head");
   const bool bf16 = kv.dtype == DType::bf16;
 
   // A page is filled by one thread, in order: its first position clears the block (below), and BF16 pairs share a dword.
-  std::vector<PageRun> runs;
+  std::vector<PageRun>& runs = page_runs_;
+  runs.clear();
   for (int b = 0; b < batch.n_seqs; ++b)
     for (int t = batch.seq_offsets[b]; t < batch.seq_offsets[b + 1];) {
       const int left = kPageTokens - batch.positions[t] % kPageTokens;

@@ -6,12 +6,6 @@
 #include "cpu/cpu_backend.h"
 
 namespace sigmoe {
-namespace {
-
-constexpr int64_t kRowChunk = 256;  // rows whose results wait in a thread's tile: 64 KiB
-constexpr int64_t kGroupRows = kGroupPanels * kPanelRows;
-
-}  // namespace
 
 ActivationForm CpuBackend::form_of(const PackedWeight& weight, Products products) const {
   const bool bf16 = products == Products::fastest && bf16_gemm_ && bf16_gemm_[static_cast<int>(weight.format)];
@@ -58,20 +52,24 @@ void CpuBackend::multiply(const float* x, const int32_t* row_ids, int64_t n_rows
   for (int64_t r = 0; r < n_rows; ++r) pointers[r] = rows + r * form.row_bytes();
   lay_out_rows(form, x, row_ids, n_rows, rows);
 
-  const int64_t n_chunks = (n_rows + kRowChunk - 1) / kRowChunk;
-  pool_.parallel_for(weight.n_groups() * n_chunks, [&](int64_t item, int w) {
-    const int64_t group = item / n_chunks, row = item % n_chunks * kRowChunk, column = group * kGroupRows;
+  const int64_t n_chunks = (n_rows + kRowChunk - 1) / kRowChunk, n_groups = weight.n_groups();
+  const int64_t at_once = weight.groups_at_once(n_groups * n_chunks, pool_.size());
+  const int64_t n_pieces = (n_groups + at_once - 1) / at_once;
+  pool_.parallel_for(n_pieces * n_chunks, [&](int64_t item, int w) {
+    const int64_t first = item / n_chunks * at_once, row = item % n_chunks * kRowChunk;
     GemmArgs args;
-    args.w = weight.group(group);
     args.rows = pointers + row;
     args.m = static_cast<int>(std::min(kRowChunk, n_rows - row));
     args.c = workers_[w].tile.get<float>(kRowChunk * kGroupRows);
     args.c_stride = kGroupRows;
     args.scratch = workers_[w].gemm_scratch.data();
-    gemm(args);
-    const int64_t n_columns = std::min(kGroupRows, weight.n - column);
-    for (int64_t r = 0; r < args.m; ++r)
-      std::memcpy(y + (row + r) * weight.n + column, args.c + r * kGroupRows, n_columns * sizeof(float));
+    for (int64_t group = first; group < std::min(first + at_once, n_groups); ++group) {
+      args.w = weight.group(group);
+      gemm(args);
+      const int64_t column = group * kGroupRows, n_columns = std::min<int64_t>(kGroupRows, weight.n - column);
+      for (int64_t r = 0; r < args.m; ++r)
+        std::memcpy(y + (row + r) * weight.n + column, args.c + r * kGroupRows, n_columns * sizeof(float));
+    }
   });
 }
 

@@ -21,14 +21,14 @@ inline __m512 add_products(__m512 sum, const uint16_t* x, __m512i pairs) {
 
 // Few rows: every line is read once and expanded in registers.
 template <LineFormat F, int R, int NP>
-void gemm_few(const GemmArgs& args, int first_panel) {
+void gemm_few(const GemmArgs& args, int first_row, int first_panel) {
   constexpr int kPrefetchBytes = 2048;
   const PanelGroup& w = args.w;
   const Expander<F> expand;
   const uint8_t* line = w.lines + first_panel * 64;
   const uint16_t* x[R];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) x[r] = static_cast<const uint16_t*>(args.rows[r]);
+  for (int r = 0; r < R; ++r) x[r] = static_cast<const uint16_t*>(args.rows[first_row + r]);
 
   for (int s = 0; s < w.n_segments; ++s) {
     __m512 acc[R][NP];
@@ -51,7 +51,7 @@ void gemm_few(const GemmArgs& args, int first_panel) {
       const __m512 scale = segment_scale(w, first_panel + p, s);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) {
-        float* c = args.c + r * args.c_stride + (first_panel + p) * kPanelRows;
+        float* c = args.c + (first_row + r) * args.c_stride + (first_panel + p) * kPanelRows;
         _mm512_storeu_ps(c, _mm512_fmadd_ps(acc[r][p], scale, _mm512_loadu_ps(c)));
       }
     }
@@ -91,16 +91,16 @@ void gemm_tile(const GemmArgs& args, int first_row, int first_panel, int segment
 }
 
 // gemm_few or gemm_tile with the row count as a template argument: R counts down to the rows there are.
-template <LineFormat F, int R, int NP>
+template <LineFormat F, int R>
 void few_rows(const GemmArgs& args, int first_panel) {
   if constexpr (R > 1)
-    if (args.m < R) return few_rows<F, R - 1, NP>(args, first_panel);
-  gemm_few<F, R, NP>(args, first_panel);
+    if (args.m < R) return few_rows<F, R - 1>(args, first_panel);
+  gemm_few<F, R, kGroupPanels>(args, 0, first_panel);
 }
 template <int R, int NP>
-void tile_rows(const GemmArgs& args, int rows, int first_row, int first_panel, int segment, const uint8_t* tile) {
+void tile_rows(const GemmArgs& args, int first_row, int first_panel, int segment, const uint8_t* tile) {
   if constexpr (R > 1)
-    if (rows < R) return tile_rows<R - 1, NP>(args, rows, first_row, first_panel, segment, tile);
+    if (args.m - first_row < R) return tile_rows<R - 1, NP>(args, first_row, first_panel, segment, tile);
   gemm_tile<R, NP>(args, first_row, first_panel, segment, tile);
 }
 
@@ -109,7 +109,7 @@ void many_rows(const GemmArgs& args, int first_panel) {
   uint8_t* tile = static_cast<uint8_t*>(args.scratch);
   for (int s = 0; s < args.w.n_segments; ++s) {
     expand_panels<F, NP>(args.w, first_panel, s, tile);
-    for (int row = 0; row < args.m; row += kTileRows) tile_rows<kTileRows, NP>(args, args.m - row, row, first_panel, s, tile);
+    for (int row = 0; row < args.m; row += kTileRows) tile_rows<kTileRows, NP>(args, row, first_panel, s, tile);
   }
 }
 
@@ -120,8 +120,9 @@ void gemm(const GemmArgs& args) {
       _mm512_storeu_ps(args.c + r * args.c_stride + p * kPanelRows, _mm512_setzero_ps());
   int p = 0;
   if (args.m <= kFewRows) {
-    for (; p + kGroupPanels <= args.w.n_panels; p += kGroupPanels) few_rows<F, kFewRows, kGroupPanels>(args, p);
-    for (; p < args.w.n_panels; ++p) few_rows<F, kFewRows, 1>(args, p);
+    for (; p + kGroupPanels <= args.w.n_panels; p += kGroupPanels) few_rows<F, kFewRows>(args, p);
+    for (; p < args.w.n_panels; ++p)  // panels left over, rarely any
+      for (int r = 0; r < args.m; ++r) gemm_few<F, 1, 1>(args, r, p);
   } else {
     for (; p + kGroupPanels <= args.w.n_panels; p += kGroupPanels) many_rows<F, kGroupPanels>(args, p);
     for (; p < args.w.n_panels; ++p) many_rows<F, 1>(args, p);

@@ -27,12 +27,14 @@ inline int64_t block_element(int n_rows, int n_k, int k_line, int row, int k) {
   return (line * kPanelRows + row % kPanelRows) * k_line + k % k_line;
 }
 
+constexpr int kMostHeadDim = 1024;
+
 // Dh must fill whole panels.
 inline void check_head_dim(const AttentionShape& shape) {
-  if (shape.head_dim % kPanelRows != 0)
+  if (shape.head_dim % kPanelRows != 0 || shape.head_dim > kMostHeadDim)
     throw EngineError(ErrorCode::unsupported,
                       "head_dim " + std::to_string(shape.head_dim) + ": the fast CPU kernels need a multiple of " +
-                          std::to_string(kPanelRows),
+                          std::to_string(kPanelRows) + " up to " + std::to_string(kMostHeadDim),
                       "use kernels 'reference'");
 }
 

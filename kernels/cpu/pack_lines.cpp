@@ -1,5 +1,6 @@
-// Checkpoint rows to packed lines: a transpose of dwords, 16 rows by 64 bytes at a time, with the small shuffle inside a
-// dword that simd.h describes. Runs at memory speed on four-lane vectors, so there is one version for all processors.
+// Checkpoint rows to packed lines: a transpose of dwords, 16 rows by 64 bytes at a time, with the small shuffle that
+// simd.h describes: of nibbles in a dword (INT4), or of words in a quarter of a line (FP8). Runs at memory speed on four-lane
+// vectors, so there is one version for all processors.
 #include <algorithm>
 #include <cstring>
 
@@ -10,17 +11,19 @@ namespace {
 
 using Vec = uint32_t __attribute__((vector_size(16)));  // four dwords
 
-// Dword order of checkpoint rows (k ascending from the low bits) to the order of packed lines.
-Vec shuffle_dwords(LineFormat format, Vec x) {
-  if (format == LineFormat::fp8) return (x & 0xff0000ffu) | ((x & 0x0000ff00u) << 8) | ((x >> 8) & 0x0000ff00u);
-  if (format == LineFormat::int4) {  // even nibbles to the low half, odd ones to the high half
-    const auto gather = [](Vec nibbles) {
-      nibbles = (nibbles | nibbles >> 4) & 0x00ff00ffu;
-      return (nibbles | nibbles >> 8) & 0x0000ffffu;
-    };
-    return gather(x & 0x0f0f0f0fu) | gather((x >> 4) & 0x0f0f0f0fu) << 16;
-  }
-  return x;
+// Even nibbles to the low half of a dword, odd ones to the high half.
+Vec split_nibbles(Vec x) {
+  const auto gather = [](Vec nibbles) {
+    nibbles = (nibbles | nibbles >> 4) & 0x00ff00ffu;
+    return (nibbles | nibbles >> 8) & 0x0000ffffu;
+  };
+  return gather(x & 0x0f0f0f0fu) | gather((x >> 4) & 0x0f0f0f0fu) << 16;
+}
+
+// The low words of four dwords, then the high words.
+Vec split_words(Vec x) {
+  using Words = uint16_t __attribute__((vector_size(16)));
+  return (Vec)__builtin_shufflevector((Words)x, (Words)x, 0, 2, 4, 6, 1, 3, 5, 7);
 }
 
 // Nonzero where a dword holds a code that stands for NaN or infinity: all exponent bits set (FP8: all magnitude bits).
@@ -43,7 +46,7 @@ void transpose_block(const std::byte* source, size_t stride, uint8_t* lines, int
       for (int i = 0; i < 4; ++i) {
         std::memcpy(&in[i], source + (row + i) * stride + column, 16);
         bad |= not_finite(F, in[i]);
-        in[i] = shuffle_dwords(F, in[i]);
+        if (F == LineFormat::int4) in[i] = split_nibbles(in[i]);
       }
       const Vec low01 = __builtin_shufflevector(in[0], in[1], 0, 4, 1, 5),
                 high01 = __builtin_shufflevector(in[0], in[1], 2, 6, 3, 7);
@@ -52,8 +55,25 @@ void transpose_block(const std::byte* source, size_t stride, uint8_t* lines, int
       const Vec out[4] = {__builtin_shufflevector(low01, low23, 0, 1, 4, 5), __builtin_shufflevector(low01, low23, 2, 3, 6, 7),
                           __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
                           __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
-      for (int i = 0; i < 4; ++i) std::memcpy(lines + (column / 4 + i) * line_stride + row * 4, &out[i], 16);
+      for (int i = 0; i < 4; ++i) {
+        const Vec quarter = F == LineFormat::fp8 ? split_words(out[i]) : out[i];
+        std::memcpy(lines + (column / 4 + i) * line_stride + row * 4, &quarter, 16);
+      }
     }
+}
+
+// What rows [lane, lane + rows) of a panel have in one line; other threads may be writing the rest.
+template <LineFormat F>
+void copy_lanes(const uint8_t* from, int lane, int rows, uint8_t* to) {
+  if (F != LineFormat::fp8) {
+    std::memcpy(to + lane * 4, from + lane * 4, rows * 4);
+    return;
+  }
+  for (int r = lane; r < lane + rows; ++r) {
+    const int at = r / 4 * 16 + r % 4 * 2;
+    std::memcpy(to + at, from + at, 2);
+    std::memcpy(to + at + 8, from + at + 8, 2);
+  }
 }
 
 template <LineFormat F>
@@ -70,7 +90,7 @@ bool pack(const std::byte* source, size_t stride, int64_t n_bytes, int lane, int
     for (int r = 0; r < rows; ++r) std::memcpy(padded[lane + r], source + r * stride + at, n);
     transpose_block<F>(padded[0], 64, block, 64, bad);
     for (int64_t line = 0; line < (n + 3) / 4; ++line)
-      std::memcpy(lines + (at / 4 + line) * line_stride + lane * 4, block + line * 64 + lane * 4, rows * 4);
+      copy_lanes<F>(block + line * 64, lane, rows, lines + (at / 4 + line) * line_stride);
   }
   return (bad[0] | bad[1] | bad[2] | bad[3]) == 0;
 }

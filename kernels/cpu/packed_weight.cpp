@@ -164,6 +164,12 @@ std::shared_ptr<const KLayout> KLayouts::find_or_make(const LinearDesc& desc) {
   return layout;
 }
 
+int64_t PackedWeight::groups_at_once(int64_t n_work, int n_threads) const {
+  constexpr int64_t kRunBytes = 128 * 1024, kPiecesPerThread = 4;  // a core reads such a run in some five microseconds
+  const int64_t wanted = kRunBytes / (panel_bytes * kGroupPanels), shared = n_work / (n_threads * kPiecesPerThread);
+  return std::max<int64_t>(1, std::min(wanted, shared));
+}
+
 PanelGroup PackedWeight::group(int64_t index) const {
   const int64_t panel = index * kGroupPanels;
   PanelGroup view;

@@ -44,6 +44,9 @@ class PackedWeight : public LinearWeight {
   size_t bytes() const override { return n_panels * panel_bytes + scales.size() * sizeof(float); }
 
   int64_t n_groups() const { return (n_panels + kGroupPanels - 1) / kGroupPanels; }
+  // Groups that one piece of work takes: enough bytes in a row that starting on them costs little, and yet several pieces
+  // for every thread when n_work groups of such weights are to be done.
+  int64_t groups_at_once(int64_t n_work, int n_threads) const;
   PanelGroup group(int64_t index) const;  // for a kernel
 
   std::string name;

@@ -128,7 +128,8 @@ ReferenceBackend::ReferenceBackend(const BackendOptions& options) {
 DeviceBuffer ReferenceBackend::alloc(size_t bytes, const char* what) {
   void* data = std::calloc(bytes ? bytes : 1, 1);
   if (!data)
-    throw EngineError(ErrorCode::out_of_memory, std::string(what) + ": " + std::to_string(bytes) + " bytes asked for, not available",
+    throw EngineError(ErrorCode::out_of_memory,
+                      std::string(what) + ": " + std::to_string(bytes) + " bytes asked for, not available",
                       "lower kvCacheTokens or maxModelLen, or use a smaller model");
   return DeviceBuffer(data, bytes, [](void* memory, size_t) { std::free(memory); });
 }
@@ -151,8 +152,8 @@ void ReferenceBackend::embed(const Tensor& table, const int32_t* ids, int n_toke
     for (int64_t i = 0; i < width; ++i) out[t * width + i] = load_kv(table.data, table.dtype, ids[t] * width + i);
 }
 
-void ReferenceBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slots, Comm* comm, const float* weight, float eps,
-                                           int n_tokens, int width, float* out) {
+void ReferenceBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slots, Comm* comm, const float* weight,
+                                           float eps, int n_tokens, int width, float* out) {
   if (addend) {
     std::vector<float> sums(static_cast<size_t>(n_tokens) * width, 0.0f);
     for (int t = 0; t < n_tokens; ++t)
@@ -172,8 +173,8 @@ void ReferenceBackend::linear(const float* x, const LinearWeight& weight, int n_
 }
 
 void ReferenceBackend::qk_norm_rope_store(const BatchView& batch, const AttentionShape& shape, const float* qkv,
-                                          const float* q_norm, const float* k_norm, float eps, const float* cos, const float* sin,
-                                          const KvView& kv, float* q_out) {
+                                          const float* q_norm, const float* k_norm, float eps, const float* cos,
+                                          const float* sin, const KvView& kv, float* q_out) {
   const int head_dim = shape.head_dim, half = shape.rotary_dim / 2;
   const int64_t row_width = static_cast<int64_t>(shape.n_heads + 2 * shape.n_kv_heads) * head_dim;
   std::vector<float> head(head_dim);
@@ -243,8 +244,8 @@ void ReferenceBackend::attention(const BatchView& batch, const AttentionShape& s
       }
 }
 
-void ReferenceBackend::route(const float* x, const LinearWeight& gate, const float* bias, const RouterShape& shape, int n_tokens,
-                             const int32_t* forced_ids, float* logits, const Routing& out) {
+void ReferenceBackend::route(const float* x, const LinearWeight& gate, const float* bias, const RouterShape& shape,
+                             int n_tokens, const int32_t* forced_ids, float* logits, const Routing& out) {
   linear(x, gate, n_tokens, logits);
   choose_experts(logits, bias, shape, n_tokens, forced_ids, out);
 }
@@ -315,8 +316,7 @@ void ReferenceBackend::experts(const float* x, const ExpertWeights& weights, con
     gate_up.resize(first.n);
     inner.resize(inner_width);
     multiply_row(token, first, gate_up.data());
-    for (int64_t i = 0; i < inner_width; ++i)
-      inner[i] = gate_up[i] / (1.0f + std::exp(-gate_up[i])) * gate_up[inner_width + i];
+    for (int64_t i = 0; i < inner_width; ++i) inner[i] = gate_up[i] / (1.0f + std::exp(-gate_up[i])) * gate_up[inner_width + i];
     multiply_row(inner.data(), reference_weight(*down_weight), result);
     for (int i = 0; i < width; ++i) result[i] *= scale;
   };

@@ -7,15 +7,18 @@
 
 namespace sigmoe {
 
-constexpr int kPanelRows = 16;    // output rows of a packed weight that lie together
-constexpr int kGroupPanels = 4;   // panels whose lines alternate, and that one gemm call computes
+constexpr int kPanelRows = 16;   // output rows of a packed weight that lie together
+constexpr int kGroupPanels = 4;  // panels whose lines alternate, and that one gemm call computes
+constexpr int kGroupRows = kPanelRows * kGroupPanels;
 constexpr int kMaxSegment = 128;  // most values of k summed before a scale is applied
 constexpr int kSegmentUnit = 32;  // segments are padded with zeros to a multiple of this
 
-// How a line of a packed weight stores 16 output rows: dword r of the 64 bytes belongs to row r and holds
-//   f32:  1 k     bf16: k0 k1     fp8: k0 k2 k1 k3     int4: nibbles k0 k2 k4 k6 k1 k3 k5 k7     (low bits first)
-// so that even k lie in the dword's low half and odd k in its high half: shifting and masking leaves pairs (k, k+1) as
-// BF16 products want them, and float32 takes each half on its own.
+// How a 64-byte line of a packed weight stores 16 output rows, low bits first:
+//   f32   dword r: k0 of row r
+//   bf16  dword r: k0 k1
+//   int4  dword r: nibbles k0 k2 k4 k6 k1 k3 k5 k7, even k in the low half
+//   fp8   quarters of 16 bytes, four rows in each: k0 k1 of the four, then k2 k3 of the four
+// All expand to pairs (k, k+1) of one row in a dword, as BF16 products want them, by shifts or by one interleaving of bytes.
 enum class LineFormat : int { f32, bf16, fp8, int4 };
 constexpr int kLineFormats = 4;
 
@@ -24,7 +27,8 @@ constexpr int kLineFormats = 4;
 struct PanelGroup {
   const uint8_t* lines = nullptr;
   int n_panels = 0;                        // 1..kGroupPanels
-  const int32_t* segment_begin = nullptr;  // (n_segments + 1) packed k, multiples of kSegmentUnit, steps of at most kMaxSegment
+  const int32_t* segment_begin = nullptr;  // (n_segments + 1) packed k in steps of at most kMaxSegment; AMX needs
+                                           // multiples of kSegmentUnit, the others of 8
   const int32_t* segment_block = nullptr;  // (n_segments) scale block of each; null: scale 1
   int n_segments = 0;
   const float* scales = nullptr;   // first panel's (blocks), or (blocks, 16) when scale_per_row
@@ -54,7 +58,7 @@ struct PeakLoop {
 
 // Kernels of one float32 path. Row functions take any length n >= 0; sums have one order for a given n.
 struct SimdKernels {
-  // FP8 codes are used as float32 bits with an exponent 120 too low; the activations of FP8 weights are therefore
+  // FP8 codes become float32 bits with an exponent 120 too low; the activations of FP8 weights are therefore
   // stored times 2^60 and segment sums multiplied by 2^60. Both are exact.
   GemmFn gemm[kLineFormats];
   void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);

@@ -14,6 +14,8 @@ using vu = uint32_t __attribute__((vector_size(32)));
 
 inline vf splat(float x) { return (vf)_mm256_set1_ps(x); }
 inline vf madd(vf a, vf b, vf c) { return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+inline vu low_words(vu v) { return (vu)_mm256_unpacklo_epi16(_mm256_setzero_si256(), (__m256i)v); }
+inline vu high_words(vu v) { return (vu)_mm256_unpackhi_epi16(_mm256_setzero_si256(), (__m256i)v); }
 inline void opaque(vf& v) { __asm__ volatile("" : "+v"(v)); }
 
 constexpr int kTileRows = 6, kTilePanels = 1;

@@ -2,6 +2,7 @@
 //   kLanes; vf, vi, vu = vectors of float, int32_t, uint32_t; vf splat(float); vf madd(vf a, vf b, vf c) = a * b + c;
 //   kTileRows, kTilePanels  accumulator block of the many-row kernel; kTileRows * kTilePanels * kParts registers
 //   kFewRows, kFewPanels    likewise of the few-row kernel, which expands weights in registers
+//   vu low_words(vu), high_words(vu): the low or high four words of every 16 bytes, each in the high half of a dword
 //   opaque(vf&)             the compiler must not know the value any more
 // and names its table by SIGMOE_SIMD_TABLE after it has included this.
 
@@ -25,38 +26,37 @@ inline vf expand(vu dwords, int j) {
   if constexpr (F == LineFormat::f32) return (vf)dwords;
   if constexpr (F == LineFormat::bf16) return (vf)(j == 0 ? dwords << 16 : dwords & 0xffff0000u);
   if constexpr (F == LineFormat::fp8) {
-    constexpr int kToTop[4] = {24, 8, 16, 0};
+    const vu halves = j < 2 ? low_words(dwords) : high_words(dwords);  // k0 k1 or k2 k3 in the high half of each row's dword
     // s eeee mmm at the top, moved down by four: sign, four copies of it to clear, exponent and mantissa in place.
-    return (vf)(((vi)(dwords << kToTop[j]) >> 4) & (vi)(vu{} + 0x87f00000u));
+    return (vf)(((vi)(j % 2 == 0 ? halves << 8 : halves) >> 4) & (vi)(vu{} + 0x87f00000u));
   }
   const vu nibble = (dwords >> (j / 2 * 4 + (j & 1) * 16)) & 15u;
   return (vf)(nibble | 0x4b000000u) - 8388616.0f;  // 2^23 + nibble as float32, less 2^23 + 8
 }
 
-// c += scale * acc for one panel of one row.
-template <LineFormat F>
-inline void promote(const PanelGroup& w, int panel, int segment, const vf (&acc)[kParts], float* c) {
-  constexpr float kUnscale = F == LineFormat::fp8 ? kFp8ActivationScale : 1.0f;
+// c += scale * acc for one panel of one row. unscale takes back what activations were multiplied by.
+inline void promote(const PanelGroup& w, int panel, int segment, float unscale, const vf (&acc)[kParts], float* c) {
   const int64_t block = w.segment_block ? w.segment_block[segment] : 0;
   const float* scales = w.scales + panel * w.scale_panel_stride;
 #pragma GCC unroll 4
   for (int part = 0; part < kParts; ++part) {
     vf scale = splat(1.0f);
     if (w.segment_block) scale = w.scale_per_row ? load(scales + block * kPanelRows + part * kLanes) : splat(scales[block]);
-    store(c + part * kLanes, madd(acc[part], scale * kUnscale, load(c + part * kLanes)));
+    store(c + part * kLanes, madd(acc[part], scale * unscale, load(c + part * kLanes)));
   }
 }
+constexpr float unscale_of(LineFormat format) { return format == LineFormat::fp8 ? kFp8ActivationScale : 1.0f; }
 
 // Few rows: every line is read once and expanded in registers.
 template <LineFormat F, int R, int NP>
-void gemm_few(const GemmArgs& args, int first_panel) {
+void gemm_few(const GemmArgs& args, int first_row, int first_panel) {
   constexpr int kLineK = line_k(F);
   constexpr int kPrefetchBytes = 2048;
   const PanelGroup& w = args.w;
   const uint8_t* line = w.lines + first_panel * 64;
   const float* x[R];
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) x[r] = static_cast<const float*>(args.rows[r]);
+  for (int r = 0; r < R; ++r) x[r] = static_cast<const float*>(args.rows[first_row + r]);
 
   for (int s = 0; s < w.n_segments; ++s) {
     vf acc[R][NP][kParts] = {};
@@ -80,13 +80,14 @@ void gemm_few(const GemmArgs& args, int first_panel) {
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
       for (int p = 0; p < NP; ++p)
-        promote<F>(w, first_panel + p, s, acc[r][p], args.c + r * args.c_stride + (first_panel + p) * kPanelRows);
+        promote(w, first_panel + p, s, unscale_of(F), acc[r][p],
+                args.c + (first_row + r) * args.c_stride + (first_panel + p) * kPanelRows);
   }
 }
 
 // Many rows: one segment of NP panels lies expanded in `tile`, [k][panel][16].
-template <LineFormat F, int R, int NP>
-void gemm_tile(const GemmArgs& args, int first_row, int first_panel, int segment, const float* tile) {
+template <int R, int NP>
+void gemm_tile(const GemmArgs& args, int first_row, int first_panel, int segment, float unscale, const float* tile) {
   const int64_t begin = args.w.segment_begin[segment];
   const int n_k = args.w.segment_begin[segment + 1] - args.w.segment_begin[segment];
   const float* x[R];
@@ -113,22 +114,22 @@ void gemm_tile(const GemmArgs& args, int first_row, int first_panel, int segment
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
     for (int p = 0; p < NP; ++p)
-      promote<F>(args.w, first_panel + p, segment, acc[r][p],
-                 args.c + (first_row + r) * args.c_stride + (first_panel + p) * kPanelRows);
+      promote(args.w, first_panel + p, segment, unscale, acc[r][p],
+              args.c + (first_row + r) * args.c_stride + (first_panel + p) * kPanelRows);
 }
 
-// gemm_few or gemm_tile with the row count as a template argument: R counts down to `rows`.
-template <LineFormat F, int R, int NP>
+// gemm_few or gemm_tile with the row count as a template argument: R counts down to the rows there are.
+template <LineFormat F, int R>
 void few_rows(const GemmArgs& args, int first_panel) {
   if constexpr (R > 1)
-    if (args.m < R) return few_rows<F, R - 1, NP>(args, first_panel);
-  gemm_few<F, R, NP>(args, first_panel);
+    if (args.m < R) return few_rows<F, R - 1>(args, first_panel);
+  gemm_few<F, R, kFewPanels>(args, 0, first_panel);
 }
-template <LineFormat F, int R, int NP>
-void tile_rows(const GemmArgs& args, int rows, int first_row, int first_panel, int segment, const float* tile) {
+template <int R, int NP>
+void tile_rows(const GemmArgs& args, int first_row, int first_panel, int segment, float unscale, const float* tile) {
   if constexpr (R > 1)
-    if (rows < R) return tile_rows<F, R - 1, NP>(args, rows, first_row, first_panel, segment, tile);
-  gemm_tile<F, R, NP>(args, first_row, first_panel, segment, tile);
+    if (args.m - first_row < R) return tile_rows<R - 1, NP>(args, first_row, first_panel, segment, unscale, tile);
+  gemm_tile<R, NP>(args, first_row, first_panel, segment, unscale, tile);
 }
 
 template <LineFormat F, int NP>
@@ -155,8 +156,7 @@ void many_rows(const GemmArgs& args, int first_panel) {
   float* tile = static_cast<float*>(args.scratch);
   for (int s = 0; s < args.w.n_segments; ++s) {
     expand_tile<F, NP>(args.w, first_panel, s, tile);
-    for (int row = 0; row < args.m; row += kTileRows)
-      tile_rows<F, kTileRows, NP>(args, args.m - row, row, first_panel, s, tile);
+    for (int row = 0; row < args.m; row += kTileRows) tile_rows<kTileRows, NP>(args, row, first_panel, s, unscale_of(F), tile);
   }
 }
 
@@ -166,8 +166,9 @@ void gemm(const GemmArgs& args) {
     for (int i = 0; i < args.w.n_panels * kPanelRows; i += kLanes) store(args.c + r * args.c_stride + i, vf{});
   int p = 0;
   if (args.m <= kFewRows) {
-    for (; p + kFewPanels <= args.w.n_panels; p += kFewPanels) few_rows<F, kFewRows, kFewPanels>(args, p);
-    for (; p < args.w.n_panels; ++p) few_rows<F, kFewRows, 1>(args, p);
+    for (; p + kFewPanels <= args.w.n_panels; p += kFewPanels) few_rows<F, kFewRows>(args, p);
+    for (; p < args.w.n_panels; ++p)  // panels left over, rarely any
+      for (int r = 0; r < args.m; ++r) gemm_few<F, 1, 1>(args, r, p);
   } else {
     for (; p + kTilePanels <= args.w.n_panels; p += kTilePanels) many_rows<F, kTilePanels>(args, p);
     for (; p < args.w.n_panels; ++p) many_rows<F, 1>(args, p);

@@ -19,6 +19,11 @@ inline vf madd(vf a, vf b, vf c) { return (vf)vfmaq_f32((float32x4_t)c, (float32
 #else
 inline vf madd(vf a, vf b, vf c) { return a * b + c; }
 #endif
+
+using Words = uint16_t __attribute__((vector_size(16)));
+inline vu low_words(vu v) { return (vu)__builtin_shufflevector(Words{}, (Words)v, 0, 8, 1, 9, 2, 10, 3, 11); }
+inline vu high_words(vu v) { return (vu)__builtin_shufflevector(Words{}, (Words)v, 4, 12, 5, 13, 6, 14, 7, 15); }
+
 #if defined(__x86_64__)
 inline void opaque(vf& v) { __asm__ volatile("" : "+x"(v)); }
 #elif defined(__aarch64__)

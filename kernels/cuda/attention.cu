@@ -100,9 +100,9 @@ struct SplitArgs {
 
 template <int HD>
 __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const __grid_constant__ SplitArgs<HD> args) {
-  constexpr int kSteps = HD / 32;      // of 32 dims along a key
-  constexpr int kLaneDims = HD / 8;    // dims of V a lane holds
-  constexpr int kVectors = HD / 64;    // 16-byte loads of them
+  constexpr int kSteps = HD / 32;    // of 32 dims along a key
+  constexpr int kLaneDims = HD / 8;  // dims of V a lane holds
+  constexpr int kVectors = HD / 64;  // 16-byte loads of them
   __shared__ __align__(16) float sums[kSplitWarps][kMaxGroupHeads][HD];
   __shared__ float highest[kSplitWarps][kMaxGroupHeads], totals[kSplitWarps][kMaxGroupHeads];
   __shared__ float split_tops[kMaxGroupHeads][kMostSplits], split_totals[kMaxGroupHeads][kMostSplits];
@@ -114,11 +114,11 @@ __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const
   const int split = blockIdx.x, kv_head = blockIdx.y, local_row = blockIdx.z, t = args.first_row + local_row;
   const AttentionShape& shape = args.shape;
   const int n_group = shape.n_heads / shape.n_kv_heads, n_kv = shape.n_kv_heads;
-  const int length = args.batch.positions[t] + 1, split_keys = split_length(length), n_splits = (length + split_keys - 1) / split_keys;
+  const int length = args.batch.positions[t] + 1, split_keys = split_length(length),
+            n_splits = (length + split_keys - 1) / split_keys;
   if (split >= n_splits) return;
   const int key_begin = split * split_keys, key_end = min(length, key_begin + split_keys);
-  const int32_t* pages =
-      args.batch.page_tables + static_cast<int64_t>(sequence_of(args.batch, t)) * args.batch.max_pages;
+  const int32_t* pages = args.batch.page_tables + static_cast<int64_t>(sequence_of(args.batch, t)) * args.batch.max_pages;
   const int64_t row_heads = static_cast<int64_t>(t) * shape.n_heads + kv_head * n_group;
 
   // Queries of the group, scaled so that scores are exponents of two. Lane: heads g and g + 8, dims 32 s + 8 q ..+7.
@@ -142,7 +142,9 @@ __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const
   uint4 key[2][kSteps], value[4][kVectors];
   // Element offset of key i of the tile at `base`. A tile never leaves its page; keys past the end repeat the last one and get
   // no weight.
-  const auto key_at = [&](int64_t tile_at, int base, int i) { return tile_at + static_cast<int64_t>(min(i, length - 1 - base)) * HD; };
+  const auto key_at = [&](int64_t tile_at, int base, int i) {
+    return tile_at + static_cast<int64_t>(min(i, length - 1 - base)) * HD;
+  };
   const auto load_keys = [&](int64_t tile_at, int base) {
 #pragma unroll
     for (int j = 0; j < 2; ++j)
@@ -245,10 +247,12 @@ __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const
     const int head = index / (HD / 4), d = index % (HD / 4) * 4;
     float4 value = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
-    for (int w = 0; w < kSplitWarps; ++w) add_scaled(value, *reinterpret_cast<const float4*>(&sums[w][head][d]), highest[w][head]);
+    for (int w = 0; w < kSplitWarps; ++w)
+      add_scaled(value, *reinterpret_cast<const float4*>(&sums[w][head][d]), highest[w][head]);
     const float all = split_totals[head][0];
     if (n_splits == 1) {
-      *reinterpret_cast<float4*>(args.out + (row_heads + head) * HD + d) = {value.x / all, value.y / all, value.z / all, value.w / all};
+      *reinterpret_cast<float4*>(args.out + (row_heads + head) * HD + d) = {value.x / all, value.y / all, value.z / all,
+                                                                            value.w / all};
       continue;
     }
     float* partial = args.partial + ((partial_row + head) * args.n_splits_max + split) * partial_width(HD);
@@ -272,7 +276,8 @@ __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const
   // Weights of the splits first: one thread per (head, split), then a head's maximum and total over its row of them.
   for (int index = threadIdx.x; index < n_group * n_splits; index += kSplitWarps * 32) {
     const int head = index / n_splits, s = index % n_splits;
-    const float2 top_and_total = __ldcg(reinterpret_cast<const float2*>(all_splits + (head * args.n_splits_max + s) * partial_width(HD) + HD));
+    const float2 top_and_total =
+        __ldcg(reinterpret_cast<const float2*>(all_splits + (head * args.n_splits_max + s) * partial_width(HD) + HD));
     split_tops[head][s] = top_and_total.x;
     split_totals[head][s] = top_and_total.y;
   }
@@ -298,13 +303,14 @@ __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const
     for (int s = 0; s < n_splits; ++s)
       add_scaled(value, __ldcg(reinterpret_cast<const float4*>(partial + s * partial_width(HD))), split_tops[head][s]);
     const float all = totals[0][head];
-    *reinterpret_cast<float4*>(args.out + (row_heads + head) * HD + d) = {value.x / all, value.y / all, value.z / all, value.w / all};
+    *reinterpret_cast<float4*>(args.out + (row_heads + head) * HD + d) = {value.x / all, value.y / all, value.z / all,
+                                                                          value.w / all};
   }
 }
 
 template <int HD>
-void launch_split(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int first_row, int n_rows, const float* q,
-                  const KvView& kv, const SplitScratch& scratch, float* out) {
+void launch_split(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int first_row, int n_rows,
+                  const float* q, const KvView& kv, const SplitScratch& scratch, float* out) {
   const int n_splits = max_splits(batch.max_pages);
   const SplitArgs<HD> args{batch,
                            shape,
@@ -325,7 +331,8 @@ void launch_qk_norm_rope_store(const Queue& queue, const BatchView& batch, const
                                const float* q_norm, const float* k_norm, float eps, const float* cos, const float* sin,
                                const KvView& kv, float* q_out) {
   if (shape.head_dim > kMaxHeadDim)
-    throw EngineError(ErrorCode::unsupported, "attention heads of " + std::to_string(shape.head_dim) + " dims have no CUDA kernel");
+    throw EngineError(ErrorCode::unsupported,
+                      "attention heads of " + std::to_string(shape.head_dim) + " dims have no CUDA kernel");
   launch(queue, qk_norm_rope_store_kernel, dim3(divide_up(shape.n_heads + 2 * shape.n_kv_heads, kStoreWarps), batch.n_tokens),
          kStoreWarps * 32, 0, batch, shape, qkv, q_norm, k_norm, eps, cos, sin, kv, q_out);
 }

@@ -1,5 +1,4 @@
 #include "cuda/bench_kernels.h"
-
 #include "cuda/device.cuh"
 
 namespace sigmoe::cuda {
@@ -24,7 +23,8 @@ __global__ void __launch_bounds__(512) read_stream_kernel(const uint4* data, int
 
 template <typename T>
 __global__ void fill_kernel(uint64_t seed, float limit, int64_t n, T* data) {
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n; i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n;
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x) {
     uint64_t x = seed + i * 0x9e3779b97f4a7c15ull;
     x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
     x = (x ^ x >> 27) * 0x94d049bb133111ebull;
@@ -47,7 +47,8 @@ void launch_fill_f32(const Queue& queue, uint64_t seed, float limit, size_t n, f
 }
 
 void launch_fill_bf16(const Queue& queue, uint64_t seed, float limit, size_t n, void* data) {
-  launch(queue, fill_kernel<__nv_bfloat16>, 1024, 256, 0, seed, limit, static_cast<int64_t>(n), static_cast<__nv_bfloat16*>(data));
+  launch(queue, fill_kernel<__nv_bfloat16>, 1024, 256, 0, seed, limit, static_cast<int64_t>(n),
+         static_cast<__nv_bfloat16*>(data));
 }
 
 }  // namespace sigmoe::cuda

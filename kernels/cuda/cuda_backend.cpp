@@ -27,7 +27,8 @@ CudaBackend::Stream::~Stream() {
 
 CudaBackend::CudaBackend(const BackendOptions& options) : exact_(options.compute == DType::f32) {
   if (options.kernels != "auto")
-    throw EngineError(ErrorCode::invalid_argument, "kernels '" + options.kernels + "' asked for; on cuda the only choice is auto");
+    throw EngineError(ErrorCode::invalid_argument,
+                      "kernels '" + options.kernels + "' asked for; on cuda the only choice is auto");
   cudaDeviceProp properties;
   CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
   queue_ = {compute_.handle, properties.major >= 9};
@@ -114,7 +115,9 @@ void CudaBackend::forget_recorded() {
 
 // ---- weights ---------------------------------------------------------------------------------------------------------
 
-std::unique_ptr<LinearBuilder> CudaBackend::begin_linear(const LinearDesc& desc) { return begin_weight(desc, arena_, *weights_, exact_); }
+std::unique_ptr<LinearBuilder> CudaBackend::begin_linear(const LinearDesc& desc) {
+  return begin_weight(desc, arena_, *weights_, exact_);
+}
 
 std::unique_ptr<LinearWeight> CudaBackend::random_linear(const LinearDesc& desc, uint64_t seed) {
   return random_weight(desc, seed, arena_, *weights_);
@@ -122,11 +125,11 @@ std::unique_ptr<LinearWeight> CudaBackend::random_linear(const LinearDesc& desc,
 
 // The experts of a layer as kernels find them.
 struct CudaBackend::ExpertTable {
-  std::vector<const LinearWeight*> gate_up, down;    // what the table was made of
-  WeightView gate_up_shape, down_shape;              // of all experts, when uniform; pointers null
-  bool uniform = true, complete = true;              // every expert has that shape; none is missing
-  DeviceBuffer gate_up_tiles, down_tiles;            // (E) ExpertTiles
-  DeviceBuffer gate_up_views, down_views;            // (E) WeightView
+  std::vector<const LinearWeight*> gate_up, down;  // what the table was made of
+  WeightView gate_up_shape, down_shape;            // of all experts, when uniform; pointers null
+  bool uniform = true, complete = true;            // every expert has that shape; none is missing
+  DeviceBuffer gate_up_tiles, down_tiles;          // (E) ExpertTiles
+  DeviceBuffer gate_up_views, down_views;          // (E) WeightView
 };
 
 const CudaBackend::ExpertTable& CudaBackend::table_of(const ExpertWeights& weights) {
@@ -135,7 +138,8 @@ const CudaBackend::ExpertTable& CudaBackend::table_of(const ExpertWeights& weigh
   auto table = std::make_shared<ExpertTable>();
   table->gate_up = weights.gate_up;
   table->down = weights.down;
-  const auto fill = [&](const std::vector<const LinearWeight*>& experts, WeightView& shape, DeviceBuffer& tiles, DeviceBuffer& views) {
+  const auto fill = [&](const std::vector<const LinearWeight*>& experts, WeightView& shape, DeviceBuffer& tiles,
+                        DeviceBuffer& views) {
     std::vector<ExpertTiles> host_tiles(experts.size());
     std::vector<WeightView> host_views(experts.size());
     bool first = true;
@@ -232,10 +236,11 @@ void CudaBackend::route(const float* x, const LinearWeight& gate, const float* b
                         const int32_t* forced_ids, float* logits, const Routing& out) {
   const WeightView& view = view_of(gate);
   if (!can_route(shape) || (view.format != WeightFormat::f32 && view.format != WeightFormat::bf16))
-    throw EngineError(ErrorCode::unsupported,
-                      "a router of " + std::to_string(shape.n_experts) + " experts in " + std::to_string(shape.n_groups) + " groups, " +
-                          std::to_string(shape.n_active) + " active, weights in " + weight_format_name(view.format) +
-                          ": the CUDA kernel takes 1024 experts, 32 groups, 32 active, F32 or BF16");
+    throw EngineError(ErrorCode::unsupported, "a router of " + std::to_string(shape.n_experts) + " experts in " +
+                                                  std::to_string(shape.n_groups) + " groups, " +
+                                                  std::to_string(shape.n_active) + " active, weights in " +
+                                                  weight_format_name(view.format) +
+                                                  ": the CUDA kernel takes 1024 experts, 32 groups, 32 active, F32 or BF16");
   if (n_tokens == 0) {
     zero(out.expert_offsets, (shape.n_experts + 1) * sizeof(int32_t));
     return;
@@ -251,8 +256,8 @@ void CudaBackend::route(const float* x, const LinearWeight& gate, const float* b
   launch_route(queue_, x, view, bias, shape, n_tokens, forced, partial, logits, out);
 }
 
-void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Routing& routing, int n_active, int n_tokens, int width,
-                          float* out) {
+void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Routing& routing, int n_active, int n_tokens,
+                          int width, float* out) {
   if (n_tokens == 0) return;
   const ExpertTable& table = table_of(weights);
   const int n_slots = n_active + (n_active == 0 || weights.shared_gate_up ? 1 : 0);
@@ -260,12 +265,14 @@ void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Ro
   if ((n_active > 0 && !table.complete) || nothing_shared)  // this rank's missing shares stay zero
     zero(out, static_cast<size_t>(n_tokens) * n_slots * width * sizeof(float));
   if (nothing_shared) return;
-  if (!exact_ && (n_active == 0 || table.uniform)) return run_experts(x, weights, table, routing, n_active, n_tokens, n_slots, width, out);
+  if (!exact_ && (n_active == 0 || table.uniform))
+    return run_experts(x, weights, table, routing, n_active, n_tokens, n_slots, width, out);
 
   ExactExperts args;
   args.gate_up = table.gate_up_views.as<WeightView>();
   args.down = table.down_views.as<WeightView>();
-  if (weights.shared_gate_up) args.shared_gate_up = view_of(*weights.shared_gate_up), args.shared_down = view_of(*weights.shared_down);
+  if (weights.shared_gate_up)
+    args.shared_gate_up = view_of(*weights.shared_gate_up), args.shared_down = view_of(*weights.shared_down);
   args.expert_ids = routing.expert_ids;
   args.slot_weights = routing.weights;
   args.n_tokens = n_tokens, args.n_active = n_active, args.n_slots = n_slots, args.width = width;
@@ -274,7 +281,8 @@ void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Ro
     for (const LinearWeight* weight : weights.gate_up)
       if (weight) args.inner_stride = std::max(args.inner_stride, view_of(*weight).n / 2);
   if (args.inner_stride == 0) return;
-  launch_exact_experts(queue_, args, x, scratch<float>(inner_, static_cast<size_t>(n_tokens) * n_slots * args.inner_stride), out);
+  launch_exact_experts(queue_, args, x, scratch<float>(inner_, static_cast<size_t>(n_tokens) * n_slots * args.inner_stride),
+                       out);
 }
 
 // Gate-up with SwiGLU, then down: two launches, the shared expert beside the routed ones when both are stored alike.
@@ -354,8 +362,8 @@ void CudaBackend::sample(const SampleArgs& args) {
   launch_sample(queue_, args, scratch<float>(penalised_, static_cast<size_t>(args.n_rows) * args.vocab_size));
 }
 
-void CudaBackend::reset_counts(uint32_t* counts_row, int vocab_size, const int32_t* prompt, int n_prompt, const int32_t* generated,
-                               int n_generated) {
+void CudaBackend::reset_counts(uint32_t* counts_row, int vocab_size, const int32_t* prompt, int n_prompt,
+                               const int32_t* generated, int n_generated) {
   zero(counts_row, static_cast<size_t>(vocab_size) * sizeof(uint32_t));
   int32_t* history = scratch<int32_t>(history_, static_cast<size_t>(n_prompt) + n_generated);
   if (n_prompt > 0) upload(history, prompt, n_prompt * sizeof(int32_t));

@@ -36,11 +36,12 @@ class CudaBackend : public Backend {
   std::unique_ptr<LinearWeight> random_linear(const LinearDesc& desc, uint64_t seed);  // for benchmarks
 
   void embed(const Tensor& table, const int32_t* ids, int n_tokens, float* out) override;
-  void reduce_add_rms_norm(float* residual, float* addend, int n_slots, Comm* comm, const float* weight, float eps, int n_tokens,
-                           int width, float* out) override;
+  void reduce_add_rms_norm(float* residual, float* addend, int n_slots, Comm* comm, const float* weight, float eps,
+                           int n_tokens, int width, float* out) override;
   void linear(const float* x, const LinearWeight& weight, int n_tokens, float* y) override;
   void qk_norm_rope_store(const BatchView& batch, const AttentionShape& shape, const float* qkv, const float* q_norm,
-                          const float* k_norm, float eps, const float* cos, const float* sin, const KvView& kv, float* q_out) override;
+                          const float* k_norm, float eps, const float* cos, const float* sin, const KvView& kv,
+                          float* q_out) override;
   void attention(const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv, float* out) override;
   void route(const float* x, const LinearWeight& gate, const float* bias, const RouterShape& shape, int n_tokens,
              const int32_t* forced_ids, float* logits, const Routing& out) override;
@@ -86,8 +87,8 @@ class CudaBackend : public Backend {
   std::byte* landing_ = nullptr;                  // pinned: small downloads land here
 
   Scratch x_{"activations in BF16"}, inner_{"expert activations"}, shared_inner_{"shared expert activations"},
-      partial_attention_{"attention splits"}, arrivals_{"attention splits"}, partial_logits_{"router logits"}, forced_{"forced experts"},
-      penalised_{"penalised logits"}, history_{"token history"}, gathered_{"sums over ranks"};
+      partial_attention_{"attention splits"}, arrivals_{"attention splits"}, partial_logits_{"router logits"},
+      forced_{"forced experts"}, penalised_{"penalised logits"}, history_{"token history"}, gathered_{"sums over ranks"};
 
   struct Recorded {
     int n_runs = 0;

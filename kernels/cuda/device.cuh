@@ -57,12 +57,7 @@ __device__ inline uint4 load_once(const uint4* address) {
   return value;
 }
 
-// Asks for `bytes` (a multiple of 16) to be brought into L2; returns at once. One lane of a warp calls it.
-__device__ inline void prefetch_to_l2(const void* address, uint32_t bytes) {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(address), "r"(bytes) : "memory");
-#endif
-}
+__device__ inline void prefetch_line(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 
 // load_once for bytes that kernels write (KV pages): coherent, but no more welcome in L1.
 __device__ inline uint4 load_stream(const void* address) {
@@ -80,7 +75,9 @@ __device__ inline void copy_16_bytes(void* shared, const void* global) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
 }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-__device__ inline void wait_for_copies_but_last() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }  // but the last commit's
+__device__ inline void wait_for_copies_but_last() {
+  asm volatile("cp.async.wait_group 1;" ::: "memory");
+}  // but the last commit's
 __device__ inline void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // c (16, 8) += a (16, 16) b (16, 8). Lane (g, q) = (lane / 4, lane % 4) holds a: rows g and g + 8, columns 2q, 2q+1, 2q+8,

@@ -24,8 +24,9 @@ __device__ float4 add(float4 a, float4 b) { return {a.x + b.x, a.y + b.y, a.z + 
 __device__ float squares(float4 a) { return a.x * a.x + a.y * a.y + a.z * a.z + a.w * a.w; }
 
 // residual += sum over slots of addend; out = RMSNorm(residual) * weight. width % 4 == 0, at most 4 * kVectors * blockDim.x.
-__global__ void __launch_bounds__(kRowThreads) reduce_add_rms_norm_kernel(float* residual, const float* addend, int n_slots,
-                                                                          const float* weight, float eps, int width, float* out) {
+__global__ void __launch_bounds__(kRowThreads)
+    reduce_add_rms_norm_kernel(float* residual, const float* addend, int n_slots, const float* weight, float eps, int width,
+                               float* out) {
   __shared__ float scratch[32];
   const int64_t t = blockIdx.x;
   const int n = width / 4;
@@ -80,8 +81,8 @@ __device__ void norm_row(const float* x, const float* weight, float eps, int wid
 }
 
 // The same for any width.
-__global__ void reduce_add_rms_norm_any_kernel(float* residual, const float* addend, int n_slots, const float* weight, float eps,
-                                               int width, float* out) {
+__global__ void reduce_add_rms_norm_any_kernel(float* residual, const float* addend, int n_slots, const float* weight,
+                                               float eps, int width, float* out) {
   let_next_start();
   wait_for_previous();
   const int64_t t = blockIdx.x;
@@ -106,8 +107,8 @@ __global__ void sum_slots_kernel(const float* addend, int n_slots, int width, fl
   }
 }
 
-__global__ void join_norms_kernel(const float* embedding, const float* embedding_norm, const float* hidden, const float* hidden_norm,
-                                  float eps, int width, float* out) {
+__global__ void join_norms_kernel(const float* embedding, const float* embedding_norm, const float* hidden,
+                                  const float* hidden_norm, float eps, int width, float* out) {
   let_next_start();
   wait_for_previous();
   const int64_t t = blockIdx.x;
@@ -141,12 +142,14 @@ void launch_embed(const Queue& queue, const Tensor& table, const int32_t* ids, i
   launch(queue, embed_kernel, n_tokens, threads_for(width), 0, table.data, table.dtype == DType::f32, ids, width, out);
 }
 
-void launch_reduce_add_rms_norm(const Queue& queue, float* residual, const float* addend, int n_slots, const float* weight, float eps,
-                                int n_tokens, int width, float* out) {
+void launch_reduce_add_rms_norm(const Queue& queue, float* residual, const float* addend, int n_slots, const float* weight,
+                                float eps, int n_tokens, int width, float* out) {
   if (width % 4 == 0 && width <= 4 * kVectors * kRowThreads)
-    launch(queue, reduce_add_rms_norm_kernel, n_tokens, threads_for(width / 4), 0, residual, addend, n_slots, weight, eps, width, out);
+    launch(queue, reduce_add_rms_norm_kernel, n_tokens, threads_for(width / 4), 0, residual, addend, n_slots, weight, eps,
+           width, out);
   else
-    launch(queue, reduce_add_rms_norm_any_kernel, n_tokens, threads_for(width), 0, residual, addend, n_slots, weight, eps, width, out);
+    launch(queue, reduce_add_rms_norm_any_kernel, n_tokens, threads_for(width), 0, residual, addend, n_slots, weight, eps,
+           width, out);
 }
 
 void launch_sum_slots(const Queue& queue, const float* addend, int n_slots, int n_tokens, int width, float* out) {
@@ -155,12 +158,13 @@ void launch_sum_slots(const Queue& queue, const float* addend, int n_slots, int 
 
 void launch_join_norms(const Queue& queue, const float* embedding, const float* embedding_norm, const float* hidden,
                        const float* hidden_norm, float eps, int n_tokens, int width, float* out) {
-  launch(queue, join_norms_kernel, dim3(n_tokens, 2), threads_for(width), 0, embedding, embedding_norm, hidden, hidden_norm, eps, width,
-         out);
+  launch(queue, join_norms_kernel, dim3(n_tokens, 2), threads_for(width), 0, embedding, embedding_norm, hidden, hidden_norm,
+         eps, width, out);
 }
 
 void launch_to_bf16(const Queue& queue, const float* x, const int32_t* row_ids, int n_rows, int width, void* out) {
-  launch(queue, to_bf16_kernel, n_rows, threads_for(divide_up(width, 4)), 0, x, row_ids, width, static_cast<__nv_bfloat16*>(out));
+  launch(queue, to_bf16_kernel, n_rows, threads_for(divide_up(width, 4)), 0, x, row_ids, width,
+         static_cast<__nv_bfloat16*>(out));
 }
 
 }  // namespace sigmoe::cuda

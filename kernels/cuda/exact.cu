@@ -69,7 +69,8 @@ __global__ void attention_kernel(BatchView batch, AttentionShape shape, const fl
   const float* query = q + (static_cast<int64_t>(t) * shape.n_heads + h) * head_dim;
   float sums[kMaxPerLane] = {}, highest = -INFINITY, total = 0.0f;
   const auto load = [&](const void* base, int64_t at) {
-    return kv.dtype == DType::f32 ? static_cast<const float*>(base)[at] : __bfloat162float(static_cast<const __nv_bfloat16*>(base)[at]);
+    return kv.dtype == DType::f32 ? static_cast<const float*>(base)[at]
+                                  : __bfloat162float(static_cast<const __nv_bfloat16*>(base)[at]);
   };
   for (int p = 0; p <= batch.positions[t]; ++p) {
     const int64_t at = kv_offset(pages, p, g, shape.n_kv_heads, head_dim);
@@ -85,25 +86,29 @@ __global__ void attention_kernel(BatchView batch, AttentionShape shape, const fl
   }
 #pragma unroll
   for (int m = 0; m < kMaxPerLane; ++m)
-    if (lane + 32 * m < head_dim) out[(static_cast<int64_t>(t) * shape.n_heads + h) * head_dim + lane + 32 * m] = sums[m] / total;
+    if (lane + 32 * m < head_dim)
+      out[(static_cast<int64_t>(t) * shape.n_heads + h) * head_dim + lane + 32 * m] = sums[m] / total;
 }
 
 }  // namespace
 
-void launch_exact_linear(const Queue& queue, const float* x, const int32_t* row_ids, const WeightView& weight, int n_tokens, float* y) {
+void launch_exact_linear(const Queue& queue, const float* x, const int32_t* row_ids, const WeightView& weight, int n_tokens,
+                         float* y) {
   launch(queue, linear_kernel, dim3(divide_up(weight.n, kWarps), n_tokens), kWarps * 32, 0, x, row_ids, weight, y);
 }
 
 void launch_exact_experts(const Queue& queue, const ExactExperts& args, const float* x, float* inner, float* out) {
   const int n_slots = args.n_slots;
-  launch(queue, gate_up_kernel, dim3(divide_up(args.inner_stride, kWarps), args.n_tokens, n_slots), kWarps * 32, 0, args, x, inner);
+  launch(queue, gate_up_kernel, dim3(divide_up(args.inner_stride, kWarps), args.n_tokens, n_slots), kWarps * 32, 0, args, x,
+         inner);
   launch(queue, down_kernel, dim3(divide_up(args.width, kWarps), args.n_tokens, n_slots), kWarps * 32, 0, args, inner, out);
 }
 
-void launch_exact_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv,
-                            float* out) {
+void launch_exact_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, const float* q,
+                            const KvView& kv, float* out) {
   if (shape.head_dim > 512)
-    throw EngineError(ErrorCode::unsupported, "attention heads of " + std::to_string(shape.head_dim) + " dims have no CUDA kernel");
+    throw EngineError(ErrorCode::unsupported,
+                      "attention heads of " + std::to_string(shape.head_dim) + " dims have no CUDA kernel");
   launch(queue, attention_kernel, dim3(shape.n_heads, batch.n_tokens), 32, 0, batch, shape, q, kv, out);
 }
 

@@ -8,12 +8,11 @@
 // Blocks have 4 warps, several to an SM, so that one block's start and end hide under the others' streams. few_kernel: up to 8
 // tokens at a time, their activations whole in shared memory. wide_kernel: 32 tokens and two tiles per warp, each warp
 // copying its own activations a group ahead.
-#include "cuda/gemm.h"
-
 #include <algorithm>
 
 #include "cuda/device.cuh"
 #include "cuda/element.cuh"
+#include "cuda/gemm.h"
 
 namespace sigmoe::cuda {
 namespace {
@@ -24,9 +23,9 @@ constexpr int kFloatTokens = 2;  // as many are converted while they are staged;
 
 template <WeightFormat F>
 struct Stream {
-  static constexpr int kChunks = kGroup / chunk_k(F);  // of a group
-  static constexpr int kLaneK = chunk_k(F) / 4;        // k per lane, row and chunk
-  static constexpr int kDepth = kChunks >= 8 ? 1 : kChunks >= 4 ? 2 : 4;  // 8 loads of 16 bytes per lane or more
+  static constexpr int kChunks = kGroup / chunk_k(F);                             // of a group
+  static constexpr int kLaneK = chunk_k(F) / 4;                                   // k per lane, row and chunk
+  static constexpr int kDepth = kChunks >= 8 ? 1 : kChunks >= 4 ? 2 : 4;          // 8 loads of 16 bytes per lane or more
   static constexpr int kProducts = F == WeightFormat::f32 ? 1 : chunk_k(F) / 16;  // tensor-core steps of a chunk
   static constexpr bool kScaled = F == WeightFormat::fp8 || F == WeightFormat::int4;
   static constexpr int kFlushes = F == WeightFormat::int4 ? kChunks : 1;  // of the unscaled sums, per group
@@ -39,16 +38,16 @@ __device__ inline uint32_t fp8_pair(uint32_t word) {
   const uint32_t sign = (high ? word : word << 8) & 0x80008000u;
   const uint32_t magnitude = (high ? word >> 4 : word << 4) & 0x07f007f0u;
   const uint32_t bits = sign | magnitude;
-  const __nv_bfloat162 scaled =
-      __hmul2(reinterpret_cast<const __nv_bfloat162&>(bits), __nv_bfloat162(__ushort_as_bfloat16(0x7b80), __ushort_as_bfloat16(0x7b80)));
+  const __nv_bfloat162 scaled = __hmul2(reinterpret_cast<const __nv_bfloat162&>(bits),
+                                        __nv_bfloat162(__ushort_as_bfloat16(0x7b80), __ushort_as_bfloat16(0x7b80)));
   return reinterpret_cast<const uint32_t&>(scaled);
 }
 
 // Nibbles i and i + 4 of `word`, minus 8, to BF16: 0x4300 | v is 128 + v.
 __device__ inline uint32_t int4_pair(uint32_t word, int i) {
   const uint32_t bits = (word >> (4 * i) & 0x000f000fu) | 0x43004300u;
-  const __nv_bfloat162 value =
-      __hsub2(reinterpret_cast<const __nv_bfloat162&>(bits), __nv_bfloat162(__ushort_as_bfloat16(0x4308), __ushort_as_bfloat16(0x4308)));
+  const __nv_bfloat162 value = __hsub2(reinterpret_cast<const __nv_bfloat162&>(bits),
+                                       __nv_bfloat162(__ushort_as_bfloat16(0x4308), __ushort_as_bfloat16(0x4308)));
   return reinterpret_cast<const uint32_t&>(value);
 }
 
@@ -56,8 +55,10 @@ __device__ inline uint32_t int4_pair(uint32_t word, int i) {
 template <WeightFormat F>
 __device__ inline void unpack(const uint4& w, uint32_t (&a)[Stream<F>::kProducts][4]) {
   if constexpr (F == WeightFormat::fp8) {
-    a[0][0] = fp8_pair<false>(w.x), a[0][1] = fp8_pair<false>(w.z), a[0][2] = fp8_pair<true>(w.x), a[0][3] = fp8_pair<true>(w.z);
-    a[1][0] = fp8_pair<false>(w.y), a[1][1] = fp8_pair<false>(w.w), a[1][2] = fp8_pair<true>(w.y), a[1][3] = fp8_pair<true>(w.w);
+    a[0][0] = fp8_pair<false>(w.x), a[0][1] = fp8_pair<false>(w.z), a[0][2] = fp8_pair<true>(w.x),
+    a[0][3] = fp8_pair<true>(w.z);
+    a[1][0] = fp8_pair<false>(w.y), a[1][1] = fp8_pair<false>(w.w), a[1][2] = fp8_pair<true>(w.y),
+    a[1][3] = fp8_pair<true>(w.w);
   } else if constexpr (F == WeightFormat::bf16) {
     a[0][0] = w.x, a[0][1] = w.z, a[0][2] = w.y, a[0][3] = w.w;
   } else if constexpr (F == WeightFormat::int4) {
@@ -65,7 +66,8 @@ __device__ inline void unpack(const uint4& w, uint32_t (&a)[Stream<F>::kProducts
     for (int m = 0; m < 4; ++m) {
       const uint32_t low = m < 2 ? w.x : w.y, high = m < 2 ? w.z : w.w;
       const int i = m % 2 * 2;
-      a[m][0] = int4_pair(low, i), a[m][1] = int4_pair(high, i), a[m][2] = int4_pair(low, i + 1), a[m][3] = int4_pair(high, i + 1);
+      a[m][0] = int4_pair(low, i), a[m][1] = int4_pair(high, i), a[m][2] = int4_pair(low, i + 1),
+      a[m][3] = int4_pair(high, i + 1);
     }
   } else {
     a[0][0] = pack_bf16(__uint_as_float(w.x), __uint_as_float(w.y));
@@ -103,7 +105,8 @@ __device__ inline void load_x(const __nv_bfloat16* row, int k, int k_end, bool w
     const auto* bits = reinterpret_cast<const uint16_t*>(row);
 #pragma unroll
     for (int i = 0; i < N / 2; ++i)
-      x[i] = (k + 2 * i < k_end ? bits[k + 2 * i] : 0u) | (k + 2 * i + 1 < k_end ? static_cast<uint32_t>(bits[k + 2 * i + 1]) << 16 : 0u);
+      x[i] = (k + 2 * i < k_end ? bits[k + 2 * i] : 0u) |
+             (k + 2 * i + 1 < k_end ? static_cast<uint32_t>(bits[k + 2 * i + 1]) << 16 : 0u);
   }
 }
 
@@ -130,7 +133,8 @@ struct TileWalk {
 
   __device__ void fetch(int slot, int group) {
 #pragma unroll
-    for (int c = 0; c < S::kChunks; ++c) weights[slot][c] = load_once(source + (static_cast<size_t>(group) * S::kChunks + c) * 32);
+    for (int c = 0; c < S::kChunks; ++c)
+      weights[slot][c] = load_once(source + (static_cast<size_t>(group) * S::kChunks + c) * 32);
     if constexpr (S::kScaled)
 #pragma unroll
       for (int f = 0; f < S::kFlushes; ++f) {
@@ -140,19 +144,12 @@ struct TileWalk {
       }
   }
 
-  // Brings the walk's bytes into L2 while the kernel before this one still runs.
-  __device__ void warm() const {
-    if (threadIdx.x % 32 == 0 && begin < end)
-      prefetch_to_l2(source + static_cast<size_t>(begin) * S::kChunks * 32, (end - begin) * S::kChunks * 512);
-  }
-
   // Starts the first loads; touches nothing but the weight.
   __device__ void prefetch() {
 #pragma unroll
     for (int d = 0; d < S::kDepth; ++d)
       if (begin + d < end) fetch(d, begin + d);
   }
-
 };
 
 // sum[m][j] (16 rows, 8 tokens) += tile m times token block j, over the walks' groups, for the first n_used blocks.
@@ -249,7 +246,10 @@ struct Work {
       token_end = min(token_begin + tokens_at_once, args.n_tokens);
       return true;
     }
-    if (args.mode != GemmMode::down) wait_for_previous();
+    if (args.mode != GemmMode::down) {
+      if (const int e = threadIdx.x * 8; e < args.n_experts) prefetch_line(args.experts + e);
+      wait_for_previous();
+    }
     const int item = blockIdx.x - args.dense_blocks, i = item / args.routed_row_blocks;
     row_block = item % args.routed_row_blocks;
     int expert;
@@ -302,7 +302,8 @@ struct Work {
   // Adds the slices of token blocks [0, n_used) in order and writes. One thread per pair of sums, rows g and g + 8 of a token.
   // The block's tiles in `partial` begin at `first_tile`.
   template <int NT>
-  __device__ void reduce(const GemmArgs& args, const float (&partial)[kWarps][NT * 4][32], int first_tile, int first, int n_used) const {
+  __device__ void reduce(const GemmArgs& args, const float (&partial)[kWarps][NT * 4][32], int first_tile, int first,
+                         int n_used) const {
     const int tiles = kWarps / slices;
     for (int index = threadIdx.x; index < tiles * n_used * 64; index += kWarps * 32) {
       const int owner = index % 32, column = index / 32 % 2, j = index / 64 % n_used, local = index / (64 * n_used);
@@ -359,12 +360,9 @@ __global__ void __launch_bounds__(kWarps * 32, 5) few_kernel(const __grid_consta
   const int tile = work.row_block * (kWarps / work.slices) + warp / work.slices, slice = warp % work.slices;
   const bool has_tile = tile < w.n_tiles;
   TileWalk<F> walk(w, has_tile ? tile : 0, has_tile ? w.n_groups * slice / work.slices : 0,
-                      has_tile ? w.n_groups * (slice + 1) / work.slices : 0);
+                   has_tile ? w.n_groups * (slice + 1) / work.slices : 0);
   walk.prefetch();
-  if (work.dense || args.mode == GemmMode::down) {
-    walk.warm();
-    wait_for_previous();
-  }
+  if (work.dense || args.mode == GemmMode::down) wait_for_previous();
   if (args.mode == GemmMode::gate_up) let_next_start();
 
   const int stride = staged_stride(w.n_groups), n_fours = w.n_groups * kGroup / 4;
@@ -404,10 +402,10 @@ __global__ void __launch_bounds__(kWarps * 32, 5) few_kernel(const __grid_consta
   }
 }
 
-constexpr int kWideTiles = 2;                        // per warp
-constexpr int kWideBlocks = 4;                       // token blocks of 8
+constexpr int kWideTiles = 2;   // per warp
+constexpr int kWideBlocks = 4;  // token blocks of 8
 constexpr int kWideTokens = 8 * kWideBlocks;
-constexpr int kWideStride = kGroup + 32;             // elements of a token in a warp's buffer
+constexpr int kWideStride = kGroup + 32;  // elements of a token in a warp's buffer
 constexpr int kWideBuffer = kWideTokens * kWideStride;
 constexpr size_t kWideBytes = sizeof(__nv_bfloat16) * kWarps * 2 * kWideBuffer;
 
@@ -424,7 +422,8 @@ __global__ void __launch_bounds__(kWarps * 32, 2) wide_kernel(const __grid_const
   const int side = kWarps / work.slices, first_tile = work.row_block * side * kWideTiles, slice = warp % work.slices;
   const int begin = w.n_groups * slice / work.slices, end = w.n_groups * (slice + 1) / work.slices;
   const auto tile_of = [&](int m) { return first_tile + m * side + warp / work.slices; };
-  TileWalk<F> walks[kWideTiles] = {{w, min(tile_of(0), w.n_tiles - 1), begin, end}, {w, min(tile_of(1), w.n_tiles - 1), begin, end}};
+  TileWalk<F> walks[kWideTiles] = {{w, min(tile_of(0), w.n_tiles - 1), begin, end},
+                                   {w, min(tile_of(1), w.n_tiles - 1), begin, end}};
   for (TileWalk<F>& walk : walks) walk.prefetch();
   if (work.dense || args.mode == GemmMode::down) wait_for_previous();
   if (args.mode == GemmMode::gate_up) let_next_start();
@@ -434,7 +433,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) wide_kernel(const __grid_const
     const int n_here = min(kWideTokens, work.token_end - first), n_used = (n_here + 7) / 8;
     if (first > work.token_begin)
       for (TileWalk<F>& walk : walks) walk.prefetch();
-    __syncthreads();  // the last round is over
+    __syncthreads();                                 // the last round is over
     if (static_cast<int>(threadIdx.x) < n_used * 8)  // rows past the last repeat it; nobody writes their results
       row_at[threadIdx.x] = work.input_row(args, first + min(static_cast<int>(threadIdx.x), n_here - 1)) * w.k;
     __syncthreads();
@@ -456,7 +455,8 @@ __global__ void __launch_bounds__(kWarps * 32, 2) wide_kernel(const __grid_const
     walk_groups<F, kWideTiles, kWideBlocks>(
         walks, n_used,
         [&](int j, int group, int chunk, uint32_t* x) {
-          load_x<Stream<F>::kLaneK>(own + group % 2 * kWideBuffer + (8 * j + g) * kWideStride + q * Stream<F>::kLaneK, chunk * chunk_k(F), 0, true, x);
+          load_x<Stream<F>::kLaneK>(own + group % 2 * kWideBuffer + (8 * j + g) * kWideStride + q * Stream<F>::kLaneK,
+                                    chunk * chunk_k(F), 0, true, x);
         },
         [&](int group) {  // this group has arrived, and the next is on its way into the buffer that everyone has left
           __syncwarp();
@@ -493,7 +493,8 @@ int plan_blocks(GemmArgs& args, int n_tiles, int tokens_at_once) {
   if (args.routed.n > 0) {
     args.routed_slices = slices_for(args.routed);
     args.routed_row_blocks = divide_up(args.routed.n_tiles, n_tiles * kWarps / args.routed_slices);
-    n_blocks += args.routed_row_blocks * static_cast<int>(std::min<int64_t>(args.n_experts, int64_t{args.n_tokens} * args.n_active));
+    n_blocks +=
+        args.routed_row_blocks * static_cast<int>(std::min<int64_t>(args.n_experts, int64_t{args.n_tokens} * args.n_active));
   }
   return n_blocks;
 }
@@ -521,7 +522,8 @@ void launch_format(const Queue& queue, GemmArgs& args, bool x_is_float) {
   if (x_is_float) return launch_few<F, float>(queue, args);
   // Routed experts see few tokens each even when the step has many.
   const bool routed = args.routed.n > 0;
-  if (divide_up(args.n_tokens, routed ? 16 : 1) <= kFewTokens && fits_few(args)) return launch_few<F, __nv_bfloat16>(queue, args);
+  if (divide_up(args.n_tokens, routed ? 16 : 1) <= kFewTokens && fits_few(args))
+    return launch_few<F, __nv_bfloat16>(queue, args);
   CUDA_CHECK(cudaFuncSetAttribute(wide_kernel<F>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kWideBytes)));
   launch(queue, wide_kernel<F>, plan_blocks(args, kWideTiles, kWideTokens), kWarps * 32, kWideBytes, args);
 }

@@ -22,7 +22,8 @@ __device__ inline int sequence_of(const BatchView& batch, int t) {
 
 // Element offset of (position, head, 0).
 __device__ inline int64_t kv_offset(const int32_t* pages, int position, int head, int n_kv_heads, int head_dim) {
-  return ((static_cast<int64_t>(pages[position / kPageTokens]) * n_kv_heads + head) * kPageTokens + position % kPageTokens) * head_dim;
+  return ((static_cast<int64_t>(pages[position / kPageTokens]) * n_kv_heads + head) * kPageTokens + position % kPageTokens) *
+         head_dim;
 }
 
 }  // namespace sigmoe::cuda

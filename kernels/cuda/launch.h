@@ -13,9 +13,9 @@ namespace sigmoe::cuda {
 // A failed runtime call leaves the context unusable as often as not, so every one of them breaks the model.
 [[noreturn]] void throw_cuda_error(cudaError_t status, const char* expression, const char* file, int line);
 
-#define CUDA_CHECK(expression)                                                                             \
-  do {                                                                                                     \
-    const cudaError_t status_ = (expression);                                                              \
+#define CUDA_CHECK(expression)                                                                              \
+  do {                                                                                                      \
+    const cudaError_t status_ = (expression);                                                               \
     if (status_ != cudaSuccess) ::sigmoe::cuda::throw_cuda_error(status_, #expression, __FILE__, __LINE__); \
   } while (0)
 

@@ -32,10 +32,11 @@ void* device_malloc(size_t bytes, const char* what) {
     (void)cudaGetLastError();  // this one is not sticky
     size_t free = 0, total = 0;
     CUDA_CHECK(cudaMemGetInfo(&free, &total));
-    throw EngineError(ErrorCode::out_of_memory,
-                      std::string(what) + ": " + megabytes(bytes) + " of GPU memory asked for, " + megabytes(free) + " of " +
-                          megabytes(total) + " free",
-                      "lower kvCacheTokens, maxModelLen or maxBatchedTokens, free the GPU, or use a smaller or quantised model");
+    throw EngineError(
+        ErrorCode::out_of_memory,
+        std::string(what) + ": " + megabytes(bytes) + " of GPU memory asked for, " + megabytes(free) + " of " +
+            megabytes(total) + " free",
+        "lower kvCacheTokens, maxModelLen or maxBatchedTokens, free the GPU, or use a smaller or quantised model");
   }
   CUDA_CHECK(status);
   return data;

@@ -9,8 +9,8 @@ namespace sigmoe::cuda {
 
 // ---- elementwise.cu
 void launch_embed(const Queue& queue, const Tensor& table, const int32_t* ids, int n_tokens, float* out);
-void launch_reduce_add_rms_norm(const Queue& queue, float* residual, const float* addend, int n_slots, const float* weight, float eps,
-                                int n_tokens, int width, float* out);
+void launch_reduce_add_rms_norm(const Queue& queue, float* residual, const float* addend, int n_slots, const float* weight,
+                                float eps, int n_tokens, int width, float* out);
 void launch_sum_slots(const Queue& queue, const float* addend, int n_slots, int n_tokens, int width, float* out);
 void launch_join_norms(const Queue& queue, const float* embedding, const float* embedding_norm, const float* hidden,
                        const float* hidden_norm, float eps, int n_tokens, int width, float* out);
@@ -24,8 +24,8 @@ void launch_qk_norm_rope_store(const Queue& queue, const BatchView& batch, const
 // Split-KV attention over BF16 pages; false when there is no kernel for the shape.
 bool has_split_attention(const AttentionShape& shape, DType kv_dtype);
 struct SplitScratch {
-  float* partial = nullptr;       // split_partial_bytes of them
-  int32_t* arrivals = nullptr;    // (rows, G), zero between launches
+  float* partial = nullptr;     // split_partial_bytes of them
+  int32_t* arrivals = nullptr;  // (rows, G), zero between launches
 };
 int max_splits(int max_pages);
 size_t split_partial_bytes(const AttentionShape& shape, int n_rows, int max_pages);
@@ -33,9 +33,10 @@ void launch_split_attention(const Queue& queue, const BatchView& batch, const At
                             const float* q, const KvView& kv, const SplitScratch& scratch, float* out);
 
 // ---- exact.cu: everything in float32, one warp per result
-void launch_exact_linear(const Queue& queue, const float* x, const int32_t* row_ids, const WeightView& weight, int n_tokens, float* y);
-void launch_exact_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv,
-                            float* out);
+void launch_exact_linear(const Queue& queue, const float* x, const int32_t* row_ids, const WeightView& weight, int n_tokens,
+                         float* y);
+void launch_exact_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, const float* q,
+                            const KvView& kv, float* out);
 // inner (T, A + 1, F): of slot a < A by expert, of slot A by the shared weight. views (E) in device memory.
 struct ExactExperts {
   const WeightView* gate_up = nullptr;  // (E) in device memory; tiles null where this rank has no share
@@ -50,13 +51,13 @@ void launch_exact_experts(const Queue& queue, const ExactExperts& args, const fl
 
 // ---- route.cu
 constexpr int kRouterSlices = 8;  // partial logits per (token, expert)
-void launch_route(const Queue& queue, const float* x, const WeightView& gate, const float* bias, const RouterShape& shape, int n_tokens,
-                  const int32_t* forced_ids, float* partial, float* logits, const Routing& out);
+void launch_route(const Queue& queue, const float* x, const WeightView& gate, const float* bias, const RouterShape& shape,
+                  int n_tokens, const int32_t* forced_ids, float* partial, float* logits, const Routing& out);
 bool can_route(const RouterShape& shape);
 
 // ---- sample.cu
 void launch_sample(const Queue& queue, const SampleArgs& args, float* penalised);
-void launch_count_tokens(const Queue& queue, uint32_t* counts_row, const int32_t* prompt, int n_prompt, const int32_t* generated,
-                         int n_generated);
+void launch_count_tokens(const Queue& queue, uint32_t* counts_row, const int32_t* prompt, int n_prompt,
+                         const int32_t* generated, int n_generated);
 
 }  // namespace sigmoe::cuda

@@ -23,8 +23,8 @@ bool describe(std::string& detail) {
   }
   const cudaError_t status = cudaGetDeviceCount(&n_devices);
   if (status == cudaErrorInsufficientDriver) {
-    detail = "the NVIDIA driver supports CUDA " + version_text(driver) + ", this build is of CUDA " + version_text(CUDART_VERSION) +
-             " and needs a driver of branch " + driver_floor() + " or newer";
+    detail = "the NVIDIA driver supports CUDA " + version_text(driver) + ", this build is of CUDA " +
+             version_text(CUDART_VERSION) + " and needs a driver of branch " + driver_floor() + " or newer";
     return false;
   }
   if (status != cudaSuccess || n_devices == 0) {
@@ -50,4 +50,6 @@ constexpr BackendPlugin kPlugin{kPluginAbi, describe, create};
 }  // namespace
 }  // namespace sigmoe::cuda
 
-extern "C" __attribute__((visibility("default"))) const sigmoe::BackendPlugin* sigmoe_plugin() { return &sigmoe::cuda::kPlugin; }
+extern "C" __attribute__((visibility("default"))) const sigmoe::BackendPlugin* sigmoe_plugin() {
+  return &sigmoe::cuda::kPlugin;
+}

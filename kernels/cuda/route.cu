@@ -14,8 +14,8 @@ namespace sigmoe::cuda {
 namespace {
 
 constexpr int kLogitWarps = 4;
-constexpr int kTokenBlock = 4;   // tokens a thread works on at a time
-constexpr int kHeldChunks = 8;   // of the gate, per warp, kept in registers over all tokens
+constexpr int kTokenBlock = 4;  // tokens a thread works on at a time
+constexpr int kHeldChunks = 8;  // of the gate, per warp, kept in registers over all tokens
 constexpr int kMaxExperts = 1024;
 constexpr int kMaxGroups = 32;
 constexpr int kMaxActive = 32;
@@ -144,7 +144,8 @@ __device__ void score_token(const ChooseArgs& args, int t, float* scores, float*
   for (int e = first; e < n_experts; e += step) {
     float parts[kRouterSlices], logit = 0.0f;
 #pragma unroll
-    for (int s = 0; s < kRouterSlices; ++s) parts[s] = args.partial[(static_cast<int64_t>(s) * args.n_tokens + t) * n_experts + e];
+    for (int s = 0; s < kRouterSlices; ++s)
+      parts[s] = args.partial[(static_cast<int64_t>(s) * args.n_tokens + t) * n_experts + e];
 #pragma unroll
     for (int s = 0; s < kRouterSlices; ++s) logit += parts[s];
     args.logits[static_cast<int64_t>(t) * n_experts + e] = logit;
@@ -153,9 +154,10 @@ __device__ void score_token(const ChooseArgs& args, int t, float* scores, float*
   }
 }
 
-// One warp chooses for token t from its scores and choice (E) in shared memory. kPerLane * 32 experts at most.
+// One warp chooses for token t from its scores and choice (E) in shared memory, and leaves the choice in chosen_ids (A) too
+// when given. kPerLane * 32 experts at most.
 template <int kPerLane>
-__device__ void choose_token(const ChooseArgs& args, int t, const float* scores, const float* choice) {
+__device__ void choose_token(const ChooseArgs& args, int t, const float* scores, const float* choice, int32_t* chosen_ids) {
   const RouterShape& shape = args.shape;
   const int lane = threadIdx.x % 32, n_experts = shape.n_experts, n_active = shape.n_active, n_groups = shape.n_groups;
   int chosen = 0;  // lane a holds the a-th choice
@@ -217,24 +219,27 @@ __device__ void choose_token(const ChooseArgs& args, int t, const float* scores,
   const float divisor = shape.normalise ? sum + 1e-20f : 1.0f;
   if (lane < n_active) {
     args.out.expert_ids[t * n_active + lane] = chosen;
+    if (chosen_ids) chosen_ids[lane] = chosen;
     args.out.weights[t * n_active + lane] = score / divisor * shape.scaling;
   }
   __syncwarp();
 }
 
 // Slots by expert, in token order within one. A thread per expert reads all choices: no atomics, one order.
-__device__ void sort_slots(const ChooseArgs& args) {
+// `ids` (kSortedAtOnce) is shared memory, 16-byte aligned; `loaded`: it holds all slots already, -1 up to whole fours.
+__device__ void sort_slots(const ChooseArgs& args, int32_t* ids, bool loaded) {
   __shared__ int32_t warp_totals[32];
-  __shared__ __align__(16) int32_t ids[kSortedAtOnce];
   const int n_experts = args.shape.n_experts, n_slots = args.n_tokens * args.shape.n_active;
   const int e = threadIdx.x, lane = e % 32, warp = e / 32;
   // visit(i) for every slot i of this thread's expert, in order.
   const auto each_slot = [&](const auto& visit) {
     for (int first = 0; first < n_slots; first += kSortedAtOnce) {
       const int n = min(kSortedAtOnce, n_slots - first);
-      if (first > 0 || n_slots > kSortedAtOnce) __syncthreads();
-      for (int i = threadIdx.x; i < (n + 3) / 4 * 4; i += blockDim.x) ids[i] = i < n ? args.out.expert_ids[first + i] : -1;
-      __syncthreads();
+      if (!loaded) {
+        __syncthreads();
+        for (int i = threadIdx.x; i < (n + 3) / 4 * 4; i += blockDim.x) ids[i] = i < n ? args.out.expert_ids[first + i] : -1;
+        __syncthreads();
+      }
       for (int i = 0; i < n; i += 4) {
         const int4 four = *reinterpret_cast<const int4*>(ids + i);
         if (four.x == e) visit(first + i);
@@ -266,8 +271,11 @@ __device__ void sort_slots(const ChooseArgs& args) {
 template <int kPerLane>
 __global__ void __launch_bounds__(1024) choose_and_sort_kernel(const __grid_constant__ ChooseArgs args) {
   extern __shared__ float shared[];  // (T, 2, E): scores, choice
+  __shared__ __align__(16) int32_t ids[kOneBlockTokens * kMaxActive + 4];
   let_next_start();
   wait_for_previous();
+  const int n_slots = args.n_tokens * args.shape.n_active;
+  if (threadIdx.x < 4) ids[n_slots / 4 * 4 + threadIdx.x] = -1;  // what is past the last slot stays so
   const int warp = threadIdx.x / 32, n_experts = args.shape.n_experts;
   for (int t = 0; t < args.n_tokens; ++t) {
     float* own = shared + static_cast<size_t>(t) * 2 * n_experts;
@@ -276,10 +284,10 @@ __global__ void __launch_bounds__(1024) choose_and_sort_kernel(const __grid_cons
   __syncthreads();
   for (int t = warp; t < args.n_tokens; t += blockDim.x / 32) {
     const float* own = shared + static_cast<size_t>(t) * 2 * n_experts;
-    choose_token<kPerLane>(args, t, own, own + n_experts);
+    choose_token<kPerLane>(args, t, own, own + n_experts, ids + t * args.shape.n_active);
   }
   __syncthreads();
-  sort_slots(args);
+  sort_slots(args, ids, true);
 }
 
 // A warp per token, one to a block.
@@ -290,13 +298,14 @@ __global__ void choose_kernel(const __grid_constant__ ChooseArgs args) {
   wait_for_previous();
   score_token(args, blockIdx.x, shared, shared + args.shape.n_experts, threadIdx.x, 32);
   __syncwarp();
-  choose_token<kPerLane>(args, blockIdx.x, shared, shared + args.shape.n_experts);
+  choose_token<kPerLane>(args, blockIdx.x, shared, shared + args.shape.n_experts, nullptr);
 }
 
 __global__ void __launch_bounds__(kMaxExperts) sort_kernel(const __grid_constant__ ChooseArgs args) {
+  __shared__ __align__(16) int32_t ids[kSortedAtOnce];
   let_next_start();
   wait_for_previous();
-  sort_slots(args);
+  sort_slots(args, ids, false);
 }
 
 template <int kPerLane>
@@ -318,8 +327,8 @@ bool can_route(const RouterShape& shape) {
   return shape.n_experts <= kMaxExperts && shape.n_groups <= kMaxGroups && shape.n_active <= kMaxActive;
 }
 
-void launch_route(const Queue& queue, const float* x, const WeightView& gate, const float* bias, const RouterShape& shape, int n_tokens,
-                  const int32_t* forced_ids, float* partial, float* logits, const Routing& out) {
+void launch_route(const Queue& queue, const float* x, const WeightView& gate, const float* bias, const RouterShape& shape,
+                  int n_tokens, const int32_t* forced_ids, float* partial, float* logits, const Routing& out) {
   // Few tokens: one block column reads its part of the gate once. Many: more columns, so that the device is full.
   const int token_blocks = std::min(divide_up(n_tokens, kTokenBlock), 8);
   const int tokens_per_block = divide_up(divide_up(n_tokens, token_blocks), kTokenBlock) * kTokenBlock;

@@ -2,9 +2,9 @@
 // not depend on their order and the token is the very one that sorting the vocabulary would pick.
 //
 // Tokens are ranked by (logit, then lower id first): one 64-bit rank each, all distinct. top-k, top-p and the draw each ask
-// for the largest rank at which a sum from the top reaches a target; cut_at() finds it digit by digit, 8 bits at a time, from
-// a histogram of the ranks that share the digits found so far, and as soon as those are few it gathers them in shared memory.
-// Bound: a greedy row reads its logits once.
+// for the largest rank at which a sum from the top reaches a target. cut_at() narrows the vocabulary to the bin of a histogram
+// over logits that holds it, sorts that bin's few candidates in shared memory and scans them; a bin of too many equal logits
+// is cut digit by digit instead. Bound: a greedy row reads its logits once.
 #include <cmath>
 
 #include "cuda/device.cuh"
@@ -104,16 +104,19 @@ __device__ uint64_t block_total(uint64_t value, uint64_t* scratch) {
   return block_combine(value, scratch, [](uint64_t v) { return warp_sum(v); });
 }
 
+constexpr int kBins = 2048;
+constexpr float kBinsPerNat = 64.0f;  // bins cover 32 nats below the best token: weights reach zero before that
+
 struct Shared {
   uint64_t scratch[kWarps];
-  uint64_t histogram[256];
-  uint32_t members[256];  // ranks per bin
-  uint64_t prefix, above;
+  unsigned long long histogram[kBins];
+  uint32_t members[kBins];
+  uint64_t answer, above;
   uint32_t n_bin, n_gathered;
-  uint64_t candidates[kMaxListed], narrowed[kMaxListed];  // ranks
+  uint64_t candidates[kMaxListed], narrowed[kMaxListed];  // ranks, sorted downwards
 };
 
-// One row's candidates: the tokens of logits x (V) after penalties with rank >= least, or a list of their ranks.
+// One row's candidates: the tokens of logits x (V) after penalties with rank >= least, or a sorted list of their ranks.
 struct Row {
   const float* x;
   int n;
@@ -121,7 +124,10 @@ struct Row {
   float highest, temperature;
   const uint64_t* list = nullptr;
 
-  __device__ uint64_t weight(uint64_t rank) const { return sample_weight(__fdiv_rn(__fsub_rn(logit_of(rank), highest), temperature)); }
+  __device__ float exponent(uint64_t rank) const { return __fdiv_rn(__fsub_rn(logit_of(rank), highest), temperature); }
+  __device__ uint64_t weight(uint64_t rank) const { return sample_weight(exponent(rank)); }
+  // Grows as ranks fall.
+  __device__ int bin(uint64_t rank) const { return static_cast<int>(fminf(-exponent(rank) * kBinsPerNat, kBins - 1.0f)); }
 
   // The rank at place i of n, or 0 when it is no candidate.
   __device__ uint64_t at(int i) const {
@@ -129,73 +135,143 @@ struct Row {
     const uint64_t rank = list ? list[i] : rank_of(x[i], i);
     return rank >= least ? rank : 0;
   }
+};
 
-  // The candidates with ranks in [low, high], listed in `to`; at most kMaxListed of them.
-  __device__ Row gather(uint64_t low, uint64_t high, uint64_t* to, Shared& shared) const {
-    __syncthreads();
-    if (threadIdx.x == 0) shared.n_gathered = 0;
-    __syncthreads();
-    for (int i = threadIdx.x; i < n; i += kThreads) {
-      const uint64_t rank = at(i);
-      if (rank >= low && rank <= high && rank > 0) to[atomicAdd(&shared.n_gathered, 1u)] = rank;
+// Sorts the first n of at most kMaxListed ranks downwards; bitonic, padded with zeros.
+__device__ void sort_ranks(uint64_t* ranks, int n) {
+  int padded = 2;
+  while (padded < n) padded *= 2;
+  for (int i = n + static_cast<int>(threadIdx.x); i < padded; i += kThreads) ranks[i] = 0;
+  for (int run = 2; run <= padded; run *= 2)
+    for (int step = run / 2; step > 0; step /= 2) {
+      __syncthreads();
+      for (int i = threadIdx.x; i < padded / 2; i += kThreads) {
+        const int low = i / step * 2 * step + i % step, high = low + step;
+        const bool down = (low & run) == 0;
+        const uint64_t a = ranks[low], b = ranks[high];
+        if ((a < b) == down) ranks[low] = b, ranks[high] = a;
+      }
+    }
+  __syncthreads();
+}
+
+// The candidates that pass `wanted`, listed in `to`; at most kMaxListed of them.
+template <typename Wanted>
+__device__ Row gather(const Row& from, const Wanted& wanted, uint64_t* to, Shared& shared) {
+  __syncthreads();
+  if (threadIdx.x == 0) shared.n_gathered = 0;
+  __syncthreads();
+#pragma unroll 4
+  for (int i = threadIdx.x; i < from.n; i += kThreads) {
+    const uint64_t rank = from.at(i);
+    if (rank > 0 && wanted(rank)) to[atomicAdd(&shared.n_gathered, 1u)] = rank;
+  }
+  __syncthreads();
+  Row row = from;
+  row.list = to;
+  row.n = static_cast<int>(shared.n_gathered);
+  sort_ranks(to, row.n);
+  return row;
+}
+
+// cut_at within a sorted list: the first place at which base + the sum so far reaches target.
+template <typename Mass>
+__device__ uint64_t cut_list(const Row& row, uint64_t base, uint64_t target, const Mass& mass, uint64_t& above,
+                             Shared& shared) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  for (int first = 0; first < row.n; first += kThreads) {
+    const uint64_t rank = row.at(first + static_cast<int>(threadIdx.x));
+    const uint64_t own = rank > 0 ? mass(rank) : 0;
+    uint64_t sum = own;  // inclusive, over the warp, then over the block
+    for (int step = 1; step < 32; step *= 2) {
+      const uint64_t other = __shfl_up_sync(kAllLanes, sum, step);
+      if (lane >= step) sum += other;
     }
     __syncthreads();
-    Row row = *this;
-    row.list = to;
-    row.n = static_cast<int>(shared.n_gathered);
-    return row;
+    if (lane == 31) shared.scratch[warp] = sum;
+    __syncthreads();
+    uint64_t before = base;
+    for (int w = 0; w < kWarps; ++w) {
+      if (w < warp) before += shared.scratch[w];
+      base += shared.scratch[w];
+    }
+    sum += before;
+    if (rank > 0 && sum >= target && sum - own < target) shared.answer = rank, shared.above = sum - own;
+    if (base >= target) break;
   }
-};
+  __syncthreads();
+  above = shared.above;
+  return shared.answer;
+}
+
+// The bin at which base + the sum over bins from the first reaches target; `above` gets the sum before it.
+__device__ int cut_bins(int n_bins, uint64_t base, uint64_t target, uint64_t& above, Shared& shared) {
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    const int each = n_bins / 32, lane = threadIdx.x;
+    uint64_t own = 0;
+    for (int i = 0; i < each; ++i) own += shared.histogram[lane * each + i];
+    uint64_t sum = own;
+    for (int step = 1; step < 32; step *= 2) {
+      const uint64_t other = __shfl_up_sync(kAllLanes, sum, step);
+      if (lane >= step) sum += other;
+    }
+    sum += base - own;
+    if (sum < target && sum + own >= target) {
+      int bin = lane * each;
+      while (sum + shared.histogram[bin] < target) sum += shared.histogram[bin++];
+      shared.answer = bin;
+      shared.above = sum;
+      shared.n_bin = shared.members[bin];
+    }
+  }
+  __syncthreads();
+  above = shared.above;
+  return static_cast<int>(shared.answer);
+}
+
+__device__ void clear_bins(int n_bins, Shared& shared) {
+  __syncthreads();
+  for (int i = threadIdx.x; i < n_bins; i += kThreads) shared.histogram[i] = shared.members[i] = 0;
+  __syncthreads();
+}
+
+// For more candidates in one bin than a list holds: digits of 8 bits, the leading ones first.
+template <typename Mass>
+__device__ uint64_t cut_digits(const Row& row, uint64_t target, const Mass& mass, uint64_t& above, Shared& shared) {
+  uint64_t prefix = 0;
+  above = 0;
+  for (int shift = 56; shift >= 0; shift -= 8) {
+    clear_bins(256, shared);
+    for (int i = threadIdx.x; i < row.n; i += kThreads) {
+      const uint64_t rank = row.at(i);
+      if (rank > 0 && (shift == 56 || rank >> (shift + 8) == prefix >> (shift + 8)))
+        atomicAdd(&shared.histogram[255 - (rank >> shift & 255)], mass(rank));
+    }
+    prefix |= static_cast<uint64_t>(255 - cut_bins(256, above, target, above, shared)) << shift;
+  }
+  return prefix;
+}
 
 // The largest rank c with sum of mass over ranks >= c reaching `target` (1 <= target <= the sum over all candidates); `above`
 // gets the sum over ranks > c. mass(rank) is 1 for counting, else the token's weight.
 template <typename Mass>
-__device__ uint64_t cut_at(Row row, uint64_t target, const Mass& mass, uint64_t& above, Shared& shared) {
-  uint64_t prefix = 0, sum_above = 0;
-  for (int shift = 56; shift >= 0; shift -= 8) {
-    __syncthreads();
-    for (int i = threadIdx.x; i < 256; i += kThreads) shared.histogram[i] = shared.members[i] = 0;
-    __syncthreads();
-    for (int base = 0; base < row.n; base += kThreads) {
-      const uint64_t rank = row.at(base + static_cast<int>(threadIdx.x));
-      const bool in = rank > 0 && (shift == 56 || rank >> (shift + 8) == prefix >> (shift + 8));
-      uint64_t m = in ? mass(rank) : 0;
-      int digit = in ? static_cast<int>(rank >> shift & 255) : -1;
-      // Many tokens share the leading digits: add up those of a warp that share a bin before touching it.
-      for (int round = 0; round < 3; ++round) {
-        const unsigned left = __ballot_sync(kAllLanes, digit >= 0);
-        if (!left) break;
-        const int leader = __ffs(left) - 1, bin = __shfl_sync(kAllLanes, digit, leader);
-        const unsigned same = __ballot_sync(kAllLanes, digit == bin);
-        const uint64_t total = warp_sum(digit == bin ? m : 0);
-        if (static_cast<int>(threadIdx.x % 32) == leader) {
-          atomicAdd(reinterpret_cast<unsigned long long*>(&shared.histogram[bin]), total);
-          atomicAdd(&shared.members[bin], static_cast<uint32_t>(__popc(same)));
-        }
-        if (digit == bin) digit = -1;
-      }
-      if (digit >= 0) {
-        atomicAdd(reinterpret_cast<unsigned long long*>(&shared.histogram[digit]), m);
-        atomicAdd(&shared.members[digit], 1u);
-      }
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      int digit = 255;
-      uint64_t sum = sum_above;
-      while (digit > 0 && sum + shared.histogram[digit] < target) sum += shared.histogram[digit--];
-      shared.prefix = prefix | static_cast<uint64_t>(digit) << shift;
-      shared.above = sum;
-      shared.n_bin = shared.members[digit];
-    }
-    __syncthreads();
-    prefix = shared.prefix;
-    sum_above = shared.above;
-    if (row.n > kMaxListed && shared.n_bin <= kMaxListed)
-      row = row.gather(prefix, prefix | ((uint64_t{1} << shift) - 1), shared.narrowed, shared);
+__device__ uint64_t cut_at(const Row& row, uint64_t target, const Mass& mass, uint64_t& above, Shared& shared) {
+  if (row.list) return cut_list(row, 0, target, mass, above, shared);
+  clear_bins(kBins, shared);
+#pragma unroll 4
+  for (int i = threadIdx.x; i < row.n; i += kThreads) {
+    const uint64_t rank = row.at(i);
+    if (rank == 0) continue;
+    const int bin = row.bin(rank);
+    atomicAdd(&shared.histogram[bin], mass(rank));
+    atomicAdd(&shared.members[bin], 1u);
   }
-  above = sum_above;
-  return prefix;
+  const int bin = cut_bins(kBins, 0, target, above, shared);
+  if (shared.n_bin > kMaxListed) return cut_digits(row, target, mass, above, shared);
+  const Row few = gather(
+      row, [&](uint64_t rank) { return row.bin(rank) == bin; }, shared.narrowed, shared);
+  return cut_list(few, above, target, mass, above, shared);
 }
 
 // ---- a row -----------------------------------------------------------------------------------------------------------
@@ -204,9 +280,11 @@ __device__ int choose(const SampleArgs& args, const SampleRow& sample, const flo
                       Shared& shared) {
   const int n = args.vocab_size;
   const bool biased = sample.bias_end > sample.bias_begin, bans = sample.ban_end > sample.ban_begin;
-  const bool penalties = sample.repetition_penalty != 1.0f || sample.presence_penalty != 0.0f || sample.frequency_penalty != 0.0f;
+  const bool penalties =
+      sample.repetition_penalty != 1.0f || sample.presence_penalty != 0.0f || sample.frequency_penalty != 0.0f;
   const bool greedy = !(sample.temperature > 0.0f) && !biased && !bans;  // then x is not needed
-  uint64_t best = 0;
+  float best_value = -INFINITY;
+  int best_id = -1;
   for (int base = threadIdx.x * 4; base < n; base += kThreads * 4 * kUnroll) {
     float4 values[kUnroll];
 #pragma unroll
@@ -227,9 +305,10 @@ __device__ int choose(const SampleArgs& args, const SampleRow& sample, const flo
         float value = finite_logit(i == 0 ? values[u].x : i == 1 ? values[u].y : i == 2 ? values[u].z : values[u].w);
         if (penalties && !biased) value = penalise(value, counts[id], sample);
         if (!greedy) x[id] = value;
-        best = max(best, rank_of(value, id));
+        if (value > best_value || best_id < 0) best_value = value, best_id = id;  // ids rise: the first of equals stays
       }
   }
+  uint64_t best = best_id < 0 ? 0 : rank_of(best_value, best_id);
   if (biased) {
     __syncthreads();
     if (threadIdx.x == 0)  // entries may name a token twice: one thread, in order
@@ -282,7 +361,9 @@ __device__ int choose(const SampleArgs& args, const SampleRow& sample, const flo
       row.least = cut_at(row, sample.top_k, one, above, shared);
       count = sample.top_k;
     }
-    if (count <= kMaxListed) row = row.gather(row.least, ~uint64_t{0}, shared.candidates, shared);
+    if (count <= kMaxListed)
+      row = gather(
+          row, [](uint64_t) { return true; }, shared.candidates, shared);
   }
   uint64_t total = 0;
   for (int i = threadIdx.x; i < row.n; i += kThreads)
@@ -297,7 +378,8 @@ __device__ int choose(const SampleArgs& args, const SampleRow& sample, const flo
 }
 
 __global__ void __launch_bounds__(kThreads) sample_kernel(SampleArgs args, float* penalised) {
-  __shared__ Shared shared;
+  extern __shared__ __align__(16) unsigned char shared_bytes[];
+  Shared& shared = *reinterpret_cast<Shared*>(shared_bytes);
   let_next_start();
   wait_for_previous();
   const int64_t r = blockIdx.x;
@@ -327,7 +409,9 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(SampleArgs args, float
   for (int id = threadIdx.x; id < n; id += kThreads) total += sample_weight(__fsub_rn(finite_logit(logits[id]), highest));
   total = block_total(total, shared.scratch);
   const float log_total = static_cast<float>(log(static_cast<double>(total) / kWeightOne));
-  const auto logprob = [&](float value) { return isinf(highest) ? -logf(static_cast<float>(n)) : (value - highest) - log_total; };
+  const auto logprob = [&](float value) {
+    return isinf(highest) ? -logf(static_cast<float>(n)) : (value - highest) - log_total;
+  };
   if (threadIdx.x == 0) args.logprobs[r] = logprob(finite_logit(logits[token]));
   for (int i = 0; i < min(min(sample.n_logprobs, kMaxLogprobs), n); ++i) {  // the best below the last one found
     if (threadIdx.x == 0) {
@@ -356,14 +440,17 @@ __global__ void count_tokens_kernel(uint32_t* counts, const int32_t* tokens, int
 }  // namespace
 
 void launch_sample(const Queue& queue, const SampleArgs& args, float* penalised) {
-  launch(queue, sample_kernel, args.n_rows, kThreads, 0, args, penalised);
+  CUDA_CHECK(
+      cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(sizeof(Shared))));
+  launch(queue, sample_kernel, args.n_rows, kThreads, sizeof(Shared), args, penalised);
 }
 
-void launch_count_tokens(const Queue& queue, uint32_t* counts_row, const int32_t* prompt, int n_prompt, const int32_t* generated,
-                         int n_generated) {
+void launch_count_tokens(const Queue& queue, uint32_t* counts_row, const int32_t* prompt, int n_prompt,
+                         const int32_t* generated, int n_generated) {
   const Queue plain{queue.stream, false};
   if (n_prompt > 0) launch(plain, count_tokens_kernel, divide_up(n_prompt, 256), 256, 0, counts_row, prompt, n_prompt, true);
-  if (n_generated > 0) launch(plain, count_tokens_kernel, divide_up(n_generated, 256), 256, 0, counts_row, generated, n_generated, false);
+  if (n_generated > 0)
+    launch(plain, count_tokens_kernel, divide_up(n_generated, 256), 256, 0, counts_row, generated, n_generated, false);
 }
 
 }  // namespace sigmoe::cuda

@@ -1,5 +1,3 @@
-#include "cuda/weight.h"
-
 #include <algorithm>
 #include <climits>
 #include <cstring>
@@ -8,6 +6,7 @@
 #include "cuda/device.cuh"
 #include "cuda/element.cuh"
 #include "cuda/launch.h"
+#include "cuda/weight.h"
 
 namespace sigmoe::cuda {
 namespace {
@@ -28,7 +27,8 @@ __device__ bool not_finite(uint2 piece, WeightFormat format) {
 
 // rows (n_rows, row_bytes) in checkpoint order -> pieces of rows [row0, row0 + n_rows). One thread per piece. The lowest row
 // that holds a NaN or an infinity goes to bad_row.
-__global__ void pack_rows(const uint8_t* rows, int row0, int n_rows, int row_bytes, WeightView w, uint8_t* tiles, int* bad_row) {
+__global__ void pack_rows(const uint8_t* rows, int row0, int n_rows, int row_bytes, WeightView w, uint8_t* tiles,
+                          int* bad_row) {
   const int n_pieces = (row_bytes + 7) / 8;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= static_cast<int64_t>(n_rows) * n_pieces) return;
@@ -56,7 +56,8 @@ __global__ void pack_rows(const uint8_t* rows, int row0, int n_rows, int row_byt
 }
 
 // target (F32 or BF16) <- source times its scales (n, n_blocks), where block b covers k in [bounds[b], bounds[b + 1]).
-__global__ void expand(WeightView source, const float* scales, const int* bounds, int n_blocks, WeightView target, uint8_t* tiles) {
+__global__ void expand(WeightView source, const float* scales, const int* bounds, int n_blocks, WeightView target,
+                       uint8_t* tiles) {
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (index >= static_cast<int64_t>(source.n) * source.k) return;
   const int n = static_cast<int>(index / source.k), k = static_cast<int>(index % source.k);
@@ -81,7 +82,8 @@ __device__ uint64_t mix(uint64_t x) {  // splitmix64
 
 // Every stored element random: FP8 and INT4 codes uniform over the finite ones, BF16 uniform with standard deviation 0.02.
 __global__ void fill_random(WeightFormat format, uint64_t seed, int64_t n_words, uint32_t* words) {
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n_words; i += int64_t{gridDim.x} * blockDim.x) {
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n_words;
+       i += int64_t{gridDim.x} * blockDim.x) {
     const uint64_t bits = mix(seed ^ i);
     uint32_t word = static_cast<uint32_t>(bits);
     if (format == WeightFormat::bf16) {
@@ -122,10 +124,12 @@ class Builder : public LinearBuilder {
  public:
   Builder(const LinearDesc& desc, WeightArena& arena, UploadQueue& uploads, bool exact)
       : desc_(desc), arena_(arena), uploads_(uploads), n_blocks_(desc.k_bounds.empty() ? 0 : desc.k_bounds.size() - 1) {
-    if (desc.n <= 0 || desc.k <= 0 || desc.n > INT_MAX / 2 || desc.k > INT_MAX / 16 || weight_row_bytes(desc.format, desc.k) == 0 ||
-        (desc.format == WeightFormat::int4 && desc.k % 2 != 0) || (desc.gate_up && desc.n % 2 != 0))
-      throw EngineError(ErrorCode::unsupported, desc.name + ": a weight of " + std::to_string(desc.n) + " x " + std::to_string(desc.k) +
-                            " in " + weight_format_name(desc.format) + " has no CUDA kernel");
+    if (desc.n <= 0 || desc.k <= 0 || desc.n > INT_MAX / 2 || desc.k > INT_MAX / 16 ||
+        weight_row_bytes(desc.format, desc.k) == 0 || (desc.format == WeightFormat::int4 && desc.k % 2 != 0) ||
+        (desc.gate_up && desc.n % 2 != 0))
+      throw EngineError(ErrorCode::unsupported, desc.name + ": a weight of " + std::to_string(desc.n) + " x " +
+                                                    std::to_string(desc.k) + " in " + weight_format_name(desc.format) +
+                                                    " has no CUDA kernel");
     const bool scaled = n_blocks_ > 0;
     k_shift_ = scaled ? uniform_k_shift(desc) : 0;
     expands_ = scaled && k_shift_ < 0;
@@ -141,7 +145,8 @@ class Builder : public LinearBuilder {
   void put_rows(int64_t row, int64_t n_rows, const std::byte* source, size_t stride_bytes) override {
     const size_t row_bytes = weight_row_bytes(desc_.format, desc_.k);
     if (row_bytes > UploadQueue::kBytes)
-      throw EngineError(ErrorCode::unsupported, desc_.name + ": rows of " + std::to_string(row_bytes) + " bytes have no CUDA kernel");
+      throw EngineError(ErrorCode::unsupported,
+                        desc_.name + ": rows of " + std::to_string(row_bytes) + " bytes have no CUDA kernel");
     const int64_t rows_per_send = static_cast<int64_t>(UploadQueue::kBytes / row_bytes);
     for (int64_t first = 0; first < n_rows; first += rows_per_send) {
       const int64_t n = std::min(rows_per_send, n_rows - first);
@@ -220,8 +225,8 @@ class Builder : public LinearBuilder {
     uploads_.copy(scales.data, scales_.data(), scales.bytes);
     uploads_.copy(bound_span.data, bounds.data(), bound_span.bytes);
     launch({uploads_.stream()}, expand, divide_up(desc_.n * desc_.k, 256), 256, 0, weight_->view,
-           reinterpret_cast<const float*>(scales.data), reinterpret_cast<const int*>(bound_span.data), static_cast<int>(n_blocks_),
-           expanded->view, reinterpret_cast<uint8_t*>(expanded->tiles.data));
+           reinterpret_cast<const float*>(scales.data), reinterpret_cast<const int*>(bound_span.data),
+           static_cast<int>(n_blocks_), expanded->view, reinterpret_cast<uint8_t*>(expanded->tiles.data));
     uploads_.wait();
     weight_ = std::move(expanded);
   }
@@ -276,8 +281,8 @@ std::unique_ptr<LinearWeight> random_weight(const LinearDesc& desc, uint64_t see
     const int64_t n_scales = int64_t{divide_up(desc.n, int64_t{1} << view.row_shift)} * view.scale_columns;
     weight->scales = arena.take(n_scales * sizeof(float), desc.name.c_str());
     view.scales = reinterpret_cast<const float*>(weight->scales.data);
-    launch({uploads.stream()}, fill_float, divide_up(n_scales, 256), 256, 0, reinterpret_cast<float*>(weight->scales.data), n_scales,
-           0.02f / (fp8 ? 127.0f : 4.6f));
+    launch({uploads.stream()}, fill_float, divide_up(n_scales, 256), 256, 0, reinterpret_cast<float*>(weight->scales.data),
+           n_scales, 0.02f / (fp8 ? 127.0f : 4.6f));
   }
   uploads.wait();
   weight->held = weight->tiles.bytes + weight->scales.bytes;

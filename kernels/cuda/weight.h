@@ -29,13 +29,13 @@ constexpr int chunk_k(WeightFormat format) {
 
 // What kernels see. Passed by value.
 struct WeightView {
-  const uint4* tiles = nullptr;    // (n_tiles, n_groups * kGroup / chunk_k, 32 lanes) 16 bytes each
-  const float* scales = nullptr;   // (n >> row_shift, scale_columns); null for f32 and bf16
+  const uint4* tiles = nullptr;   // (n_tiles, n_groups * kGroup / chunk_k, 32 lanes) 16 bytes each
+  const float* scales = nullptr;  // (n >> row_shift, scale_columns); null for f32 and bf16
   int n = 0, k = 0;
   int n_tiles = 0, n_groups = 0;
   int scale_columns = 0;
-  uint8_t row_shift = 0;           // one scale covers 1 << row_shift rows ...
-  uint8_t k_shift = 0;             // ... and 1 << k_shift columns
+  uint8_t row_shift = 0;  // one scale covers 1 << row_shift rows ...
+  uint8_t k_shift = 0;    // ... and 1 << k_shift columns
   WeightFormat format = WeightFormat::bf16;
   bool gate_up = false;
 };

@@ -45,6 +45,7 @@ export function readVocabulary(path: string, json: Fields): Vocabulary {
       return fail(`model.merges[${i}]`, 'a pair of tokens', merge);
     }
   }
+  checkPatterns(json.pre_tokenizer, fail);
   if (!namesByteLevel(decoder)) return fail('decoder', 'ByteLevel', isFields(decoder) ? decoder.type : decoder);
 
   const ids = new Map<string, number>();
@@ -107,6 +108,15 @@ function wholeText(processor: unknown, fail: (field: string, expected: string, f
     side.push(...(token.ids as number[]));
   }
   return { prefix, suffix };
+}
+
+/** The tokenizer package only warns of a Split without a pattern, and then does not split. */
+function checkPatterns(step: unknown, fail: (field: string, expected: string, found: unknown) => never): void {
+  if (!isFields(step)) return;
+  const { type, pattern, pretokenizers } = step;
+  if (Array.isArray(pretokenizers)) for (const inner of pretokenizers as unknown[]) checkPatterns(inner, fail);
+  const text = isFields(pattern) ? (pattern.Regex ?? pattern.String) : undefined;
+  if (type === 'Split' && typeof text !== 'string') fail('pre_tokenizer pattern', 'Regex or String', text);
 }
 
 function namesByteLevel(decoder: unknown): boolean {

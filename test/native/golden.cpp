@@ -15,8 +15,9 @@ std::string golden_dir() { return SIGMOE_GOLDEN_DIR; }
 std::string source_dir() { return SIGMOE_SOURCE_DIR; }
 
 const std::vector<std::string>& random_checkpoints() {
-  static const std::vector<std::string> names = {"base",       "fp8-block",  "fp8-ragged",   "full-rotary",  "mtp",       "no-qk-norm",
-                                                 "real-heads", "real-routing", "single-group", "two-dense", "two-shared", "yarn"};
+  static const std::vector<std::string> names = {"base",         "fp8-block",  "fp8-ragged", "full-rotary",
+                                                 "mtp",          "no-qk-norm", "real-heads", "real-routing",
+                                                 "single-group", "two-dense",  "two-shared", "yarn"};
   return names;
 }
 
@@ -111,7 +112,11 @@ std::vector<std::string> available_paths(DType compute) {
 
 TestModel::TestModel(const std::string& folder, const WorldSpec& spec, int64_t n_positions) {
   const ModelFolder model = open_model_folder(folder);
-  config = model.config;
+  *this = TestModel(model.config, model.checkpoint, spec, n_positions);
+}
+
+TestModel::TestModel(const ModelConfig& model_config, const Checkpoint& checkpoint, const WorldSpec& spec, int64_t n_positions)
+    : config(model_config) {
   world = std::make_unique<World>(spec.world, [&](int rank, Comm* comm) {
     auto backend = make_backend(spec);
     LoadOptions load;
@@ -119,7 +124,7 @@ TestModel::TestModel(const std::string& folder, const WorldSpec& spec, int64_t n
     load.world = spec.world;
     load.with_mtp = spec.mtp;
     load.n_threads = 2;
-    ModelWeights weights = load_weights(config, model.checkpoint, *backend, load);
+    ModelWeights weights = load_weights(config, checkpoint, *backend, load);
     RunnerLimits limits;
     limits.max_tokens = spec.max_tokens;
     limits.max_seqs = 8;
@@ -146,8 +151,8 @@ StepInputs chunk_inputs(const std::vector<int32_t>& tokens, int64_t begin, int64
 
 }  // namespace
 
-std::vector<float> run_logits(TestModel& model, const std::vector<int32_t>& tokens, const std::vector<int64_t>& chunks, Trace* trace,
-                              int32_t first_page) {
+std::vector<float> run_logits(TestModel& model, const std::vector<int32_t>& tokens, const std::vector<int64_t>& chunks,
+                              Trace* trace, int32_t first_page) {
   std::vector<float> logits;
   const int64_t n = static_cast<int64_t>(tokens.size());
   size_t c = 0;

@@ -12,8 +12,8 @@
 
 namespace sigmoe::test {
 
-std::string golden_dir();    // folder with random/NAME/, unpacked by the build
-std::string source_dir();    // the repository
+std::string golden_dir();                              // folder with random/NAME/, unpacked by the build
+std::string source_dir();                              // the repository
 const std::vector<std::string>& random_checkpoints();  // the twelve names
 
 // A whole safetensors file in memory.
@@ -22,8 +22,8 @@ class GoldenFile {
   explicit GoldenFile(const std::string& path);
   bool has(const std::string& name) const { return tensors_.count(name) > 0; }
   std::vector<int64_t> shape(const std::string& name) const;
-  std::vector<float> floats(const std::string& name) const;   // F32 or BF16
-  std::vector<int32_t> ints(const std::string& name) const;   // I32 or I64
+  std::vector<float> floats(const std::string& name) const;  // F32 or BF16
+  std::vector<int32_t> ints(const std::string& name) const;  // I32 or I64
 
  private:
   const TensorEntry& find(const std::string& name) const;
@@ -47,6 +47,7 @@ struct WorldSpec {
 // A checkpoint folder loaded into a world of ranks, with pages enough for a few sequences of n_positions tokens.
 struct TestModel {
   TestModel(const std::string& folder, const WorldSpec& spec, int64_t n_positions);
+  TestModel(const ModelConfig& config, const Checkpoint& checkpoint, const WorldSpec& spec, int64_t n_positions);
   ModelConfig config;
   std::unique_ptr<World> world;
 };

@@ -106,7 +106,8 @@ std::vector<float> linear(Backend& backend, const LinearWeight& weight, const st
 
 TEST_CASE("cuda linear: every format and shape agrees with the reference, and no row minds its neighbours") {
   on_cuda([](Backend& backend, DType compute) {
-    for (const auto& [n, k] : {std::pair<int64_t, int64_t>{1, 1}, {37, 51}, {100, 77}, {77, 131}, {256, 384}, {96, 1024}, {48, 2100}, {64, 4096}})
+    for (const auto& [n, k] :
+         {std::pair<int64_t, int64_t>{1, 1}, {37, 51}, {100, 77}, {77, 131}, {256, 384}, {96, 1024}, {48, 2100}, {64, 4096}})
       for (const Format& f : formats(k)) {
         CAPTURE(f.name);
         CAPTURE(n);
@@ -123,7 +124,8 @@ TEST_CASE("cuda linear: every format and shape agrees with the reference, and no
           for (const int first : {0, 40}) {
             CAPTURE(rows);
             const std::vector<float> part(x.begin() + first * k, x.begin() + (first + rows) * k);
-            CHECK(linear(backend, *weight, part, rows, n) == std::vector<float>(together.begin() + first * n, together.begin() + (first + rows) * n));
+            CHECK(linear(backend, *weight, part, rows, n) ==
+                  std::vector<float>(together.begin() + first * n, together.begin() + (first + rows) * n));
           }
         backend.linear(nullptr, *weight, 0, nullptr);
       }
@@ -135,14 +137,16 @@ TEST_CASE("cuda linear: products are exact where activations are BF16 already") 
     for (const int64_t k : {64, 384, 1100})
       for (const Format& f : formats(k)) {
         // Expanded weights are rounded to BF16 themselves, and so are F32 ones.
-        if (f.format == WeightFormat::f32 || std::string(f.name) == "fp8 slice inside a block" || std::string(f.name) == "int4 groups of 32") continue;
+        if (f.format == WeightFormat::f32 || std::string(f.name) == "fp8 slice inside a block" ||
+            std::string(f.name) == "int4 groups of 32")
+          continue;
         CAPTURE(f.name);
         CAPTURE(k);
         const HostWeight host = random_weight(f.format, 80, k, f.bounds, f.block_n, 8);
         std::vector<float> x = gaussian(9 * k, 3);
         for (float& value : x) value = bf16_to_f32(f32_to_bf16(value));
-        CHECK(relative_error(linear(backend, *host.put(backend), x, 9, 80), linear(*reference(), *host.put(*reference()), x, 9, 80)) <
-              Tolerance::kFloat32);
+        CHECK(relative_error(linear(backend, *host.put(backend), x, 9, 80),
+                             linear(*reference(), *host.put(*reference()), x, 9, 80)) < Tolerance::kFloat32);
       }
   });
 }
@@ -165,15 +169,18 @@ TEST_CASE("cuda weights: put by several threads, in pieces, from strided rows; N
     CHECK(linear(backend, *builder->finish(), x, 3, 100) == whole);
 
     for (const WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::fp8}) {
-      HostWeight bad = random_weight(format, 20, 50, format == WeightFormat::fp8 ? blocks_of(50, 50) : std::vector<int64_t>{}, 0, 5);
+      HostWeight bad =
+          random_weight(format, 20, 50, format == WeightFormat::fp8 ? blocks_of(50, 50) : std::vector<int64_t>{}, 0, 5);
       const size_t at = bad.stride() * 13 + bad.stride() / 50 * 49;  // the last element of row 13
       if (format == WeightFormat::f32) reinterpret_cast<float*>(&bad.rows[at])[0] = std::numeric_limits<float>::infinity();
       if (format == WeightFormat::bf16) reinterpret_cast<uint16_t*>(&bad.rows[at])[0] = 0x7fc0;
       if (format == WeightFormat::fp8) bad.rows[at] = std::byte{0xff};
       CHECK_THROWS_WITH_AS(bad.put(backend), "random holds a NaN or an infinity in row 13", EngineError);
     }
-    CHECK(random_weight(WeightFormat::fp8, 256, 512, blocks_of(512, 128), 128, 5).put(backend)->bytes() == 256 * 512 + 2 * 4 * sizeof(float));
-    CHECK(random_weight(WeightFormat::int4, 64, 256, blocks_of(256, 128), 1, 5).put(backend)->bytes() == 64 * 128 + 64 * 2 * sizeof(float));
+    CHECK(random_weight(WeightFormat::fp8, 256, 512, blocks_of(512, 128), 128, 5).put(backend)->bytes() ==
+          256 * 512 + 2 * 4 * sizeof(float));
+    CHECK(random_weight(WeightFormat::int4, 64, 256, blocks_of(256, 128), 1, 5).put(backend)->bytes() ==
+          64 * 128 + 64 * 2 * sizeof(float));
   });
 }
 
@@ -217,18 +224,21 @@ TEST_CASE("cuda embed, reduce_add_rms_norm, join_norms") {
       const OnDevice<float> device_weight(backend, weight), device_hidden(backend, hidden);
       for (const int n_slots : {0, 1, 2, 3, 9}) {
         CAPTURE(n_slots);
-        std::vector<float> addend = gaussian(n_tokens * std::max(n_slots, 1) * width, 4), residual = hidden, normed(n_tokens * width);
+        std::vector<float> addend = gaussian(n_tokens * std::max(n_slots, 1) * width, 4), residual = hidden,
+                           normed(n_tokens * width);
         const OnDevice<float> device_addend(backend, addend), device_residual(backend, residual), device_out(backend, normed);
-        ref.reduce_add_rms_norm(residual.data(), n_slots ? addend.data() : nullptr, n_slots, nullptr, weight.data(), 1e-6f, n_tokens, width, normed.data());
-        backend.reduce_add_rms_norm(device_residual.get(), n_slots ? device_addend.get() : nullptr, n_slots, nullptr, device_weight.get(), 1e-6f,
-                                    n_tokens, width, device_out.get());
+        ref.reduce_add_rms_norm(residual.data(), n_slots ? addend.data() : nullptr, n_slots, nullptr, weight.data(), 1e-6f,
+                                n_tokens, width, normed.data());
+        backend.reduce_add_rms_norm(device_residual.get(), n_slots ? device_addend.get() : nullptr, n_slots, nullptr,
+                                    device_weight.get(), 1e-6f, n_tokens, width, device_out.get());
         CHECK(device_residual.read() == residual);  // the same sums in the same order
         CHECK(relative_error(device_out.read(), normed) < 1e-6 * 20);
       }
       std::vector<float> joined(2 * n_tokens * width);
       const OnDevice<float> device_joined(backend, std::vector<float>(joined.size(), kPoison));
       ref.join_norms(expected.data(), weight.data(), hidden.data(), weight.data(), 1e-6f, n_tokens, width, joined.data());
-      backend.join_norms(out.get(), device_weight.get(), device_hidden.get(), device_weight.get(), 1e-6f, n_tokens, width, device_joined.get());
+      backend.join_norms(out.get(), device_weight.get(), device_hidden.get(), device_weight.get(), 1e-6f, n_tokens, width,
+                         device_joined.get());
       CHECK(relative_error(device_joined.read(), joined) < 2e-5);
     }
   });
@@ -257,7 +267,8 @@ std::vector<float> attend(Backend& backend, const AttentionCase& c, DType kv_dty
   const OnDevice<float> cos(backend, gaussian(longest * half, 11)), sin(backend, gaussian(longest * half, 12));
   const OnDevice<float> q_norm(backend, gaussian(shape.head_dim, 13)), k_norm(backend, gaussian(shape.head_dim, 14));
   const size_t cache = static_cast<size_t>(n_pages) * shape.n_kv_heads * kPageTokens * shape.head_dim;
-  const DeviceBuffer k = backend.alloc(cache * dtype_bytes(kv_dtype), "k"), v = backend.alloc(cache * dtype_bytes(kv_dtype), "v");
+  const DeviceBuffer k = backend.alloc(cache * dtype_bytes(kv_dtype), "k"),
+                     v = backend.alloc(cache * dtype_bytes(kv_dtype), "v");
   const KvView kv{k.data(), v.data(), kv_dtype};
 
   std::vector<float> result;
@@ -285,8 +296,8 @@ std::vector<float> attend(Backend& backend, const AttentionCase& c, DType kv_dty
     batch.positions = device_positions.get();
     batch.seq_offsets = device_offsets.get();
     batch.page_tables = page_tables.get();
-    backend.qk_norm_rope_store(batch, shape, device_qkv.get(), norms ? q_norm.get() : nullptr, norms ? k_norm.get() : nullptr, 1e-6f,
-                               cos.get(), sin.get(), kv, query.get());
+    backend.qk_norm_rope_store(batch, shape, device_qkv.get(), norms ? q_norm.get() : nullptr, norms ? k_norm.get() : nullptr,
+                               1e-6f, cos.get(), sin.get(), kv, query.get());
     if (!step) continue;
     backend.attention(batch, shape, query.get(), kv, out.get());
     result = out.read();
@@ -351,14 +362,16 @@ struct Routed {
   std::vector<int32_t> ids, offsets, order;
 };
 
-Routed route(Backend& backend, const LinearWeight& gate, const std::vector<float>& x, const std::vector<float>& bias, const RouterShape& shape,
-             int n_tokens, const int32_t* forced) {
+Routed route(Backend& backend, const LinearWeight& gate, const std::vector<float>& x, const std::vector<float>& bias,
+             const RouterShape& shape, int n_tokens, const int32_t* forced) {
   const size_t n_slots = static_cast<size_t>(n_tokens) * shape.n_active;
-  const OnDevice<float> in(backend, x), device_bias(backend, bias), logits(backend, std::vector<float>(static_cast<size_t>(n_tokens) * shape.n_experts, kPoison)),
+  const OnDevice<float> in(backend, x), device_bias(backend, bias),
+      logits(backend, std::vector<float>(static_cast<size_t>(n_tokens) * shape.n_experts, kPoison)),
       weights(backend, std::vector<float>(n_slots, kPoison));
-  const OnDevice<int32_t> ids(backend, std::vector<int32_t>(n_slots, -7)), offsets(backend, std::vector<int32_t>(shape.n_experts + 1, -7)),
-      order(backend, std::vector<int32_t>(n_slots, -7));
-  backend.route(in.get(), gate, device_bias.get(), shape, n_tokens, forced, logits.get(), {ids.get(), weights.get(), offsets.get(), order.get()});
+  const OnDevice<int32_t> ids(backend, std::vector<int32_t>(n_slots, -7)),
+      offsets(backend, std::vector<int32_t>(shape.n_experts + 1, -7)), order(backend, std::vector<int32_t>(n_slots, -7));
+  backend.route(in.get(), gate, device_bias.get(), shape, n_tokens, forced, logits.get(),
+                {ids.get(), weights.get(), offsets.get(), order.get()});
   return {logits.read(), weights.read(), ids.read(), offsets.read(), order.read()};
 }
 
@@ -373,9 +386,10 @@ RouterShape router(int n_experts, int n_active, int n_groups, int n_kept, bool n
 
 TEST_CASE("cuda route: choices, weights and lists equal the reference's, ties and forced choices included") {
   on_cuda([](Backend& backend, DType) {
-    for (const RouterShape& shape : {router(256, 8, 8, 4, true, 2.5f), router(16, 4, 4, 2, true, 1.0f), router(16, 4, 1, 1, false, 1.0f),
-                                     router(24, 3, 3, 2, true, 2.0f), router(60, 6, 6, 3, true, 1.0f), router(1, 1, 1, 1, true, 1.0f),
-                                     router(512, 22, 16, 8, true, 2.0f), router(8, 2, 8, 4, true, 1.0f)})
+    for (const RouterShape& shape :
+         {router(256, 8, 8, 4, true, 2.5f), router(16, 4, 4, 2, true, 1.0f), router(16, 4, 1, 1, false, 1.0f),
+          router(24, 3, 3, 2, true, 2.0f), router(60, 6, 6, 3, true, 1.0f), router(1, 1, 1, 1, true, 1.0f),
+          router(512, 22, 16, 8, true, 2.0f), router(8, 2, 8, 4, true, 1.0f)})
       for (const int n_tokens : {1, 2, 7, 40, 128, 200})
         for (const bool ties : {false, true})
           for (const WeightFormat format : {WeightFormat::bf16, WeightFormat::f32}) {
@@ -395,7 +409,8 @@ TEST_CASE("cuda route: choices, weights and lists equal the reference's, ties an
             CHECK(relative_error(got.logits, expected.logits) < Tolerance::kFloat32);
             CHECK(relative_error(got.weights, expected.weights) < Tolerance::kFloat32);
             std::vector<int32_t> forced(expected.ids.size());
-            for (size_t i = 0; i < forced.size(); ++i) forced[i] = static_cast<int32_t>((i % shape.n_active + i / shape.n_active * 3) % shape.n_experts);
+            for (size_t i = 0; i < forced.size(); ++i)
+              forced[i] = static_cast<int32_t>((i % shape.n_active + i / shape.n_active * 3) % shape.n_experts);
             const Routed expected_forced = route(*reference(), *expected_weight, x, bias, shape, n_tokens, forced.data());
             const Routed got_forced = route(backend, *weight, x, bias, shape, n_tokens, forced.data());
             CHECK(got_forced.ids == forced);
@@ -423,8 +438,8 @@ ExpertSet make_experts(Backend& backend, const ExpertCase& c) {
   ExpertSet set;
   const auto make = [&](WeightFormat format, int64_t n, int64_t k, bool gate_up, uint64_t seed) -> const LinearWeight* {
     const bool scaled = format == WeightFormat::fp8 || format == WeightFormat::int4;
-    const HostWeight host = random_weight(format, n, k, scaled ? blocks_of(k, 128) : std::vector<int64_t>{}, format == WeightFormat::int4 ? 1 : 128,
-                                          seed, gate_up);
+    const HostWeight host = random_weight(format, n, k, scaled ? blocks_of(k, 128) : std::vector<int64_t>{},
+                                          format == WeightFormat::int4 ? 1 : 128, seed, gate_up);
     return set.owned.emplace_back(host.put(backend)).get();
   };
   for (int e = 0; e < c.n_experts; ++e) {
@@ -445,11 +460,15 @@ TEST_CASE("cuda experts: formats, shared experts, empty and crowded lists, missi
   on_cuda([](Backend& backend, DType compute) {
     using enum WeightFormat;
     for (const ExpertCase& c :
-         {ExpertCase{"fp8", 256, 128, 128, 16, 4, fp8, fp8, false}, ExpertCase{"fp8 real width", 1024, 512, 512, 8, 2, fp8, fp8, false},
-          ExpertCase{"fp8 ragged", 192, 160, 160, 8, 3, fp8, fp8, false}, ExpertCase{"bf16", 64, 32, 64, 16, 4, bf16, bf16, false},
-          ExpertCase{"f32", 50, 20, 20, 4, 2, f32, f32, false}, ExpertCase{"int4", 256, 128, 128, 6, 2, int4, int4, false},
-          ExpertCase{"bf16 shared", 256, 128, 256, 6, 2, fp8, bf16, false}, ExpertCase{"no shared", 64, 32, 0, 6, 2, bf16, bf16, false},
-          ExpertCase{"missing shares", 64, 32, 32, 6, 2, bf16, bf16, true}, ExpertCase{"dense only", 128, 0, 384, 0, 0, fp8, fp8, false},
+         {ExpertCase{"fp8", 256, 128, 128, 16, 4, fp8, fp8, false},
+          ExpertCase{"fp8 real width", 1024, 512, 512, 8, 2, fp8, fp8, false},
+          ExpertCase{"fp8 ragged", 192, 160, 160, 8, 3, fp8, fp8, false},
+          ExpertCase{"bf16", 64, 32, 64, 16, 4, bf16, bf16, false}, ExpertCase{"f32", 50, 20, 20, 4, 2, f32, f32, false},
+          ExpertCase{"int4", 256, 128, 128, 6, 2, int4, int4, false},
+          ExpertCase{"bf16 shared", 256, 128, 256, 6, 2, fp8, bf16, false},
+          ExpertCase{"no shared", 64, 32, 0, 6, 2, bf16, bf16, false},
+          ExpertCase{"missing shares", 64, 32, 32, 6, 2, bf16, bf16, true},
+          ExpertCase{"dense only", 128, 0, 384, 0, 0, fp8, fp8, false},
           ExpertCase{"nothing", 64, 0, 0, 0, 0, fp8, fp8, false}}) {
       const ExpertSet on_device = make_experts(backend, c), on_host = make_experts(*reference(), c);
       const int n_slots = c.n_active + (c.n_active == 0 || c.shared_inner > 0 ? 1 : 0);
@@ -466,7 +485,8 @@ TEST_CASE("cuda experts: formats, shared experts, empty and crowded lists, missi
             for (int a = 0; a < c.n_active; ++a) ids.push_back(crowded ? a : (t * 5 + a * 3 + t / 7) % c.n_experts);
           for (int t = 0; t < n_tokens; ++t)  // distinct within a token
             for (int a = 1; a < c.n_active; ++a)
-              while (std::find(&ids[t * c.n_active], &ids[t * c.n_active + a], ids[t * c.n_active + a]) != &ids[t * c.n_active + a])
+              while (std::find(&ids[t * c.n_active], &ids[t * c.n_active + a], ids[t * c.n_active + a]) !=
+                     &ids[t * c.n_active + a])
                 ids[t * c.n_active + a] = (ids[t * c.n_active + a] + 1) % c.n_experts;
           for (int e = 0; e < c.n_experts; ++e) {
             for (size_t i = 0; i < ids.size(); ++i)
@@ -474,11 +494,13 @@ TEST_CASE("cuda experts: formats, shared experts, empty and crowded lists, missi
             offsets[e + 1] = static_cast<int32_t>(order.size());
           }
           std::vector<float> expected(static_cast<size_t>(n_tokens) * n_slots * c.width);
-          reference()->experts(x.data(), on_host.weights, {ids.data(), weights.data(), offsets.data(), order.data()}, c.n_active, n_tokens, c.width,
-                               expected.data());
-          const OnDevice<float> in(backend, x), device_weights(backend, weights), out(backend, std::vector<float>(expected.size(), kPoison));
+          reference()->experts(x.data(), on_host.weights, {ids.data(), weights.data(), offsets.data(), order.data()},
+                               c.n_active, n_tokens, c.width, expected.data());
+          const OnDevice<float> in(backend, x), device_weights(backend, weights),
+              out(backend, std::vector<float>(expected.size(), kPoison));
           const OnDevice<int32_t> device_ids(backend, ids), device_offsets(backend, offsets), device_order(backend, order);
-          backend.experts(in.get(), on_device.weights, {device_ids.get(), device_weights.get(), device_offsets.get(), device_order.get()}, c.n_active,
+          backend.experts(in.get(), on_device.weights,
+                          {device_ids.get(), device_weights.get(), device_offsets.get(), device_order.get()}, c.n_active,
                           n_tokens, c.width, out.get());
           const std::vector<float> got = out.read();
           CHECK(relative_error(got, expected) < bound(compute, Tolerance::kBf16Experts));
@@ -497,7 +519,8 @@ TEST_CASE("cuda head: rows picked on the device") {
     const std::vector<float> x = gaussian(10 * 256, 5);
     for (const std::vector<int32_t>& rows : {std::vector<int32_t>{7}, {9, 0}, {3, 3, 9, 1, 0}}) {
       std::vector<float> expected(rows.size() * 333);
-      reference()->head_logits(x.data(), rows.data(), static_cast<int>(rows.size()), *host.put(*reference()), nullptr, {333}, expected.data());
+      reference()->head_logits(x.data(), rows.data(), static_cast<int>(rows.size()), *host.put(*reference()), nullptr, {333},
+                               expected.data());
       const OnDevice<float> in(backend, x), out(backend, std::vector<float>(expected.size(), kPoison));
       const OnDevice<int32_t> device_rows(backend, rows);
       const auto weight = host.put(backend);
@@ -515,19 +538,20 @@ struct Sampled {
   std::vector<uint32_t> counts;
 };
 
-Sampled sample(Backend& backend, const std::vector<float>& logits, int vocab, const std::vector<SampleRow>& rows, const std::vector<int32_t>& bias_ids,
-               const std::vector<float>& bias_values, const std::vector<int32_t>& ban_ids, const std::vector<int32_t>& prompt,
-               const std::vector<int32_t>& generated) {
+Sampled sample(Backend& backend, const std::vector<float>& logits, int vocab, const std::vector<SampleRow>& rows,
+               const std::vector<int32_t>& bias_ids, const std::vector<float>& bias_values, const std::vector<int32_t>& ban_ids,
+               const std::vector<int32_t>& prompt, const std::vector<int32_t>& generated) {
   const int n_rows = static_cast<int>(rows.size());
-  const OnDevice<float> device_logits(backend, logits), device_bias(backend, bias_values), logprobs(backend, std::vector<float>(n_rows, kPoison)),
+  const OnDevice<float> device_logits(backend, logits), device_bias(backend, bias_values),
+      logprobs(backend, std::vector<float>(n_rows, kPoison)),
       top_logprobs(backend, std::vector<float>(n_rows * kMaxLogprobs, kPoison));
   const OnDevice<SampleRow> device_rows(backend, rows);
-  const OnDevice<int32_t> device_bias_ids(backend, bias_ids), device_bans(backend, ban_ids), tokens(backend, std::vector<int32_t>(n_rows, -5)),
-      top_ids(backend, std::vector<int32_t>(n_rows * kMaxLogprobs, -5));
+  const OnDevice<int32_t> device_bias_ids(backend, bias_ids), device_bans(backend, ban_ids),
+      tokens(backend, std::vector<int32_t>(n_rows, -5)), top_ids(backend, std::vector<int32_t>(n_rows * kMaxLogprobs, -5));
   const OnDevice<uint32_t> counts(backend, std::vector<uint32_t>(static_cast<size_t>(n_rows) * vocab, 99));
   for (int r = 0; r < n_rows; ++r)
-    backend.reset_counts(counts.get() + static_cast<size_t>(r) * vocab, vocab, prompt.data(), static_cast<int>(prompt.size()), generated.data(),
-                         static_cast<int>(generated.size()));
+    backend.reset_counts(counts.get() + static_cast<size_t>(r) * vocab, vocab, prompt.data(), static_cast<int>(prompt.size()),
+                         generated.data(), static_cast<int>(generated.size()));
   SampleArgs args;
   args.logits = device_logits.get();
   args.n_rows = n_rows;
@@ -557,7 +581,10 @@ TEST_CASE("cuda sample: the very tokens of the reference, over every option, spr
       CAPTURE(vocab);
       CAPTURE(round);
       constexpr int kRows = 8;
-      std::vector<float> logits = gaussian(static_cast<size_t>(kRows) * vocab, 900 + round, round % 4 == 0 ? 0.1f : round % 4 == 1 ? 8.0f : 2.5f);
+      std::vector<float> logits = gaussian(static_cast<size_t>(kRows) * vocab, 900 + round,
+                                           round % 4 == 0   ? 0.1f
+                                           : round % 4 == 1 ? 8.0f
+                                                            : 2.5f);
       if (round % 3 == 1)  // many ties
         for (float& value : logits) value = std::round(value);
       for (int i = 0; i < vocab / 50 && round % 4 == 2; ++i) {
@@ -582,7 +609,8 @@ TEST_CASE("cuda sample: the very tokens of the reference, over every option, spr
         row.top_p = r % 2 ? uniform() : 1.0f;
         row.min_p = r % 3 == 2 ? 0.2f * uniform() : 0.0f;
         row.top_k = r % 4 == 3 ? static_cast<int32_t>(random() % 60) + 1 : 0;
-        if (r > 2) row.repetition_penalty = 0.5f + uniform(), row.presence_penalty = uniform(), row.frequency_penalty = uniform() - 0.5f;
+        if (r > 2)
+          row.repetition_penalty = 0.5f + uniform(), row.presence_penalty = uniform(), row.frequency_penalty = uniform() - 0.5f;
         row.n_logprobs = r % 2 ? static_cast<int32_t>(random() % (kMaxLogprobs + 1)) : -1;
         if (r > 3) row.bias_end = static_cast<int32_t>(bias_ids.size());
         if (r > 4) row.ban_end = static_cast<int32_t>(ban_ids.size());
@@ -592,8 +620,10 @@ TEST_CASE("cuda sample: the very tokens of the reference, over every option, spr
       CHECK(got.tokens == expected.tokens);
       CHECK(got.top_ids == expected.top_ids);
       CHECK(got.counts == expected.counts);
-      for (size_t i = 0; i < expected.logprobs.size(); ++i) CHECK(got.logprobs[i] == doctest::Approx(expected.logprobs[i]).epsilon(1e-5));
-      for (size_t i = 0; i < expected.top_logprobs.size(); ++i) CHECK(got.top_logprobs[i] == doctest::Approx(expected.top_logprobs[i]).epsilon(1e-5));
+      for (size_t i = 0; i < expected.logprobs.size(); ++i)
+        CHECK(got.logprobs[i] == doctest::Approx(expected.logprobs[i]).epsilon(1e-5));
+      for (size_t i = 0; i < expected.top_logprobs.size(); ++i)
+        CHECK(got.top_logprobs[i] == doctest::Approx(expected.top_logprobs[i]).epsilon(1e-5));
     }
 }
 
@@ -613,6 +643,7 @@ TEST_CASE("cuda recorded steps: replays compute what plain calls do, through cha
       backend->run_recorded(rows, [&] { backend->linear(in.get(), *weight, rows, out.get()); });
       const std::vector<float> got = out.read();
       CHECK(std::equal(got.begin(), got.begin() + rows * 128, expected.begin()));
-      if (round == 3) linear(*backend, *weight, gaussian(200 * 512, 5), 200, 128);  // grows scratch: recordings must be forgotten
+      if (round == 3)
+        linear(*backend, *weight, gaussian(200 * 512, 5), 200, 128);  // grows scratch: recordings must be forgotten
     }
 }

@@ -15,11 +15,11 @@ using namespace sigmoe::test;
 
 namespace {
 
-constexpr double kFloat32Bound = 1e-4;       // per position, relative
-constexpr double kBf16Factor = 2.0;          // times the median of the publisher's BF16 run ...
-constexpr double kBf16Offset = 0.005;        // ... plus this
-constexpr int kFlipAllowance = 3;            // positions with a router flip, beyond the publisher's own
-constexpr double kWorstFactor = 1.5;         // of flipped positions, times the publisher's worst error
+constexpr double kFloat32Bound = 1e-4;  // per position, relative
+constexpr double kBf16Factor = 2.0;     // times the median of the publisher's BF16 run ...
+constexpr double kBf16Offset = 0.005;   // ... plus this
+constexpr int kFlipAllowance = 3;       // positions with a router flip, beyond the publisher's own
+constexpr double kWorstFactor = 1.5;    // of flipped positions, times the publisher's worst error
 // A flip must be a near-tie. BF16 rounds to 2^-9 relative; the hidden states that reach a router have gathered the errors of
 // all layers before, about 1% of the logits' spread of 2, and a sigmoid's slope is at most 1/4; group scores add two of them.
 constexpr double kNearTie = 0.03;
@@ -38,7 +38,8 @@ void check_rows_within(const std::vector<double>& errors, double bound, const ch
 }
 
 // Positions where some layer chose other experts than the golden; each must be a near-tie of the golden's own scores.
-std::set<int64_t> find_flips(const TestModel& model, const Checkpoint& checkpoint, const GoldenFile& golden, const Trace& trace) {
+std::set<int64_t> find_flips(const TestModel& model, const Checkpoint& checkpoint, const GoldenFile& golden,
+                             const Trace& trace) {
   const int64_t n_experts = model.config.n_experts, n_active = model.config.n_active, n_groups = model.config.n_groups;
   std::set<int64_t> flipped;
   for (size_t k = 0; k < trace.router_ids.size(); ++k) {
@@ -68,7 +69,8 @@ std::set<int64_t> find_flips(const TestModel& model, const Checkpoint& checkpoin
       for (const int32_t lost : expected)
         for (const int32_t gained : got)
           if (!got.count(lost) && !expected.count(gained))
-            margin = std::min({margin, std::abs(score[lost] - score[gained]), std::abs(group_score(lost) - group_score(gained))});
+            margin =
+                std::min({margin, std::abs(score[lost] - score[gained]), std::abs(group_score(lost) - group_score(gained))});
       MESSAGE("router flip: layer " << layer << " position " << t << " margin " << margin);
       CHECK_MESSAGE(margin <= kNearTie, "layer " << layer << " position " << t << " chose other experts without a near-tie");
     }
@@ -99,9 +101,11 @@ TEST_CASE("golden: float32 logits, choices and greedy ids on every path and worl
         for (size_t k = 0; k < trace.router_ids.size(); ++k) {
           std::vector<int32_t> got = trace.router_ids[k], wanted = golden.ints("router." + std::to_string(k) + ".topk");
           for (auto* ids : {&got, &wanted})
-            for (auto row = ids->begin(); row != ids->end(); row += model.config.n_active) std::sort(row, row + model.config.n_active);
+            for (auto row = ids->begin(); row != ids->end(); row += model.config.n_active)
+              std::sort(row, row + model.config.n_active);
           CHECK(got == wanted);
-          check_rows_within(row_errors(trace.router_logits[k], golden.floats("router." + std::to_string(k) + ".logits"), model.config.n_experts),
+          check_rows_within(row_errors(trace.router_logits[k], golden.floats("router." + std::to_string(k) + ".logits"),
+                                       model.config.n_experts),
                             kFloat32Bound, "router logits");
         }
         CHECK(run_greedy(model, tokens, static_cast<int>(greedy.size())) == greedy);
@@ -123,7 +127,8 @@ TEST_CASE("golden: float32 MTP logits on every path and world") {
       TestModel model(folder_of("mtp"), spec, 64);
       // The publisher's code rolls the ids left and puts 0 behind the last one.
       const std::vector<float> logits = run_mtp_logits(model, tokens, shifted(tokens, 0));
-      check_rows_within(row_errors(logits, golden.floats("mtp.0.logits"), model.config.vocab_size), kFloat32Bound, "MTP logits");
+      check_rows_within(row_errors(logits, golden.floats("mtp.0.logits"), model.config.vocab_size), kFloat32Bound,
+                        "MTP logits");
     }
 }
 
@@ -144,7 +149,8 @@ TEST_CASE("golden: BF16 logits on every path") {
       const std::vector<double> publisher = row_errors(golden.floats("bf16.logits"), expected, vocab);
       const double median = median_of(publisher), bound = kBf16Factor * median + kBf16Offset;
       const double publisher_worst = *std::max_element(publisher.begin(), publisher.end());
-      const auto publisher_flips = std::count_if(publisher.begin(), publisher.end(), [&](double error) { return error > 3 * median; });
+      const auto publisher_flips =
+          std::count_if(publisher.begin(), publisher.end(), [&](double error) { return error > 3 * median; });
 
       Trace trace;
       const std::vector<double> errors = row_errors(run_logits(model, tokens, {48}, &trace), expected, vocab);
@@ -159,9 +165,10 @@ TEST_CASE("golden: BF16 logits on every path") {
       for (size_t k = 0; golden.has("router." + std::to_string(k) + ".topk"); ++k)
         forced.forced_ids.push_back(golden.ints("router." + std::to_string(k) + ".topk"));
       TestModel again(folder_of(name), spec, 64);
-      check_rows_within(row_errors(run_logits(again, tokens, {48}, &forced), expected, vocab), bound, "logits with golden experts");
-      MESSAGE(path << " " << name << ": median error " << median_of(errors) << ", publisher's " << median << ", flipped positions "
-                   << flips.size());
+      check_rows_within(row_errors(run_logits(again, tokens, {48}, &forced), expected, vocab), bound,
+                        "logits with golden experts");
+      MESSAGE(path << " " << name << ": median error " << median_of(errors) << ", publisher's " << median
+                   << ", flipped positions " << flips.size());
     }
 }
 
@@ -182,11 +189,13 @@ TEST_CASE("golden: the bundled model's logits, MTP logits and greedy answers on 
       const auto prompt = cases[i]["prompt_ids"].get<std::vector<int32_t>>();
       const auto greedy = cases[i]["greedy_ids"].get<std::vector<int32_t>>();
       const std::vector<float> logits = run_logits(model, prompt, {512});
-      check_rows_within(row_errors({logits.end() - vocab, logits.end()}, golden.floats(std::to_string(i) + ".prompt_logits_last"), vocab),
-                        kFloat32Bound, "last logits");
+      check_rows_within(
+          row_errors({logits.end() - vocab, logits.end()}, golden.floats(std::to_string(i) + ".prompt_logits_last"), vocab),
+          kFloat32Bound, "last logits");
       const std::vector<float> mtp = run_mtp_logits(model, prompt, shifted(prompt, 0));
-      check_rows_within(row_errors({mtp.end() - vocab, mtp.end()}, golden.floats(std::to_string(i) + ".mtp_logits_last"), vocab),
-                        kFloat32Bound, "last MTP logits");
+      check_rows_within(
+          row_errors({mtp.end() - vocab, mtp.end()}, golden.floats(std::to_string(i) + ".mtp_logits_last"), vocab),
+          kFloat32Bound, "last MTP logits");
       CHECK(run_greedy(model, prompt, static_cast<int>(greedy.size())) == greedy);
     }
   }

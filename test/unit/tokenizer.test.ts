@@ -143,6 +143,11 @@ describe('a tokenizer.json that is not one', () => {
     ['merges that are none', { ...tokenizerJson, model: { ...model, merges: ['a b', 7] } }, 'model.merges[1]'],
     ['added tokens that are none', { ...tokenizerJson, added_tokens: [{ id: 'x' }] }, 'added_tokens[0].id'],
     ['another decoder', { ...tokenizerJson, decoder: { type: 'Metaspace' } }, 'decoder: expected ByteLevel, found "Metaspace"'],
+    [
+      'a split without a pattern',
+      { ...tokenizerJson, pre_tokenizer: { type: 'Split', pattern: {} } },
+      'expected Regex or String',
+    ],
     ['an unknown pre-tokenizer', { ...tokenizerJson, pre_tokenizer: { type: 'Nonsense' } }, 'cannot be built'],
     [
       'a regular expression that is none',
