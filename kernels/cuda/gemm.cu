@@ -111,16 +111,17 @@ __device__ inline void load_x(const __nv_bfloat16* row, int k, int k_end, bool w
 }
 
 // One warp's share of one tile: groups [begin, end) of k.
-template <WeightFormat F>
+template <WeightFormat F, int Depth>
 struct TileWalk {
   using S = Stream<F>;
-  uint4 weights[S::kDepth][S::kChunks];
-  float scales[S::kDepth][S::kFlushes][2];
+  uint4 weights[Depth][S::kChunks];
+  float scales[Depth][S::kFlushes][2];
   const uint4* source;
   const float* scale_rows[2];
   int begin, end, k_shift;
 
-  __device__ TileWalk(const WeightView& w, int tile, int begin, int end) : begin(begin), end(end), k_shift(w.k_shift) {
+  __device__ void start(const WeightView& w, int tile, int first, int last) {
+    begin = first, end = last, k_shift = w.k_shift;
     const int lane = threadIdx.x % 32;
     source = w.tiles + (static_cast<size_t>(tile) * w.n_groups * S::kChunks) * 32 + lane;
     if constexpr (S::kScaled)
@@ -147,21 +148,22 @@ struct TileWalk {
   // Starts the first loads; touches nothing but the weight.
   __device__ void prefetch() {
 #pragma unroll
-    for (int d = 0; d < S::kDepth; ++d)
+    for (int d = 0; d < Depth; ++d)
       if (begin + d < end) fetch(d, begin + d);
   }
 };
 
 // sum[m][j] (16 rows, 8 tokens) += tile m times token block j, over the walks' groups, for the first n_used blocks.
 // before(group) runs ahead of each group; load(j, group, chunk, x) fetches the lane's activations of a chunk.
-template <WeightFormat F, int Tiles, int NT, typename Load, typename Before>
-__device__ void walk_groups(TileWalk<F>* walks, int n_used, const Load& load, const Before& before, float (*sum)[NT][4]) {
+template <WeightFormat F, int Depth, int Tiles, int NT, typename Load, typename Before>
+__device__ void walk_groups(TileWalk<F, Depth>* walks, int n_used, const Load& load, const Before& before,
+                            float (*sum)[NT][4]) {
   using S = Stream<F>;
   constexpr int kPerFlush = S::kChunks / S::kFlushes;
   const int end = walks[0].end;
-  for (int group0 = walks[0].begin; group0 < end; group0 += S::kDepth) {
+  for (int group0 = walks[0].begin; group0 < end; group0 += Depth) {
 #pragma unroll
-    for (int d = 0; d < S::kDepth; ++d) {
+    for (int d = 0; d < Depth; ++d) {
       const int group = group0 + d;
       if (group >= end) break;
       before(group);
@@ -191,9 +193,9 @@ __device__ void walk_groups(TileWalk<F>* walks, int n_used, const Load& load, co
 #pragma unroll
               for (int i = 0; i < 4; ++i) sum[m][j][i] += unscaled[m][j][i] * walks[m].scales[d][f][i / 2];
       }
-      if (group + S::kDepth < end)
+      if (group + Depth < end)
 #pragma unroll
-        for (int m = 0; m < Tiles; ++m) walks[m].fetch(d, group + S::kDepth);
+        for (int m = 0; m < Tiles; ++m) walks[m].fetch(d, group + Depth);
     }
   }
 }
@@ -348,28 +350,33 @@ __device__ inline uint2 four_bf16(const __nv_bfloat16* row, int k, int k_end) {
   return {pairs[0], pairs[1]};
 }
 
-template <WeightFormat F, typename X>
-__global__ void __launch_bounds__(kWarps * 32, 5) few_kernel(const __grid_constant__ GemmArgs args) {
+template <WeightFormat F, typename X, int Tiles, int Depth>
+__global__ void __launch_bounds__(kWarps * 32, Tiles* Depth > 2 ? 4 : 5) few_kernel(const __grid_constant__ GemmArgs args) {
   extern __shared__ __align__(16) __nv_bfloat16 staged[];  // (tokens, staged_stride)
   __shared__ float partial[kWarps][4][32];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
   if (args.mode != GemmMode::gate_up) let_next_start();
   Work work;
-  if (!work.find(args, kFewTokens)) return;
+  if (!work.find(args, args.few_tokens)) return;
   const WeightView& w = work.w;
-  const int tile = work.row_block * (kWarps / work.slices) + warp / work.slices, slice = warp % work.slices;
-  const bool has_tile = tile < w.n_tiles;
-  TileWalk<F> walk(w, has_tile ? tile : 0, has_tile ? w.n_groups * slice / work.slices : 0,
-                   has_tile ? w.n_groups * (slice + 1) / work.slices : 0);
-  walk.prefetch();
+  const int side = kWarps / work.slices, first_tile = work.row_block * side * Tiles, slice = warp % work.slices;
+  const int begin = w.n_groups * slice / work.slices, end = w.n_groups * (slice + 1) / work.slices;
+  const auto tile_of = [&](int m) { return min(first_tile + m * side + warp / work.slices, w.n_tiles - 1); };
+  TileWalk<F, Depth> walks[Tiles];
+#pragma unroll
+  for (int m = 0; m < Tiles; ++m) {
+    walks[m].start(w, tile_of(m), begin, end);
+    walks[m].prefetch();
+  }
   if (work.dense || args.mode == GemmMode::down) wait_for_previous();
   if (args.mode == GemmMode::gate_up) let_next_start();
 
   const int stride = staged_stride(w.n_groups), n_fours = w.n_groups * kGroup / 4;
-  for (int first = work.token_begin; first < work.token_end; first += kFewTokens) {
-    const int n_here = min(kFewTokens, work.token_end - first);
+  for (int first = work.token_begin; first < work.token_end; first += args.few_tokens) {
+    const int n_here = min(args.few_tokens, work.token_end - first);
     if (first > work.token_begin) {
-      walk.prefetch();
+#pragma unroll
+      for (int m = 0; m < Tiles; ++m) walks[m].prefetch();
       __syncthreads();  // the last round's activations and sums have been read
     }
     for (int t = 0; t < n_here; ++t) {
@@ -384,10 +391,10 @@ __global__ void __launch_bounds__(kWarps * 32, 5) few_kernel(const __grid_consta
     }
     wait_for_copies();
     __syncthreads();
-    float sum[1][4] = {};
+    float sum[Tiles][1][4] = {};
     const __nv_bfloat16* own = staged + (g < n_here ? g : 0) * stride + q * Stream<F>::kLaneK;
-    walk_groups<F, 1, 1>(
-        &walk, 1,
+    walk_groups<F, Depth, Tiles, 1>(
+        walks, 1,
         [&](int, int group, int chunk, uint32_t* x) {
           if (g < n_here)
             load_x<Stream<F>::kLaneK>(own, group * kGroup + chunk * chunk_k(F), 0, true, x);
@@ -395,10 +402,14 @@ __global__ void __launch_bounds__(kWarps * 32, 5) few_kernel(const __grid_consta
 #pragma unroll
             for (int i = 0; i < Stream<F>::kLaneK / 2; ++i) x[i] = 0;
         },
-        [](int) {}, &sum);
-    keep(partial, sum, 1);
-    __syncthreads();
-    work.reduce<1>(args, partial, work.row_block * (kWarps / work.slices), first, 1);
+        [](int) {}, sum);
+#pragma unroll
+    for (int m = 0; m < Tiles; ++m) {
+      if (m > 0) __syncthreads();
+      keep(partial, sum[m], 1);
+      __syncthreads();
+      work.reduce<1>(args, partial, first_tile + m * side, first, 1);
+    }
   }
 }
 
@@ -421,10 +432,14 @@ __global__ void __launch_bounds__(kWarps * 32, 2) wide_kernel(const __grid_const
   const WeightView& w = work.w;
   const int side = kWarps / work.slices, first_tile = work.row_block * side * kWideTiles, slice = warp % work.slices;
   const int begin = w.n_groups * slice / work.slices, end = w.n_groups * (slice + 1) / work.slices;
-  const auto tile_of = [&](int m) { return first_tile + m * side + warp / work.slices; };
-  TileWalk<F> walks[kWideTiles] = {{w, min(tile_of(0), w.n_tiles - 1), begin, end},
-                                   {w, min(tile_of(1), w.n_tiles - 1), begin, end}};
-  for (TileWalk<F>& walk : walks) walk.prefetch();
+  const auto tile_of = [&](int m) { return min(first_tile + m * side + warp / work.slices, w.n_tiles - 1); };
+  constexpr int kDepth = Stream<F>::kDepth;
+  TileWalk<F, kDepth> walks[kWideTiles];
+#pragma unroll
+  for (int m = 0; m < kWideTiles; ++m) {
+    walks[m].start(w, tile_of(m), begin, end);
+    walks[m].prefetch();
+  }
   if (work.dense || args.mode == GemmMode::down) wait_for_previous();
   if (args.mode == GemmMode::gate_up) let_next_start();
 
@@ -432,7 +447,8 @@ __global__ void __launch_bounds__(kWarps * 32, 2) wide_kernel(const __grid_const
   for (int first = work.token_begin; first < work.token_end; first += kWideTokens) {
     const int n_here = min(kWideTokens, work.token_end - first), n_used = (n_here + 7) / 8;
     if (first > work.token_begin)
-      for (TileWalk<F>& walk : walks) walk.prefetch();
+#pragma unroll
+      for (int m = 0; m < kWideTiles; ++m) walks[m].prefetch();
     __syncthreads();                                 // the last round is over
     if (static_cast<int>(threadIdx.x) < n_used * 8)  // rows past the last repeat it; nobody writes their results
       row_at[threadIdx.x] = work.input_row(args, first + min(static_cast<int>(threadIdx.x), n_here - 1)) * w.k;
@@ -452,7 +468,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2) wide_kernel(const __grid_const
     };
     float sum[kWideTiles][kWideBlocks][4] = {};
     if (begin < end) copy_group(begin);
-    walk_groups<F, kWideTiles, kWideBlocks>(
+    walk_groups<F, kDepth, kWideTiles, kWideBlocks>(
         walks, n_used,
         [&](int j, int group, int chunk, uint32_t* x) {
           load_x<Stream<F>::kLaneK>(own + group % 2 * kWideBuffer + (8 * j + g) * kWideStride + q * Stream<F>::kLaneK,
@@ -499,6 +515,8 @@ int plan_blocks(GemmArgs& args, int n_tiles, int tokens_at_once) {
   return n_blocks;
 }
 
+constexpr int kPlentyOfBlocks = 800;  // more than run at once
+
 // Shared memory of a block is about 163 KB on the least device (sm_80); longer rows go through L1.
 constexpr size_t kMostStagedBytes = size_t{150} << 10;
 
@@ -507,14 +525,31 @@ bool fits_few(const GemmArgs& args) {
   return sizeof(__nv_bfloat16) * std::min(args.n_tokens, kFewTokens) * staged_stride(n_groups) <= kMostStagedBytes;
 }
 
+template <WeightFormat F, typename X, int Tiles, int Depth>
+void launch_few_tiles(const Queue& queue, GemmArgs& args, int n_blocks) {
+  const int n_groups = std::max(args.dense.tiles ? args.dense.n_groups : 0, args.routed.n > 0 ? args.routed.n_groups : 0);
+  const size_t bytes = sizeof(__nv_bfloat16) * args.few_tokens * staged_stride(n_groups);
+  const auto kernel = few_kernel<F, X, Tiles, Depth>;
+  if (bytes > (size_t{40} << 10))
+    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+  launch(queue, kernel, n_blocks, kWarps * 32, bytes, args);
+}
+
 template <WeightFormat F, typename X>
 void launch_few(const Queue& queue, GemmArgs& args) {
-  const int n_blocks = plan_blocks(args, 1, kFewTokens);
-  const int n_groups = std::max(args.dense.tiles ? args.dense.n_groups : 0, args.routed.n > 0 ? args.routed.n_groups : 0);
-  const size_t bytes = sizeof(__nv_bfloat16) * std::min(args.n_tokens, kFewTokens) * staged_stride(n_groups);
-  if (bytes > (size_t{48} << 10))
-    CUDA_CHECK(cudaFuncSetAttribute(few_kernel<F, X>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-  launch(queue, few_kernel<F, X>, n_blocks, kWarps * 32, bytes, args);
+  // Expert lists of small steps are short: less shared memory per block then lets more blocks run.
+  args.few_tokens =
+      args.routed.n > 0 && args.n_tokens <= 32 ? std::min(args.n_tokens, kFewTokens / 2) : std::min(args.n_tokens, kFewTokens);
+  const int n_blocks = plan_blocks(args, 1, args.few_tokens);
+  // A block of one-byte weights is soon over: where there are plenty, each takes twice the rows. With many tokens shared memory
+  // limits how many blocks run, and each keeps more loads in flight.
+  if constexpr (chunk_k(F) >= 32)
+    if (n_blocks > kPlentyOfBlocks) {
+      const int n_fewer = plan_blocks(args, 2, args.few_tokens);
+      if (args.n_tokens <= 4) return launch_few_tiles<F, X, 2, 1>(queue, args, n_fewer);
+      return launch_few_tiles<F, X, 2, 2>(queue, args, n_fewer);
+    }
+  launch_few_tiles<F, X, 1, Stream<F>::kDepth>(queue, args, n_blocks);
 }
 
 template <WeightFormat F>

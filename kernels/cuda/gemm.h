@@ -41,6 +41,7 @@ struct GemmArgs {
   void* routed_out = nullptr;
 
   // Filled by launch_gemm:
+  int few_tokens = 0;  // that a block of few_kernel takes at a time
   int dense_blocks = 0, dense_row_blocks = 0, dense_slices = 1;
   int routed_row_blocks = 0, routed_slices = 1;
 };
