@@ -47,11 +47,11 @@ struct LaneWeights {
 };
 
 // partial (kRouterSlices, T, E): block (tile, slice, token block).
-template <WeightFormat F>
+template <WeightFormat F, int TokenBlock>
 __global__ void __launch_bounds__(kLogitWarps * 32)
     logits_kernel(const float* x, WeightView gate, int n_tokens, int tokens_per_block, float* partial) {
   constexpr int kChunks = kGroup / chunk_k(F), kLane = LaneWeights<F>::kLane;
-  __shared__ float sums[kLogitWarps][kTokenBlock][16];
+  __shared__ float sums[kLogitWarps][TokenBlock][16];
   let_next_start();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
   const int tile = blockIdx.x, slice = blockIdx.y;
@@ -71,8 +71,8 @@ __global__ void __launch_bounds__(kLogitWarps * 32)
 
   const bool one_hold = begin + kHeldChunks * kLogitWarps >= end, aligned = gate.k % 4 == 0;
   const int token_begin = blockIdx.z * tokens_per_block, token_end = min(n_tokens, token_begin + tokens_per_block);
-  for (int first = token_begin; first < token_end; first += kTokenBlock) {
-    float sum[kTokenBlock][2] = {};
+  for (int first = token_begin; first < token_end; first += TokenBlock) {
+    float sum[TokenBlock][2] = {};
     for (int from = begin; from < end; from += kHeldChunks * kLogitWarps) {
       if (!one_hold) hold(from);
 #pragma unroll
@@ -80,9 +80,9 @@ __global__ void __launch_bounds__(kLogitWarps * 32)
         const LaneWeights<F> w(held[c]);
         const int k = (from + c * kLogitWarps) * chunk_k(F) + q * kLane;
 #pragma unroll
-        for (int j = 0; j < kTokenBlock; ++j) {
-          if (first + j >= token_end) break;
-          const float* row = x + static_cast<int64_t>(first + j) * gate.k + k;
+        for (int j = 0; j < TokenBlock; ++j) {
+          // past the last token it is read again: a branch here would hold back the loads behind it
+          const float* row = x + static_cast<int64_t>(min(first + j, token_end - 1)) * gate.k + k;
           float value[kLane];
           if (aligned && kLane == 4 && k < gate.k) {
             const float4 v = *reinterpret_cast<const float4*>(row);
@@ -101,7 +101,7 @@ __global__ void __launch_bounds__(kLogitWarps * 32)
     }
     __syncthreads();  // the last round's sums have been read
 #pragma unroll
-    for (int j = 0; j < kTokenBlock; ++j)
+    for (int j = 0; j < TokenBlock; ++j)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         float value = sum[j][h];
@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kLogitWarps * 32)
         if (q == 0) sums[warp][j][g + 8 * h] = value;
       }
     __syncthreads();
-    for (int i = threadIdx.x; i < kTokenBlock * 16; i += blockDim.x) {
+    for (int i = threadIdx.x; i < TokenBlock * 16; i += blockDim.x) {
       const int j = i / 16, e = tile * 16 + i % 16;
       if (first + j >= token_end || e >= gate.n) continue;
       float value = 0.0f;
@@ -333,10 +333,11 @@ void launch_route(const Queue& queue, const float* x, const WeightView& gate, co
   const int token_blocks = std::min(divide_up(n_tokens, kTokenBlock), 8);
   const int tokens_per_block = divide_up(divide_up(n_tokens, token_blocks), kTokenBlock) * kTokenBlock;
   const dim3 grid(gate.n_tiles, kRouterSlices, divide_up(n_tokens, tokens_per_block));
-  if (gate.format == WeightFormat::f32)
-    launch(queue, logits_kernel<WeightFormat::f32>, grid, kLogitWarps * 32, 0, x, gate, n_tokens, tokens_per_block, partial);
-  else
-    launch(queue, logits_kernel<WeightFormat::bf16>, grid, kLogitWarps * 32, 0, x, gate, n_tokens, tokens_per_block, partial);
+  const auto kernel =
+      gate.format == WeightFormat::f32
+          ? (n_tokens == 1 ? logits_kernel<WeightFormat::f32, 1> : logits_kernel<WeightFormat::f32, kTokenBlock>)
+          : (n_tokens == 1 ? logits_kernel<WeightFormat::bf16, 1> : logits_kernel<WeightFormat::bf16, kTokenBlock>);
+  launch(queue, kernel, grid, kLogitWarps * 32, 0, x, gate, n_tokens, tokens_per_block, partial);
 
   const ChooseArgs args{partial, bias, shape, n_tokens, forced_ids, logits, out};
   if (shape.n_experts <= 256)
