@@ -28,7 +28,8 @@ const cppRules = [
   { folder: 'csrc/engine', allowed: [/^backend\//, /^engine\//, json] },
   { folder: 'csrc/binding', allowed: [/^engine\/engine\.h$/, /^backend\/error\.h$/, /^binding\//, /^napi\.h$/] },
   { folder: 'kernels/cpu', allowed: [/^backend\//, /^cpu\//] },
-  { folder: 'bench/native', allowed: [/^backend\//, /^engine\//, json] },
+  { folder: 'kernels/cuda', allowed: [/^backend\//, /^cuda\//] },
+  { folder: 'bench/native', allowed: [/^backend\//, /^engine\//, /^cuda\//, json] },
   { folder: 'test/native', allowed: [/^backend\//, /^engine\//, /^cpu\//, json, /^doctest\//, /^[^/]+\.h$/] },
 ];
 // Headers of a platform belong to one folder, whichever brackets are used; tests may take a kernel apart.
@@ -40,7 +41,7 @@ const platformHeaders = [
 for (const { folder, allowed } of cppRules) {
   let files = [];
   try {
-    files = filesUnder(folder, /\.(h|cpp|inl)$/);
+    files = filesUnder(folder, /\.(h|cpp|inl|cu|cuh)$/);
   } catch (error) {
     if (error.code !== 'ENOENT') throw error;
   }

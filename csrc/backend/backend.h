@@ -168,6 +168,7 @@ struct ExpertWeights {
   std::vector<const LinearWeight*> down;         // E entries (D, F); likewise
   const LinearWeight* shared_gate_up = nullptr;  // (2Fs, D) or null
   const LinearWeight* shared_down = nullptr;     // (D, Fs) or null
+  mutable std::shared_ptr<void> prepared;        // what a backend makes of the above on first use (tables of pointers)
 };
 
 // One row to sample: everything the sampler needs besides logits and counts. Plain data, uploaded as it is.
@@ -235,6 +236,10 @@ class Backend {
   virtual void zero(void* device, size_t bytes) = 0;
   virtual void synchronize() = 0;
 
+  // Runs `ops`, calls of the methods below whose pointers and sizes are the same whenever `key` is: a backend may record
+  // what they enqueue and replay it instead of calling ops again. ops must not read results back.
+  virtual void run_recorded(uint64_t key, const std::function<void()>& ops) { ops(); }
+
   // Throws unsupported when no kernel can read this format or shape.
   virtual std::unique_ptr<LinearBuilder> begin_linear(const LinearDesc& desc) = 0;
 
@@ -262,7 +267,7 @@ class Backend {
 
   // logits (T, E) = x (T, D) gate^T in float32; scores = sigmoid(logits); choice by scores + bias within the kept groups
   // (a group's score is the sum of its two best); weights from the unbiased scores. Ties: the lower expert wins.
-  // `forced_ids` (T, A), when given, replaces the choice (tests). gate (E, D) is a LinearWeight used in float32.
+  // `forced_ids` (T, A) in host memory, when given, replaces the choice (tests). gate (E, D) is a LinearWeight used in float32.
   virtual void route(const float* x, const LinearWeight& gate, const float* bias, const RouterShape& shape, int n_tokens,
                      const int32_t* forced_ids, float* logits, const Routing& out) = 0;
 
@@ -281,7 +286,8 @@ class Backend {
   // with Philox4x32-10 keyed by seed, counted by position. Ties rank the lower id first. All in float32.
   virtual void sample(const SampleArgs& args) = 0;
 
-  // Puts a sequence's history into counts[slot] (V): clears it, marks prompt tokens, counts generated ones.
+  // Puts a sequence's history into counts[slot] (V): clears it, marks prompt tokens, counts generated ones. prompt and
+  // generated are host memory.
   virtual void reset_counts(uint32_t* counts_row, int vocab_size, const int32_t* prompt, int n_prompt, const int32_t* generated,
                             int n_generated) = 0;
 

@@ -1,20 +1,82 @@
 #include "backend/registry.h"
 
-namespace sigmoe {
+#include <dlfcn.h>
 
-const char* weight_format_name(WeightFormat format) {
-  switch (format) {
-    case WeightFormat::f32: return "F32";
-    case WeightFormat::bf16: return "BF16";
-    case WeightFormat::fp8: return "FP8 E4M3";
-    case WeightFormat::int4: return "INT4";
+#include <cstdlib>
+#include <mutex>
+
+#include "backend/plugin.h"
+
+namespace sigmoe {
+namespace {
+
+// The library of a device backend: opened once, on first question, and never closed.
+class PluginLibrary {
+ public:
+  PluginLibrary(const char* file, const char* variable) : file_(file), variable_(variable) {}
+
+  // Null when there is none; reason() then says why.
+  const BackendPlugin* plugin() {
+    std::call_once(opened_, [this] { open(); });
+    return plugin_;
   }
-  return "?";
+  const std::string& reason() const { return reason_; }
+
+ private:
+  // $SIGMOE_..._LIBRARY when set, else beside the addon.
+  std::string path() const {
+    if (const char* named = std::getenv(variable_); named && *named) return named;
+    Dl_info here;
+    if (!dladdr(reinterpret_cast<const void*>(&list_devices), &here) || !here.dli_fname) return file_;
+    const std::string addon = here.dli_fname;
+    return addon.substr(0, addon.rfind('/') + 1) + file_;
+  }
+
+  void open() {
+    const std::string path = this->path();
+    void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (!library) {
+      const char* error = dlerror();
+      reason_ = "not installed (" + std::string(error ? error : path) + "); name the library in " + variable_;
+      return;
+    }
+    const auto entry = reinterpret_cast<PluginFn>(dlsym(library, kPluginSymbol));
+    const BackendPlugin* plugin = entry ? entry() : nullptr;
+    if (!plugin || plugin->abi != kPluginAbi) {
+      reason_ = path + (plugin ? " speaks plugin interface " + std::to_string(plugin->abi) + ", this build " +
+                                     std::to_string(kPluginAbi)
+                               : " is not a sigmoe backend");
+      return;
+    }
+    plugin_ = plugin;
+  }
+
+  const char* file_;
+  const char* variable_;
+  std::once_flag opened_;
+  const BackendPlugin* plugin_ = nullptr;
+  std::string reason_;
+};
+
+PluginLibrary& cuda_library() {
+  static PluginLibrary library("libsigmoe_cuda.so", "SIGMOE_CUDA_LIBRARY");
+  return library;
 }
+
+DeviceReport report_cuda() {
+  DeviceReport report{"cuda", false, {}};
+  if (const BackendPlugin* plugin = cuda_library().plugin())
+    report.available = plugin->describe(report.detail);
+  else
+    report.detail = cuda_library().reason();
+  return report;
+}
+
+}  // namespace
 
 std::vector<DeviceReport> list_devices() {
   return {
-      {"cuda", false, "the CUDA backend is not part of this version"},
+      report_cuda(),
       {"ascend", false, "the Ascend backend is not part of this version"},
       {"cpu", true, describe_cpu()},
   };
@@ -22,10 +84,12 @@ std::vector<DeviceReport> list_devices() {
 
 std::unique_ptr<Backend> create_backend(const std::string& device, const BackendOptions& options) {
   if (device == "cpu") return create_cpu_backend(options);
-  for (const DeviceReport& report : list_devices())
-    if (report.device == device)
-      throw EngineError(ErrorCode::not_found, "device '" + device + "' asked for: " + report.detail,
-                        "use device 'cpu' or 'auto'");
+  for (const DeviceReport& report : list_devices()) {
+    if (report.device != device) continue;
+    if (report.available && device == "cuda") return cuda_library().plugin()->create(options);
+    throw EngineError(ErrorCode::not_found, "device '" + device + "' asked for: " + report.detail,
+                      "use device 'cpu' or 'auto'");
+  }
   throw EngineError(ErrorCode::invalid_argument, "device '" + device + "' asked for: no such device",
                     "use one of auto, cpu, cuda, ascend");
 }

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 #include "backend/registry.h"
@@ -67,18 +69,43 @@ std::vector<int32_t> GoldenFile::ints(const std::string& name) const {
   return values;
 }
 
+namespace {
+
+std::unique_ptr<Backend> make_backend(const WorldSpec& spec) {
+  BackendOptions options;
+  options.compute = spec.compute;
+  options.n_threads = spec.n_threads;
+  if (spec.kernels == "cuda") return create_backend("cuda", options);
+  options.kernels = spec.kernels;
+  return create_backend("cpu", options);
+}
+
+bool wanted(const std::string& path) {
+  const char* names = std::getenv("SIGMOE_TEST_PATHS");
+  return !names || ("," + std::string(names) + ",").find("," + path + ",") != std::string::npos;
+}
+
+}  // namespace
+
 std::vector<std::string> available_paths(DType compute) {
   std::vector<std::string> paths;
   for (const char* path : {"reference", "generic", "avx2", "avx512", "avx512bf16", "amx"}) {
-    BackendOptions options;
-    options.kernels = path;
-    options.compute = compute;
-    options.n_threads = 1;
+    WorldSpec spec;
+    spec.kernels = path;
+    spec.compute = compute;
+    spec.n_threads = 1;
     try {
-      if (create_backend("cpu", options)->info().compute == compute) paths.push_back(path);
+      if (wanted(path) && make_backend(spec)->info().compute == compute) paths.push_back(path);
     } catch (const EngineError& error) {
       if (error.code() != ErrorCode::not_found) throw;
     }
+  }
+  for (const DeviceReport& report : list_devices()) {
+    if (report.device != "cuda" || !wanted("cuda")) continue;
+    if (report.available)
+      paths.push_back("cuda");
+    else
+      std::printf("cuda: skipped, %s\n", report.detail.c_str());
   }
   return paths;
 }
@@ -91,11 +118,7 @@ TestModel::TestModel(const std::string& folder, const WorldSpec& spec, int64_t n
 TestModel::TestModel(const ModelConfig& model_config, const Checkpoint& checkpoint, const WorldSpec& spec, int64_t n_positions)
     : config(model_config) {
   world = std::make_unique<World>(spec.world, [&](int rank, Comm* comm) {
-    BackendOptions options;
-    options.kernels = spec.kernels;
-    options.compute = spec.compute;
-    options.n_threads = spec.n_threads;
-    auto backend = create_backend("cpu", options);
+    auto backend = make_backend(spec);
     LoadOptions load;
     load.rank = rank;
     load.world = spec.world;

@@ -31,11 +31,12 @@ class GoldenFile {
   std::map<std::string, TensorEntry> tensors_;
 };
 
-// CPU paths this machine can run in the given compute type: "reference" first.
+// What this machine can run in the given compute type: the CPU paths, "reference" first, then "cuda". SIGMOE_TEST_PATHS
+// (names, comma-separated) narrows it, for runs on a device where CPU paths need no second look.
 std::vector<std::string> available_paths(DType compute);
 
 struct WorldSpec {
-  std::string kernels = "reference";
+  std::string kernels = "reference";  // a CPU path, or "cuda"
   DType compute = DType::f32;
   int world = 1;
   int n_threads = 2;

@@ -1,0 +1,379 @@
+#include "cuda/cuda_backend.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "cuda/ops.h"
+
+namespace sigmoe::cuda {
+namespace {
+
+constexpr size_t kLandingBytes = 64 << 10;
+constexpr size_t kMaxRecorded = 256;
+constexpr size_t kMaxSplitBytes = size_t{64} << 20;  // attention partials; longer batches take several launches
+
+bool same_shape(const WeightView& a, const WeightView& b) {
+  return a.n == b.n && a.k == b.k && a.format == b.format && a.gate_up == b.gate_up && a.row_shift == b.row_shift &&
+         a.k_shift == b.k_shift && a.scale_columns == b.scale_columns;
+}
+
+}  // namespace
+
+CudaBackend::Stream::Stream() { CUDA_CHECK(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking)); }
+CudaBackend::Stream::~Stream() {
+  cudaStreamSynchronize(handle);
+  cudaStreamDestroy(handle);
+}
+
+CudaBackend::CudaBackend(const BackendOptions& options) : exact_(options.compute == DType::f32) {
+  if (options.kernels != "auto")
+    throw EngineError(ErrorCode::invalid_argument,
+                      "kernels '" + options.kernels + "' asked for; on cuda the only choice is auto");
+  cudaDeviceProp properties;
+  CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+  queue_ = {compute_.handle, properties.major >= 9};
+  steps_ = std::make_unique<UploadQueue>(compute_.handle);
+  weights_ = std::make_unique<UploadQueue>(loading_.handle);
+  CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&landing_), kLandingBytes));
+  info_.device = "cuda";
+  info_.name = properties.name;
+  info_.kernels = exact_ ? "exact" : "sm_" + std::to_string(properties.major) + std::to_string(properties.minor);
+  info_.compute = info_.kv_dtype = exact_ ? DType::f32 : DType::bf16;
+  info_.n_threads = options.n_threads;
+}
+
+CudaBackend::~CudaBackend() {
+  forget_recorded();
+  cudaFreeHost(landing_);
+}
+
+// ---- memory ----------------------------------------------------------------------------------------------------------
+
+DeviceBuffer CudaBackend::alloc(size_t bytes, const char* what) {
+  void* data = device_malloc(bytes, what);
+  DeviceBuffer buffer(data, bytes, [](void* memory, size_t) { cudaFree(memory); });
+  CUDA_CHECK(cudaMemsetAsync(data, 0, bytes, queue_.stream));
+  return buffer;
+}
+
+void CudaBackend::upload(void* device, const void* host, size_t bytes) { steps_->copy(device, host, bytes); }
+
+void CudaBackend::download(void* host, const void* device, size_t bytes) {
+  const bool small = bytes <= kLandingBytes;
+  CUDA_CHECK(cudaMemcpyAsync(small ? landing_ : host, device, bytes, cudaMemcpyDeviceToHost, queue_.stream));
+  synchronize();
+  if (small && bytes > 0) std::memcpy(host, landing_, bytes);
+}
+
+void CudaBackend::zero(void* device, size_t bytes) { CUDA_CHECK(cudaMemsetAsync(device, 0, bytes, queue_.stream)); }
+void CudaBackend::synchronize() { CUDA_CHECK(cudaStreamSynchronize(queue_.stream)); }
+
+template <typename T>
+T* CudaBackend::scratch(Scratch& scratch, size_t n) {
+  const size_t bytes = n * sizeof(T);
+  if (bytes > scratch.memory.bytes()) {
+    SIGMOE_CHECK(!recording_, "scratch memory must have grown before a step is recorded");
+    forget_recorded();
+    scratch.memory = {};
+    scratch.memory = alloc(bytes + bytes / 4, scratch.what);
+  }
+  return scratch.memory.template as<T>();
+}
+
+// The first run of a key only runs: it sizes scratch memory and makes tables. The second is recorded, the rest replay.
+void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
+  if (recorded_.size() >= kMaxRecorded && !recorded_.contains(key)) forget_recorded();
+  if (recorded_[key].n_runs++ == 0) return ops();
+  if (!recorded_[key].graph) {
+    cudaGraph_t graph = nullptr;
+    CUDA_CHECK(cudaStreamBeginCapture(queue_.stream, cudaStreamCaptureModeThreadLocal));
+    recording_ = true;
+    try {
+      ops();
+    } catch (...) {
+      recording_ = false;
+      cudaStreamEndCapture(queue_.stream, &graph);
+      if (graph) cudaGraphDestroy(graph);
+      throw;
+    }
+    recording_ = false;
+    CUDA_CHECK(cudaStreamEndCapture(queue_.stream, &graph));
+    const cudaError_t status = cudaGraphInstantiate(&recorded_[key].graph, graph, 0);
+    cudaGraphDestroy(graph);
+    CUDA_CHECK(status);
+  }
+  CUDA_CHECK(cudaGraphLaunch(recorded_[key].graph, queue_.stream));
+}
+
+void CudaBackend::forget_recorded() {
+  if (recorded_.empty()) return;
+  cudaStreamSynchronize(queue_.stream);
+  for (const auto& [key, recorded] : recorded_)
+    if (recorded.graph) cudaGraphExecDestroy(recorded.graph);
+  recorded_.clear();
+}
+
+// ---- weights ---------------------------------------------------------------------------------------------------------
+
+std::unique_ptr<LinearBuilder> CudaBackend::begin_linear(const LinearDesc& desc) {
+  return begin_weight(desc, arena_, *weights_, exact_);
+}
+
+std::unique_ptr<LinearWeight> CudaBackend::random_linear(const LinearDesc& desc, uint64_t seed) {
+  return random_weight(desc, seed, arena_, *weights_);
+}
+
+// The experts of a layer as kernels find them.
+struct CudaBackend::ExpertTable {
+  std::vector<const LinearWeight*> gate_up, down;  // what the table was made of
+  WeightView gate_up_shape, down_shape;            // of all experts, when uniform; pointers null
+  bool uniform = true, complete = true;            // every expert has that shape; none is missing
+  DeviceBuffer gate_up_tiles, down_tiles;          // (E) ExpertTiles
+  DeviceBuffer gate_up_views, down_views;          // (E) WeightView
+};
+
+const CudaBackend::ExpertTable& CudaBackend::table_of(const ExpertWeights& weights) {
+  const auto* known = static_cast<const ExpertTable*>(weights.prepared.get());
+  if (known && known->gate_up == weights.gate_up && known->down == weights.down) return *known;
+  auto table = std::make_shared<ExpertTable>();
+  table->gate_up = weights.gate_up;
+  table->down = weights.down;
+  const auto fill = [&](const std::vector<const LinearWeight*>& experts, WeightView& shape, DeviceBuffer& tiles,
+                        DeviceBuffer& views) {
+    std::vector<ExpertTiles> host_tiles(experts.size());
+    std::vector<WeightView> host_views(experts.size());
+    bool first = true;
+    for (size_t e = 0; e < experts.size(); ++e) {
+      if (!experts[e]) {
+        table->complete = false;
+        continue;
+      }
+      host_views[e] = view_of(*experts[e]);
+      host_tiles[e] = {host_views[e].tiles, host_views[e].scales};
+      if (first) shape = host_views[e];
+      first = false;
+      table->uniform = table->uniform && same_shape(shape, host_views[e]);
+    }
+    shape.tiles = nullptr;
+    shape.scales = nullptr;
+    tiles = alloc(host_tiles.size() * sizeof(ExpertTiles), "expert tables");
+    views = alloc(host_views.size() * sizeof(WeightView), "expert tables");
+    upload(tiles.data(), host_tiles.data(), host_tiles.size() * sizeof(ExpertTiles));
+    upload(views.data(), host_views.data(), host_views.size() * sizeof(WeightView));
+  };
+  fill(weights.gate_up, table->gate_up_shape, table->gate_up_tiles, table->gate_up_views);
+  fill(weights.down, table->down_shape, table->down_tiles, table->down_views);
+  weights.prepared = table;
+  return *table;
+}
+
+// ---- ops -------------------------------------------------------------------------------------------------------------
+
+void CudaBackend::embed(const Tensor& table, const int32_t* ids, int n_tokens, float* out) {
+  if (n_tokens > 0) launch_embed(queue_, table, ids, n_tokens, out);
+}
+
+void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slots, Comm* comm, const float* weight, float eps,
+                                      int n_tokens, int width, float* out) {
+  if (n_tokens == 0 || (!addend && !out)) return;
+  if (addend && comm) {  // through the host: right on any world of ranks, and only that
+    const size_t n = static_cast<size_t>(n_tokens) * width;
+    float* sums = scratch<float>(gathered_, n);
+    launch_sum_slots(queue_, addend, n_slots, n_tokens, width, sums);
+    std::vector<float> host(n);
+    download(host.data(), sums, n * sizeof(float));
+    comm->all_reduce_sum(host.data(), static_cast<int64_t>(n));
+    upload(sums, host.data(), n * sizeof(float));
+    addend = sums;
+    n_slots = 1;
+  }
+  launch_reduce_add_rms_norm(queue_, residual, addend, n_slots, weight, eps, n_tokens, width, out);
+}
+
+// y (n_rows, n) = rows of x, picked by row_ids when given, times weight^T.
+void CudaBackend::multiply(const float* x, const int32_t* row_ids, int n_rows, const WeightView& weight, float* y) {
+  if (n_rows == 0) return;
+  if (exact_) return launch_exact_linear(queue_, x, row_ids, weight, n_rows, y);
+  GemmArgs args;
+  args.n_tokens = n_rows;
+  args.dense = weight;
+  args.dense_out = y;
+  const bool direct = reads_float(weight, n_rows);
+  if (direct) {
+    args.dense_x = x;
+    args.row_ids = row_ids;
+  } else {
+    uint16_t* converted = scratch<uint16_t>(x_, static_cast<size_t>(n_rows) * weight.k);
+    launch_to_bf16(queue_, x, row_ids, n_rows, weight.k, converted);
+    args.dense_x = converted;
+  }
+  launch_gemm(queue_, args, direct);
+}
+
+void CudaBackend::linear(const float* x, const LinearWeight& weight, int n_tokens, float* y) {
+  multiply(x, nullptr, n_tokens, view_of(weight), y);
+}
+
+void CudaBackend::qk_norm_rope_store(const BatchView& batch, const AttentionShape& shape, const float* qkv, const float* q_norm,
+                                     const float* k_norm, float eps, const float* cos, const float* sin, const KvView& kv,
+                                     float* q_out) {
+  if (batch.n_tokens > 0) launch_qk_norm_rope_store(queue_, batch, shape, qkv, q_norm, k_norm, eps, cos, sin, kv, q_out);
+}
+
+void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv, float* out) {
+  if (batch.n_tokens == 0) return;
+  if (exact_ || !has_split_attention(shape, kv.dtype)) return launch_exact_attention(queue_, batch, shape, q, kv, out);
+  const size_t row_bytes = split_partial_bytes(shape, 1, batch.max_pages);
+  const int rows_at_once = static_cast<int>(std::clamp<size_t>(kMaxSplitBytes / row_bytes, 1, batch.n_tokens));
+  SplitScratch split;
+  split.partial = scratch<float>(partial_attention_, rows_at_once * row_bytes / sizeof(float));
+  split.arrivals = scratch<int32_t>(arrivals_, static_cast<size_t>(rows_at_once) * shape.n_kv_heads);
+  for (int row = 0; row < batch.n_tokens; row += rows_at_once)
+    launch_split_attention(queue_, batch, shape, row, std::min(rows_at_once, batch.n_tokens - row), q, kv, split, out);
+}
+
+void CudaBackend::route(const float* x, const LinearWeight& gate, const float* bias, const RouterShape& shape, int n_tokens,
+                        const int32_t* forced_ids, float* logits, const Routing& out) {
+  const WeightView& view = view_of(gate);
+  if (!can_route(shape) || (view.format != WeightFormat::f32 && view.format != WeightFormat::bf16))
+    throw EngineError(ErrorCode::unsupported, "a router of " + std::to_string(shape.n_experts) + " experts in " +
+                                                  std::to_string(shape.n_groups) + " groups, " +
+                                                  std::to_string(shape.n_active) + " active, weights in " +
+                                                  weight_format_name(view.format) +
+                                                  ": the CUDA kernel takes 1024 experts, 32 groups, 32 active, F32 or BF16");
+  if (n_tokens == 0) {
+    zero(out.expert_offsets, (shape.n_experts + 1) * sizeof(int32_t));
+    return;
+  }
+  const int32_t* forced = nullptr;
+  if (forced_ids) {
+    const size_t n = static_cast<size_t>(n_tokens) * shape.n_active;
+    int32_t* device = scratch<int32_t>(forced_, n);
+    upload(device, forced_ids, n * sizeof(int32_t));
+    forced = device;
+  }
+  float* partial = scratch<float>(partial_logits_, static_cast<size_t>(kRouterSlices) * n_tokens * shape.n_experts);
+  launch_route(queue_, x, view, bias, shape, n_tokens, forced, partial, logits, out);
+}
+
+void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Routing& routing, int n_active, int n_tokens,
+                          int width, float* out) {
+  if (n_tokens == 0) return;
+  const ExpertTable& table = table_of(weights);
+  const int n_slots = n_active + (n_active == 0 || weights.shared_gate_up ? 1 : 0);
+  const bool nothing_shared = n_active == 0 && !weights.shared_gate_up;
+  if ((n_active > 0 && !table.complete) || nothing_shared)  // this rank's missing shares stay zero
+    zero(out, static_cast<size_t>(n_tokens) * n_slots * width * sizeof(float));
+  if (nothing_shared) return;
+  if (!exact_ && (n_active == 0 || table.uniform))
+    return run_experts(x, weights, table, routing, n_active, n_tokens, n_slots, width, out);
+
+  ExactExperts args;
+  args.gate_up = table.gate_up_views.as<WeightView>();
+  args.down = table.down_views.as<WeightView>();
+  if (weights.shared_gate_up)
+    args.shared_gate_up = view_of(*weights.shared_gate_up), args.shared_down = view_of(*weights.shared_down);
+  args.expert_ids = routing.expert_ids;
+  args.slot_weights = routing.weights;
+  args.n_tokens = n_tokens, args.n_active = n_active, args.n_slots = n_slots, args.width = width;
+  args.inner_stride = args.shared_gate_up.n / 2;
+  if (n_active > 0)
+    for (const LinearWeight* weight : weights.gate_up)
+      if (weight) args.inner_stride = std::max(args.inner_stride, view_of(*weight).n / 2);
+  if (args.inner_stride == 0) return;
+  launch_exact_experts(queue_, args, x, scratch<float>(inner_, static_cast<size_t>(n_tokens) * n_slots * args.inner_stride),
+                       out);
+}
+
+// Gate-up with SwiGLU, then down: two launches, the shared expert beside the routed ones when both are stored alike.
+void CudaBackend::run_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing,
+                              int n_active, int n_tokens, int n_slots, int width, float* out) {
+  GemmArgs common;
+  common.n_tokens = n_tokens;
+  common.n_active = n_active;
+  common.n_slots = n_slots;
+  common.n_experts = static_cast<int>(weights.gate_up.size());
+  common.expert_ids = routing.expert_ids;
+  common.expert_offsets = routing.expert_offsets;
+  common.slot_order = routing.slot_order;
+  common.slot_weights = routing.weights;
+
+  const bool routed = n_active > 0 && table.gate_up_shape.n > 0, shared = weights.shared_gate_up != nullptr;
+  const bool direct = reads_float(shared ? view_of(*weights.shared_gate_up) : table.gate_up_shape, n_tokens);
+  const void* activations = x;
+  if (!direct) {
+    uint16_t* converted = scratch<uint16_t>(x_, static_cast<size_t>(n_tokens) * width);
+    launch_to_bf16(queue_, x, nullptr, n_tokens, width, converted);
+    activations = converted;
+  }
+  GemmArgs up = common, down = common;
+  up.mode = GemmMode::gate_up;
+  down.mode = GemmMode::down;
+  if (shared) {
+    up.dense = view_of(*weights.shared_gate_up);
+    down.dense = view_of(*weights.shared_down);
+    up.dense_x = activations;
+    up.dense_out = scratch<uint16_t>(shared_inner_, static_cast<size_t>(n_tokens) * down.dense.k);
+    down.dense_x = up.dense_out;
+    down.dense_out = out;
+  }
+  if (routed) {
+    up.routed = table.gate_up_shape;
+    down.routed = table.down_shape;
+    up.experts = table.gate_up_tiles.as<ExpertTiles>();
+    down.experts = table.down_tiles.as<ExpertTiles>();
+    up.routed_x = activations;
+    up.routed_out = scratch<uint16_t>(inner_, static_cast<size_t>(n_tokens) * n_active * down.routed.k);
+    down.routed_x = up.routed_out;
+    down.routed_out = out;
+  }
+  const auto run = [&](const GemmArgs& args, bool x_is_float) {
+    if (routed && shared && args.dense.format != args.routed.format) {
+      GemmArgs dense_part = args, routed_part = args;
+      dense_part.routed = {};
+      routed_part.dense = {};
+      launch_gemm(queue_, dense_part, x_is_float);
+      launch_gemm(queue_, routed_part, x_is_float);
+    } else if (routed || shared) {
+      launch_gemm(queue_, args, x_is_float);
+    }
+  };
+  run(up, direct);
+  run(down, false);
+}
+
+void CudaBackend::head_logits(const float* x, const int32_t* row_ids, int n_rows, const LinearWeight& lm_head, Comm* comm,
+                              const std::vector<int64_t>& vocab_widths, float* logits) {
+  const WeightView& view = view_of(lm_head);
+  if (!comm) return multiply(x, row_ids, n_rows, view, logits);
+  const size_t n = static_cast<size_t>(n_rows) * view.n;
+  float* part = scratch<float>(gathered_, n);
+  multiply(x, row_ids, n_rows, view, part);
+  int64_t total = 0;
+  for (const int64_t vocab_width : vocab_widths) total += vocab_width;
+  std::vector<float> host(n), whole(static_cast<size_t>(n_rows) * total);
+  download(host.data(), part, n * sizeof(float));
+  comm->all_gather_columns(host.data(), whole.data(), n_rows, vocab_widths);
+  upload(logits, whole.data(), whole.size() * sizeof(float));
+}
+
+void CudaBackend::sample(const SampleArgs& args) {
+  if (args.n_rows == 0) return;
+  launch_sample(queue_, args, scratch<float>(penalised_, static_cast<size_t>(args.n_rows) * args.vocab_size));
+}
+
+void CudaBackend::reset_counts(uint32_t* counts_row, int vocab_size, const int32_t* prompt, int n_prompt,
+                               const int32_t* generated, int n_generated) {
+  zero(counts_row, static_cast<size_t>(vocab_size) * sizeof(uint32_t));
+  int32_t* history = scratch<int32_t>(history_, static_cast<size_t>(n_prompt) + n_generated);
+  if (n_prompt > 0) upload(history, prompt, n_prompt * sizeof(int32_t));
+  if (n_generated > 0) upload(history + n_prompt, generated, n_generated * sizeof(int32_t));
+  launch_count_tokens(queue_, counts_row, history, n_prompt, history + n_prompt, n_generated);
+}
+
+void CudaBackend::join_norms(const float* embedding, const float* embedding_norm, const float* hidden, const float* hidden_norm,
+                             float eps, int n_tokens, int width, float* out) {
+  if (n_tokens > 0) launch_join_norms(queue_, embedding, embedding_norm, hidden, hidden_norm, eps, n_tokens, width, out);
+}
+
+}  // namespace sigmoe::cuda

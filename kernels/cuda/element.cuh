@@ -1,0 +1,73 @@
+// Where element (n, k) of a weight lies in its tiles, and its value: the definition of the layout that weight.h describes,
+// used by packing and by the float32 mode.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp8.h>
+
+#include "cuda/weight.h"
+
+namespace sigmoe::cuda {
+
+// Tile and row within it of row n.
+__host__ __device__ inline void locate_row(const WeightView& w, int n, int& tile, int& row) {
+  if (!w.gate_up) {
+    tile = n / 16;
+    row = n % 16;
+    return;
+  }
+  const int half = w.n / 2;
+  const int column = n < half ? n : n - half;
+  tile = column / 8;
+  row = column % 8 + (n < half ? 0 : 8);
+}
+
+// Row n of the weight that tile row `row` holds; -1 for padding.
+__host__ __device__ inline int row_in_tile(const WeightView& w, int tile, int row) {
+  if (!w.gate_up) return tile * 16 + row < w.n ? tile * 16 + row : -1;
+  const int half = w.n / 2, column = tile * 8 + row % 8;
+  if (column >= half) return -1;
+  return row < 8 ? column : half + column;
+}
+
+// Byte offset of the 8-byte piece `piece` of row `row`: a row's k run is cut into pieces of 8 bytes, four to a chunk.
+__host__ __device__ inline size_t piece_offset(const WeightView& w, int tile, int row, int piece) {
+  const size_t n_chunks = static_cast<size_t>(w.n_groups) * (kGroup / chunk_k(w.format));
+  const int lane = (row % 8) * 4 + piece % 4;
+  return ((tile * n_chunks + piece / 4) * 32 + lane) * 16 + (row >= 8 ? 8 : 0);
+}
+
+// Within an 8-byte piece FP8 bytes and INT4 nibbles are permuted, so that pairs of neighbours come out of a 32-bit word by
+// one mask: bytes (0, 2) and (1, 3), nibbles (0, 4), (1, 5), (2, 6) and (3, 7).
+__host__ __device__ inline int fp8_place(int k) { return k % 4 == 1 ? k + 1 : k % 4 == 2 ? k - 1 : k; }
+__host__ __device__ inline int int4_place(int k) { return k / 8 * 8 + k % 8 / 2 + (k % 2) * 4; }
+
+// Stored value of (n, k), before its scale.
+__device__ inline float stored_element(const WeightView& w, int tile, int row, int k) {
+  const int piece_k = chunk_k(w.format) / 4;
+  const auto* piece = reinterpret_cast<const uint8_t*>(w.tiles) + piece_offset(w, tile, row, k / piece_k);
+  const int i = k % piece_k;
+  switch (w.format) {
+    case WeightFormat::f32: return reinterpret_cast<const float*>(piece)[i];
+    case WeightFormat::bf16: return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(piece)[i]);
+    case WeightFormat::fp8: {
+      __nv_fp8_e4m3 value;
+      value.__x = piece[fp8_place(i)];
+      return static_cast<float>(value);
+    }
+    case WeightFormat::int4: {
+      const int place = int4_place(i);
+      return static_cast<float>(((piece[place / 2] >> (place % 2 * 4)) & 15) - 8);
+    }
+  }
+  return 0.0f;
+}
+
+__device__ inline float element(const WeightView& w, int n, int k) {
+  int tile, row;
+  locate_row(w, n, tile, row);
+  const float value = stored_element(w, tile, row, k);
+  return w.scales ? value * w.scales[static_cast<size_t>(n >> w.row_shift) * w.scale_columns + (k >> w.k_shift)] : value;
+}
+
+}  // namespace sigmoe::cuda
