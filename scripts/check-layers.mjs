@@ -53,7 +53,8 @@ for (const { folder, allowed } of cppRules) {
     });
     eachMatch(file, /^\s*#\s*include\s*[<"]([^>"]+)[>"]/g, (header, place) => {
       const rule = platformHeaders.find(({ pattern }) => pattern.test(header));
-      if (rule !== undefined && folder !== rule.folder && folder !== 'test/native') problems.push(`${place}: <${header}> belongs to ${rule.folder} alone`);
+      if (rule !== undefined && folder !== rule.folder && folder !== 'test/native')
+        problems.push(`${place}: <${header}> belongs to ${rule.folder} alone`);
     });
   }
 }
