@@ -228,7 +228,7 @@ export function devices(): DeviceStatus[] {
   return guarded(() => addon().devices());
 }
 
-/** Measures speed; options and result are those of csrc/engine/bench.h. */
+/** Measures speed; options and result are those of csrc/engine/bench.cpp. */
 export async function bench(options: Record<string, unknown>, hooks: BenchOptions = {}): Promise<unknown> {
   checkFields('bench', hooks, ['onLine', 'signal']);
   checkCallback('onLine', hooks.onLine);

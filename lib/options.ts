@@ -133,7 +133,7 @@ export function readLoadOptions(options: LoadOptions): NativeEngineOptions {
     checkNumber(name, options[name] ?? fallback, { min, max, integer: true });
   const kernels = ['auto', 'reference', 'generic', 'avx2', 'avx512', 'avx512bf16', 'amx'] as const;
   return {
-    device: checkOneOf('device', options.device ?? 'auto', ['auto', 'cpu']),
+    device: checkOneOf('device', options.device ?? 'auto', ['auto', 'cpu', 'cuda']),
     kernels: checkOneOf('kernels', options.kernels ?? 'auto', kernels),
     compute: checkOneOf('compute', options.compute ?? 'bfloat16', ['bfloat16', 'float32']),
     threads: count('threads', 0, 0, 1024),

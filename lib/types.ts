@@ -8,7 +8,7 @@ import type { JsonValue } from './json.js';
 
 export interface LoadOptions {
   /** `auto` picks the best device there is and says why in `info.device.reason`; a named one that is missing throws. */
-  device?: 'auto' | 'cpu' | undefined;
+  device?: 'auto' | 'cpu' | 'cuda' | undefined;
   /** CPU instruction path. Default `auto`: the fastest this machine has. */
   kernels?: 'auto' | 'reference' | 'generic' | 'avx2' | 'avx512' | 'avx512bf16' | 'amx' | undefined;
   /** Type of activations. `float32` is for comparison with goldens. Default `bfloat16`. */

@@ -17,7 +17,7 @@
 namespace sigmoe {
 
 struct EngineOptions {
-  std::string device = "auto";       // auto | cpu
+  std::string device = "auto";       // auto | cpu | cuda
   std::string kernels = "auto";      // cpu path: auto | reference | generic | avx2 | avx512 | avx512bf16 | amx
   std::string compute = "bfloat16";  // bfloat16 | float32
   int n_threads = 0;                 // per rank; 0 = cores the process may use
@@ -131,7 +131,7 @@ struct DeviceLine {
 };
 std::vector<DeviceLine> engine_devices();
 
-// `sigmoe bench`: see engine/bench.h for what is measured. Returns JSON text.
+// `sigmoe bench`: engine/bench.cpp says what is measured. Returns JSON text.
 std::string run_benchmark(const std::string& options_json, const std::function<void(const std::string&)>& on_line,
                           const std::atomic<bool>* cancelled = nullptr);
 

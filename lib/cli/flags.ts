@@ -59,7 +59,7 @@ const SAMPLING_NAMES = [
 export function addEngineFlags(command: Command): Command {
   return command
     .optionsGroup('Engine:')
-    .option('--device <name>', 'auto | cpu')
+    .option('--device <name>', 'auto | cpu | cuda')
     .option('--kernels <path>', 'auto | reference | generic | avx2 | avx512 | avx512bf16 | amx')
     .option('--compute <type>', 'type of activations: bfloat16 | float32')
     .option('--threads <n>', 'threads per rank; 0: the cores this process may use', number)

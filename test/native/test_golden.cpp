@@ -132,6 +132,24 @@ TEST_CASE("golden: float32 MTP logits on every path and world") {
     }
 }
 
+// The cases below run on the paths that are found: one that is overlooked would pass by not running.
+TEST_CASE("golden: every path the processor lists is found") {
+  std::ifstream info("/proc/cpuinfo");
+  std::string flags;
+  for (std::string line; std::getline(info, line) && flags.empty();)
+    if (line.rfind("flags", 0) == 0) flags = line + " ";
+  const auto listed = [&](const char* flag) { return flags.find(" " + std::string(flag) + " ") != std::string::npos; };
+  const auto found = [](DType compute, const char* path) {
+    const std::vector<std::string> paths = available_paths(compute);
+    return std::find(paths.begin(), paths.end(), path) != paths.end();
+  };
+  CHECK(found(DType::f32, "reference"));
+  CHECK(found(DType::f32, "generic"));
+  if (listed("avx2") && listed("fma")) CHECK(found(DType::f32, "avx2"));
+  if (listed("avx512bw") && listed("avx512vl")) CHECK(found(DType::f32, "avx512"));
+  if (listed("avx512_bf16") && listed("avx512_vbmi")) CHECK(found(DType::bf16, "avx512bf16"));
+}
+
 TEST_CASE("golden: BF16 logits on every path") {
   for (const std::string& path : available_paths(DType::bf16))
     for (const std::string& name : random_checkpoints()) {

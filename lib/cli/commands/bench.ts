@@ -10,7 +10,7 @@ import { bytes, json, measure, percent } from '../format.js';
 import { interruptible } from '../interrupt.js';
 import { dim, note, write } from '../terminal.js';
 
-/** What csrc/engine/bench.h returns; a row holds the fields that mean something for its phase. */
+/** What csrc/engine/bench.cpp returns; a row holds the fields that mean something for its phase. */
 interface BenchResult {
   machine: { name: string; threads: number; kernels: string; readGbps: number; matrixGflops: number };
   shape: string;
