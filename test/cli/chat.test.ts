@@ -89,7 +89,8 @@ describe.skipIf(!terminal)('on a terminal', () => {
 });
 
 function open(args: string[]) {
-  const command = [process.execPath, main, ...args].map((word) => `'${word}'`).join(' ');
+  // exec: a shell left in between would take the Ctrl-C as well, and end with its own status.
+  const command = `exec ${[process.execPath, main, ...args].map((word) => `'${word}'`).join(' ')}`;
   const child: ChildProcessWithoutNullStreams = spawn('script', ['-qec', command, '/dev/null'], { cwd: root });
   let seen = '';
   let wake = () => {};
