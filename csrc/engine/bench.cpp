@@ -409,61 +409,76 @@ class Bench {
 
   // ---- loading ----
 
-  // Reads every file of the folder's checkpoint with the loader's thread count and chunk size, and throws the bytes away.
+  // Three times of one folder: reading its files and throwing the bytes away, reading them into memory new to the process
+  // (the least a loader can do: on a virtual machine the memory may cost more than the reading), and loading it.
   void measure_load() {
     if (options_.model.empty()) throw EngineError(ErrorCode::invalid_argument, "bench of loading needs a model folder");
     const ModelFolder folder = open_model_folder(options_.model);
-    const double bytes = static_cast<double>(folder.checkpoint.total_bytes());
-    const int n_threads = load_options().n_threads;
     for (const bool cold : {false, true}) {
-      std::vector<double> reads, loads;
+      auto backend = create_backend("cpu", backend_options(options_.engine));
+      std::vector<double> reads, kept_reads, loads;
+      const auto time = [&](std::vector<double>& times, const std::function<void()>& body) {
+        if (cold) drop_cached_files();
+        times.push_back(milliseconds(body));
+      };
       for (int i = 0; i < (cold ? 3 : 5); ++i) {
         check_cancelled();
         on_line_(std::string(cold ? "cold" : "warm") + " load " + std::to_string(i + 1));
-        if (cold) drop_cached_files();
-        reads.push_back(milliseconds([&] { read_files(folder.checkpoint, n_threads); }));
-        if (cold) drop_cached_files();
-        auto backend = create_backend("cpu", backend_options(options_.engine));
-        loads.push_back(milliseconds([&] {
+        time(reads, [&] { read_files(folder.checkpoint); });
+        {
+          std::vector<DeviceBuffer> kept;
+          time(kept_reads, [&] { kept = read_files(folder.checkpoint, backend.get()); });
+        }
+        ModelWeights weights;
+        time(loads, [&] {
           const ModelFolder again = open_model_folder(options_.model);
-          load_weights(again.config, again.checkpoint, *backend, load_options());
-        }));
+          weights = load_weights(again.config, again.checkpoint, *backend, load_options());
+        });
       }
-      const std::string kind = cold ? "cold" : "warm";
-      const double read_ms = median(reads), load_ms = median(loads);
-      rows_.push_back({{"phase", "load"},
-                       {"part", kind + " read"},
-                       {"milliseconds", read_ms},
-                       {"bytes", bytes},
-                       {"gbps", bytes / read_ms / 1e6}});
-      rows_.push_back({{"phase", "load"},
-                       {"part", kind + " load"},
-                       {"milliseconds", load_ms},
-                       {"bytes", bytes},
-                       {"gbps", bytes / load_ms / 1e6},
-                       {"boundMilliseconds", read_ms},
-                       {"boundBy", kind + " read"},
-                       {"fraction", read_ms / load_ms}});
+      const std::string kind = cold ? "cold " : "warm ";
+      add_load_row(folder, kind + "read, discarded", median(reads));
+      add_load_row(folder, kind + "read into memory", median(kept_reads));
+      add_load_row(folder, kind + "load", median(loads), kind + "read into memory", median(kept_reads));
     }
   }
 
-  static void read_files(const Checkpoint& checkpoint, int n_threads) {
-    constexpr size_t kChunk = 4u << 20;
+  void add_load_row(const ModelFolder& folder, const std::string& part, double ms, const std::string& bound = "",
+                    double bound_ms = 0) {
+    const double bytes = static_cast<double>(folder.checkpoint.total_bytes());
+    Json row = {{"phase", "load"}, {"part", part}, {"milliseconds", ms}, {"bytes", bytes}, {"gbps", bytes / ms / 1e6}};
+    if (!bound.empty()) row.update({{"boundMilliseconds", bound_ms}, {"boundBy", bound}, {"fraction", bound_ms / ms}});
+    rows_.push_back(std::move(row));
+  }
+
+  // With the loader's number of threads; into memory of `keep` when given, else over one buffer a thread.
+  std::vector<DeviceBuffer> read_files(const Checkpoint& checkpoint, Backend* keep = nullptr) const {
+    constexpr size_t kChunk = 1u << 20;
     std::set<const FileReader*> files;
     for (const auto& [name, entry] : checkpoint.tensors()) files.insert(entry.file);
-    std::vector<std::pair<const FileReader*, uint64_t>> chunks;
-    for (const FileReader* file : files)
-      for (uint64_t at = 0; at < file->size(); at += kChunk) chunks.emplace_back(file, at);
+    struct Chunk {
+      const FileReader* file;
+      uint64_t at;
+      size_t bytes;
+      std::byte* to;
+    };
+    std::vector<DeviceBuffer> kept;
+    std::vector<Chunk> chunks;
+    for (const FileReader* file : files) {
+      if (keep) kept.push_back(keep->alloc(file->size(), "a file"));
+      for (uint64_t at = 0; at < file->size(); at += kChunk)
+        chunks.push_back({file, at, static_cast<size_t>(std::min<uint64_t>(kChunk, file->size() - at)),
+                          keep ? kept.back().as<std::byte>() + at : nullptr});
+    }
     std::atomic<size_t> next{0};
     std::vector<std::thread> threads;
-    for (int i = 0; i < n_threads; ++i)
+    for (int i = 0; i < load_options().n_threads; ++i)
       threads.emplace_back([&] {
         std::vector<std::byte> buffer(kChunk);
         for (size_t c; (c = next++) < chunks.size();)
-          chunks[c].first->read(chunks[c].second, buffer.data(),
-                                std::min<uint64_t>(kChunk, chunks[c].first->size() - chunks[c].second));
+          chunks[c].file->read(chunks[c].at, chunks[c].to ? chunks[c].to : buffer.data(), chunks[c].bytes);
       });
     for (std::thread& thread : threads) thread.join();
+    return kept;
   }
 
   // Asks the kernel to forget clean pages of the folder's files, so that the next read comes from the disk.

@@ -1,8 +1,12 @@
 // Checkpoint rows to packed lines: a transpose of dwords, 16 rows by 64 bytes at a time, with the small shuffle that
-// simd.h describes: of nibbles in a dword (INT4), or of words in a quarter of a line (FP8). Runs at memory speed on four-lane
-// vectors, so there is one version for all processors.
+// simd.h describes: of nibbles in a dword (INT4), or of words in a quarter of a line (FP8). Four-lane vectors reach memory
+// speed, given byte shuffles (SSSE3, every x86-64 since 2006-2011) and stores that do not read the line they replace.
 #include <algorithm>
 #include <cstring>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "cpu/packed_weight.h"
 
@@ -62,6 +66,24 @@ void transpose_block(const std::byte* source, size_t stride, uint8_t* lines, int
     }
 }
 
+// A whole aligned line past the caches: it is read next when the model runs, and fetching what it replaces would cost as
+// much as writing it.
+inline void stream_line(uint8_t* to, const uint8_t* from) {
+#if defined(__x86_64__)
+  for (int i = 0; i < 64; i += 16)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i), _mm_load_si128(reinterpret_cast<const __m128i*>(from + i)));
+#else
+  std::memcpy(to, from, 64);
+#endif
+}
+
+// Orders streamed lines before whatever tells other threads of them.
+inline void end_stream() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 // What rows [lane, lane + rows) of a panel have in one line; other threads may be writing the rest.
 template <LineFormat F>
 void copy_lanes(const uint8_t* from, int lane, int rows, uint8_t* to) {
@@ -80,12 +102,16 @@ template <LineFormat F>
 bool pack(const std::byte* source, size_t stride, int64_t n_bytes, int lane, int rows, uint8_t* lines, int64_t line_stride) {
   Vec bad{};
   int64_t at = 0;
-  if (rows == kPanelRows)
-    for (; at + 64 <= n_bytes; at += 64)
-      transpose_block<F>(source + at, stride, lines + at / 4 * line_stride, line_stride, bad);
+  alignas(64) uint8_t block[16 * 64];
+  if (rows == kPanelRows) {
+    for (; at + 64 <= n_bytes; at += 64) {
+      transpose_block<F>(source + at, stride, block, 64, bad);
+      for (int line = 0; line < 16; ++line) stream_line(lines + (at / 4 + line) * line_stride, block + line * 64);
+    }
+    end_stream();
+  }
   for (; at < n_bytes; at += 64) {  // a part of a panel, or the end of the rows: through zero-padded copies
     std::byte padded[kPanelRows][64] = {};
-    alignas(64) uint8_t block[16 * 64];
     const int64_t n = std::min<int64_t>(n_bytes - at, 64);
     for (int r = 0; r < rows; ++r) std::memcpy(padded[lane + r], source + r * stride + at, n);
     transpose_block<F>(padded[0], 64, block, 64, bad);
@@ -95,17 +121,34 @@ bool pack(const std::byte* source, size_t stride, int64_t n_bytes, int lane, int
   return (bad[0] | bad[1] | bad[2] | bad[3]) == 0;
 }
 
+inline bool pack_any(LineFormat format, const std::byte* source, size_t stride, int64_t n_bytes, int lane, int rows,
+                     uint8_t* lines, int64_t line_stride) {
+  switch (format) {
+    case LineFormat::f32: return pack<LineFormat::f32>(source, stride, n_bytes, lane, rows, lines, line_stride);
+    case LineFormat::bf16: return pack<LineFormat::bf16>(source, stride, n_bytes, lane, rows, lines, line_stride);
+    case LineFormat::fp8: return pack<LineFormat::fp8>(source, stride, n_bytes, lane, rows, lines, line_stride);
+    case LineFormat::int4: return pack<LineFormat::int4>(source, stride, n_bytes, lane, rows, lines, line_stride);
+  }
+  return false;
+}
+
+#if defined(__x86_64__)
+// flatten: the vectors above become byte shuffles only where they are inlined here.
+[[gnu::target("ssse3"), gnu::flatten]] bool pack_ssse3(LineFormat format, const std::byte* source, size_t stride,
+                                                       int64_t n_bytes, int lane, int rows, uint8_t* lines,
+                                                       int64_t line_stride) {
+  return pack_any(format, source, stride, n_bytes, lane, rows, lines, line_stride);
+}
+#endif
+
 }  // namespace
 
 bool pack_lines(LineFormat format, const std::byte* source, size_t stride_bytes, int64_t n_bytes, int lane, int rows,
                 uint8_t* lines, int64_t line_stride) {
-  switch (format) {
-    case LineFormat::f32: return pack<LineFormat::f32>(source, stride_bytes, n_bytes, lane, rows, lines, line_stride);
-    case LineFormat::bf16: return pack<LineFormat::bf16>(source, stride_bytes, n_bytes, lane, rows, lines, line_stride);
-    case LineFormat::fp8: return pack<LineFormat::fp8>(source, stride_bytes, n_bytes, lane, rows, lines, line_stride);
-    case LineFormat::int4: return pack<LineFormat::int4>(source, stride_bytes, n_bytes, lane, rows, lines, line_stride);
-  }
-  return false;
+#if defined(__x86_64__)
+  if (__builtin_cpu_supports("ssse3")) return pack_ssse3(format, source, stride_bytes, n_bytes, lane, rows, lines, line_stride);
+#endif
+  return pack_any(format, source, stride_bytes, n_bytes, lane, rows, lines, line_stride);
 }
 
 }  // namespace sigmoe
