@@ -73,12 +73,17 @@ export interface ModelStats {
   freePages: number;
   heldPages: number;
   totalPages: number;
+  /** Pages nobody uses whose content a later prompt may find again. */
+  cachedPages: number;
   running: number;
   waiting: number;
   steps: number;
   prefillTokens: number;
   decodeTokens: number;
   preemptions: number;
+  /** Prompt tokens looked up in the prefix cache, and those found there. */
+  prefixQueriedTokens: number;
+  prefixHitTokens: number;
 }
 
 export interface DeviceStatus {
@@ -172,8 +177,34 @@ export interface SamplingOptions {
   skipSpecialTokens?: boolean | undefined;
   /** Keeps a matched stop string in the text. Default false. */
   includeStopInOutput?: boolean | undefined;
+  /** Only these ids can be sampled. Stop tokens too must be listed, or the output ends at `maxTokens`. */
+  allowedTokenIds?: readonly number[] | undefined;
+  /** Texts that must not be generated. */
+  badWords?: readonly string[] | undefined;
+  /** Reports log-probabilities of the prompt's tokens, with this many alternatives each. Range 0 to 20. */
+  promptLogprobs?: number | undefined;
+  /** At most this many tokens of reasoning; then `</think>` is forced. */
+  thinkingTokenBudget?: number | undefined;
+  /** A form that the answer after the reasoning must have. */
+  structured?: StructuredOutput | undefined;
+  /** Lower runs first; ties in order of arrival. Range -2^31 to 2^31 - 1, default 0. */
+  priority?: number | undefined;
+  /** Milliseconds from now at which the output ends, finishReason `deadline`. */
+  deadlineMs?: number | undefined;
+  /** Prompts share cached pages only with prompts of the same salt. */
+  cacheSalt?: string | undefined;
+  /** Keeps this many tokens of the prompt's end. */
+  truncatePromptTokens?: number | undefined;
   signal?: AbortSignal | undefined;
 }
+
+/** Exactly one of these. `grammar` is EBNF in GBNF's notation with a rule `root`. */
+export type StructuredOutput =
+  | { json: JsonObject | string }
+  | { jsonObject: true }
+  | { regex: string }
+  | { choice: readonly string[] }
+  | { grammar: string };
 
 export type Prompt = string | readonly number[] | Int32Array;
 
@@ -215,13 +246,24 @@ export interface GenerateResult {
   reasoning: string;
   tokens: number[];
   /** `abort` only after the reader left its loop early; an aborted signal rejects instead. */
-  finishReason: 'stop' | 'length' | 'abort';
+  finishReason: 'stop' | 'length' | 'abort' | 'deadline';
   /** The stop string or token id that ended the output; null for other ends. */
   stopReason: string | number | null;
   seed: bigint;
-  usage: { promptTokens: number; completionTokens: number; totalTokens: number; reasoningTokens: number };
-  timings: { ttftMs: number; totalMs: number; tokensPerSecond: number };
+  usage: { promptTokens: number; completionTokens: number; totalTokens: number; reasoningTokens: number; cachedTokens: number };
+  timings: { queueMs: number; ttftMs: number; totalMs: number; tokensPerSecond: number };
   logprobs?: TokenLogprob[];
+  /** One per prompt token; null for the first, which nothing comes before. */
+  promptLogprobs?: (TokenLogprob | null)[];
+}
+
+/** What is known once a prompt was computed. */
+export interface GenerationStart {
+  promptTokens: Int32Array;
+  /** Of these, how many the prefix cache held. */
+  cachedTokens: number;
+  /** From submission to the first step that took part of the prompt. */
+  queueMs: number;
 }
 
 export interface BatchOptions {

@@ -173,7 +173,8 @@ struct ExpertWeights {
 
 // One row to sample: everything the sampler needs besides logits and counts. Plain data, uploaded as it is.
 struct SampleRow {
-  int32_t slot = 0;          // row of the counts table; rows of one step use distinct slots
+  int32_t slot = 0;          // row of the counts table; rows of one step use distinct slots. -1: none, for rows without
+                             // penalties that are not counted
   int32_t position = 0;      // position of the token being sampled: the counter of the random stream
   uint64_t seed = 0;         // its key
   float temperature = 1.0f;  // 0: greedy
@@ -186,9 +187,13 @@ struct SampleRow {
   int32_t n_logprobs = -1;               // alternatives to report; -1: no logprobs at all
   int32_t bias_begin = 0, bias_end = 0;  // range in bias_ids / bias_values
   int32_t ban_begin = 0, ban_end = 0;    // range in ban_ids: tokens that must not be sampled now
+  int32_t mask_row = -1;                 // row of masks: tokens that may be sampled; -1: all
+  int32_t forced_token = -1;             // this token whatever the logits say, its logprobs as ever; -1: sample one
 };
 
 constexpr int kMaxLogprobs = 20;
+
+constexpr int mask_words(int64_t vocab_size) { return static_cast<int>((vocab_size + 31) / 32); }
 
 struct SampleArgs {
   const float* logits = nullptr;    // (R, V) f32, the whole vocabulary; not modified
@@ -198,11 +203,12 @@ struct SampleArgs {
   const int32_t* bias_ids = nullptr;
   const float* bias_values = nullptr;
   const int32_t* ban_ids = nullptr;
-  uint32_t* counts = nullptr;     // (slots, V): bit 31 = token is in the prompt, low bits = times generated
-  int32_t* tokens = nullptr;      // (R) out; counts[slot][token] is incremented too
-  float* logprobs = nullptr;      // (R) out: log-softmax of the unmodified logits at the token; 0 where not asked
-  int32_t* top_ids = nullptr;     // (R, kMaxLogprobs) out: most likely first, -1 past n_logprobs
-  float* top_logprobs = nullptr;  // (R, kMaxLogprobs) out
+  const uint32_t* masks = nullptr;  // (mask rows, mask_words(V)): bit id % 32 of word id / 32 set: may be sampled
+  uint32_t* counts = nullptr;       // (slots, V): bit 31 = token is in the prompt, low bits = times generated
+  int32_t* tokens = nullptr;        // (R) out; counts[slot][token] is incremented too
+  float* logprobs = nullptr;        // (R) out: log-softmax of the unmodified logits at the token; 0 where not asked
+  int32_t* top_ids = nullptr;       // (R, kMaxLogprobs) out: most likely first, -1 past n_logprobs
+  float* top_logprobs = nullptr;    // (R, kMaxLogprobs) out
 };
 
 // ---- the interface -----------------------------------------------------------------------------------------------
@@ -235,6 +241,7 @@ class Backend {
   virtual void download(void* host, const void* device, size_t bytes) = 0;
   virtual void zero(void* device, size_t bytes) = 0;
   virtual void synchronize() = 0;
+  virtual uint64_t free_bytes() const = 0;  // that alloc could hand out now
 
   // Runs `ops`, calls of the methods below whose pointers and sizes are the same whenever `key` is: a backend may record
   // what they enqueue and replay it instead of calling ops again. ops must not read results back.
@@ -282,8 +289,8 @@ class Backend {
   virtual void head_logits(const float* x, const int32_t* row_ids, int n_rows, const LinearWeight& lm_head, Comm* comm,
                            const std::vector<int64_t>& vocab_widths, float* logits) = 0;
 
-  // Order: ban, logit bias, repetition, presence and frequency penalties, temperature, min-p, top-k, top-p; then a draw
-  // with Philox4x32-10 keyed by seed, counted by position. Ties rank the lower id first. All in float32.
+  // Order: ban and mask, logit bias, repetition, presence and frequency penalties, temperature, min-p, top-k, top-p; then a
+  // draw with Philox4x32-10 keyed by seed, counted by position. Ties rank the lower id first. All in float32.
   virtual void sample(const SampleArgs& args) = 0;
 
   // Puts a sequence's history into counts[slot] (V): clears it, marks prompt tokens, counts generated ones. prompt and

@@ -12,6 +12,7 @@ const char* error_code_name(ErrorCode code) {
     case ErrorCode::file_changed: return "ERR_FILE_CHANGED";
     case ErrorCode::bad_checkpoint: return "ERR_BAD_CHECKPOINT";
     case ErrorCode::unsupported: return "ERR_UNSUPPORTED";
+    case ErrorCode::busy: return "ERR_BUSY";
     case ErrorCode::out_of_memory: return "ERR_OUT_OF_MEMORY";
     case ErrorCode::aborted: return "ERR_ABORTED";
     case ErrorCode::disposed: return "ERR_DISPOSED";

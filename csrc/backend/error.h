@@ -15,6 +15,7 @@ enum class ErrorCode {
   file_changed,      // a checkpoint file shrank or changed while it was read
   bad_checkpoint,    // a file is not what its format says
   unsupported,       // well formed, but not something this build or device runs
+  busy,              // the queue of requests is full
   out_of_memory,     // asked, free and the option to lower are in the message
   aborted,           // the caller's abort signal
   disposed,          // the model was disposed

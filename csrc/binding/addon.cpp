@@ -21,6 +21,9 @@ EngineOptions engine_options(const Napi::Object& in) {
   options.max_num_seqs = integer32(in.Get("maxNumSeqs"), "maxNumSeqs");
   options.max_batched_tokens = integer32(in.Get("maxBatchedTokens"), "maxBatchedTokens");
   options.kv_cache_tokens = integer(in.Get("kvCacheTokens"), "kvCacheTokens");
+  options.memory_utilization = number(in.Get("memoryUtilization"), "memoryUtilization");
+  options.max_waiting = integer32(in.Get("maxWaiting"), "maxWaiting");
+  options.prefix_cache = boolean(in.Get("prefixCache"), "prefixCache");
   options.with_mtp = boolean(in.Get("mtp"), "mtp");
   return options;
 }

@@ -75,6 +75,14 @@ inline std::vector<int32_t> int32_array(const Napi::Value& value, const std::str
   return {array.Data(), array.Data() + array.ElementLength()};
 }
 
+inline std::vector<Napi::Value> elements(const Napi::Value& value, const std::string& name) {
+  if (!value.IsArray()) throw_expected(value.Env(), name, "an array");
+  const auto array = value.As<Napi::Array>();
+  std::vector<Napi::Value> out;
+  for (uint32_t i = 0; i < array.Length(); ++i) out.push_back(array.Get(i));
+  return out;
+}
+
 inline std::vector<float> float32_array(const Napi::Value& value, const std::string& name) {
   if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_float32_array)
     throw_expected(value.Env(), name, "a Float32Array");

@@ -69,6 +69,7 @@ Napi::Object to_js(Napi::Env env, const EngineInfo& info) {
 Napi::Object to_js(Napi::Env env, const EngineStats& stats) {
   Napi::Object out = Napi::Object::New(env);
   out.Set("freePages", count(env, stats.free_pages));
+  out.Set("cachedPages", count(env, stats.cached_pages));
   out.Set("heldPages", count(env, stats.held_pages));
   out.Set("totalPages", count(env, stats.total_pages));
   out.Set("running", count(env, stats.running));
@@ -77,6 +78,8 @@ Napi::Object to_js(Napi::Env env, const EngineStats& stats) {
   out.Set("prefillTokens", count(env, stats.prefill_tokens));
   out.Set("decodeTokens", count(env, stats.decode_tokens));
   out.Set("preemptions", count(env, stats.preemptions));
+  out.Set("prefixQueriedTokens", count(env, stats.prefix_queried_tokens));
+  out.Set("prefixHitTokens", count(env, stats.prefix_hit_tokens));
   return out;
 }
 
@@ -117,6 +120,27 @@ Napi::Object to_js(Napi::Env env, const StepEvent& event) {
     logits.Set(static_cast<uint32_t>(i), entry);
   }
   out.Set("logits", logits);
+  Napi::Array starts = Napi::Array::New(env, event.starts.size());
+  for (size_t i = 0; i < event.starts.size(); ++i) {
+    Napi::Object entry = Napi::Object::New(env);
+    entry.Set("request", count(env, event.starts[i].request));
+    entry.Set("cachedTokens", count(env, event.starts[i].n_cached));
+    entry.Set("queueMs", Napi::Number::New(env, event.starts[i].queue_ms));
+    starts.Set(static_cast<uint32_t>(i), entry);
+  }
+  out.Set("starts", starts);
+  Napi::Array prompt_logprobs = Napi::Array::New(env, event.prompt_logprobs.size());
+  for (size_t i = 0; i < event.prompt_logprobs.size(); ++i) {
+    const StepEvent::PromptLogprobs& from = event.prompt_logprobs[i];
+    Napi::Object entry = Napi::Object::New(env);
+    entry.Set("request", count(env, from.request));
+    entry.Set("begin", count(env, from.begin));
+    entry.Set("logprobs", typed_array<Napi::Float32Array>(env, from.logprobs));
+    entry.Set("topIds", typed_array<Napi::Int32Array>(env, from.top_ids));
+    entry.Set("topLogprobs", typed_array<Napi::Float32Array>(env, from.top_logprobs));
+    prompt_logprobs.Set(static_cast<uint32_t>(i), entry);
+  }
+  out.Set("promptLogprobs", prompt_logprobs);
   return out;
 }
 

@@ -84,7 +84,7 @@ void deliver(Napi::Env env, Napi::Function, std::nullptr_t*, Delivery* raw) {
   Napi::HandleScope scope(env);
   int64_t n_ended = 0;
   for (const FinishReason finish : delivery->event.finish) n_ended += finish != FinishReason::none;
-  if (!delivery->event.requests.empty() && !state.listener.IsEmpty()) {
+  if (!delivery->event.empty() && !state.listener.IsEmpty()) {
     try {
       state.listener.Call({to_js(env, delivery->event)});
     } catch (const Napi::Error& error) {
@@ -109,6 +109,7 @@ void ModelWrap::define(Napi::Env env) {
                                                InstanceMethod<&ModelWrap::listen>("listen"),
                                                InstanceMethod<&ModelWrap::submit>("submit"),
                                                InstanceMethod<&ModelWrap::submit_logits>("submitLogits"),
+                                               InstanceMethod<&ModelWrap::set_mask>("setMask"),
                                                InstanceMethod<&ModelWrap::abort>("abort"),
                                                InstanceMethod<&ModelWrap::stats>("stats"),
                                                InstanceMethod<&ModelWrap::dispose>("dispose"),
@@ -190,6 +191,21 @@ Napi::Value ModelWrap::submit(const Napi::CallbackInfo& call) {
   const std::vector<float> values = float32_array(in.Get("logitBiasValues"), "logitBiasValues");
   if (ids.size() != values.size()) throw_expected(env, "logitBiasValues", "as long as logitBiasIds");
   for (size_t i = 0; i < ids.size(); ++i) request.logit_bias.emplace_back(ids[i], values[i]);
+  request.n_prompt_logprobs = integer32(in.Get("promptLogprobs"), "promptLogprobs");
+  request.allowed_ids = int32_array(in.Get("allowedIds"), "allowedIds");
+  for (const Napi::Value& word : elements(in.Get("badWords"), "badWords"))
+    request.bad_words.push_back(int32_array(word, "badWords"));
+  request.thinking.budget = integer(in.Get("thinkingBudget"), "thinkingBudget");
+  request.thinking.open = boolean(in.Get("thinkingOpen"), "thinkingOpen");
+  request.thinking.begin_ids = int32_array(in.Get("thinkingBeginIds"), "thinkingBeginIds");
+  request.thinking.end_ids = int32_array(in.Get("thinkingEndIds"), "thinkingEndIds");
+  request.masked = boolean(in.Get("masked"), "masked");
+  request.priority = integer32(in.Get("priority"), "priority");
+  request.deadline_ms = integer(in.Get("deadlineMs"), "deadlineMs");
+  const std::vector<int32_t> salt = int32_array(in.Get("cacheSalt"), "cacheSalt");
+  if (salt.size() != 4) throw_expected(env, "cacheSalt", "four 32-bit words");
+  for (size_t i = 0; i < 4; ++i)
+    request.cache_salt[i / 2] |= static_cast<uint64_t>(static_cast<uint32_t>(salt[i])) << (32 * (i % 2));
 
   const uint64_t id = guarded(env, [&] { return target.submit(std::move(request)); });
   state_->begin_request(env);
@@ -204,6 +220,15 @@ Napi::Value ModelWrap::submit_logits(const Napi::CallbackInfo& call) {
   const uint64_t id = guarded(env, [&] { return target.submit(std::move(request)); });
   state_->begin_request(env);
   return Napi::Number::New(env, static_cast<double>(id));
+}
+
+Napi::Value ModelWrap::set_mask(const Napi::CallbackInfo& call) {
+  Napi::Env env = call.Env();
+  if (call.Length() < 3) throw_expected(env, "setMask", "called with a request id, a position and a mask");
+  const int64_t id = integer(call[0], "request"), position = integer(call[1], "position");
+  const std::vector<int32_t> words = int32_array(call[2], "mask");
+  guarded(env, [&] { state_->engine->set_mask(static_cast<uint64_t>(id), position, {words.begin(), words.end()}); });
+  return env.Undefined();
 }
 
 Napi::Value ModelWrap::abort(const Napi::CallbackInfo& call) {

@@ -18,6 +18,7 @@
 #include "backend/registry.h"
 #include "engine/engine.h"
 #include "engine/model_folder.h"
+#include "engine/page_pool.h"
 #include "engine/runner.h"
 #include "engine/synthetic.h"
 #include "nlohmann/json.hpp"

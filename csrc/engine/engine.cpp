@@ -1,144 +1,31 @@
 #include "engine/engine.h"
 
 #include <algorithm>
-#include <cmath>
+#include <chrono>
 #include <condition_variable>
+#include <map>
 #include <mutex>
 #include <thread>
 
 #include "backend/registry.h"
 #include "engine/model_folder.h"
+#include "engine/requests.h"
 #include "engine/runner.h"
 #include "engine/scheduler.h"
+#include "engine/step_builder.h"
 
 namespace sigmoe {
 namespace {
 
-// A LogitsRequest answers with one float per token and vocabulary entry; past this the caller should split.
-constexpr uint64_t kMaxLogitsBytes = 2ull << 30;
-
-struct Generation : Sequence {
-  GenerateRequest request;
-};
-
-struct Scoring : Sequence {
-  bool mtp = false;
-  std::vector<float> values;  // (rows so far, V)
-};
-
-void require(bool condition, const std::string& message, const std::string& hint = {}) {
-  if (!condition) throw EngineError(ErrorCode::invalid_argument, message, hint);
-}
-
-void check_tokens(const std::vector<int32_t>& tokens, const char* what, const EngineInfo& info) {
-  require(!tokens.empty(), std::string(what) + " is empty; at least one token is needed");
-  for (size_t i = 0; i < tokens.size(); ++i)
-    require(tokens[i] >= 0 && tokens[i] < info.vocab_size, std::string(what) + "[" + std::to_string(i) + "] is " +
-                                                               std::to_string(tokens[i]) + ", outside the vocabulary [0, " +
-                                                               std::to_string(info.vocab_size) + ")");
-}
-
-void check_request(const GenerateRequest& request, const EngineInfo& info) {
-  check_tokens(request.prompt, "prompt", info);
-  require(static_cast<int64_t>(request.prompt.size()) < info.context,
-          "prompt has " + std::to_string(request.prompt.size()) + " tokens; this model's context is " +
-              std::to_string(info.context) + " and the answer needs at least one",
-          "shorten the prompt or raise maxModelLen");
-  require(request.max_tokens == -1 || request.max_tokens >= 1,
-          "maxTokens is " + std::to_string(request.max_tokens) + ", below 1");
-  require(request.min_tokens >= 0, "minTokens is " + std::to_string(request.min_tokens) + ", below 0");
-  const auto in_range = [](float value, float low, float high, const char* name) {
-    require(std::isfinite(value) && value >= low && value <= high, std::string(name) + " is " + std::to_string(value) +
-                                                                       ", outside [" + std::to_string(low) + ", " +
-                                                                       std::to_string(high) + "]");
-  };
-  in_range(request.temperature, 0.0f, 100.0f, "temperature");
-  in_range(request.top_p, 0.0f, 1.0f, "topP");
-  in_range(request.min_p, 0.0f, 1.0f, "minP");
-  in_range(request.repetition_penalty, 1e-3f, 100.0f, "repetitionPenalty");
-  in_range(request.presence_penalty, -100.0f, 100.0f, "presencePenalty");
-  in_range(request.frequency_penalty, -100.0f, 100.0f, "frequencyPenalty");
-  require(request.top_k >= 0, "topK is " + std::to_string(request.top_k) + ", below 0");
-  require(request.n_logprobs >= -1 && request.n_logprobs <= kMaxLogprobs,
-          "logprobs is " + std::to_string(request.n_logprobs) + ", outside [0, " + std::to_string(kMaxLogprobs) + "]");
-  for (const auto& [id, bias] : request.logit_bias) {
-    require(id >= 0 && id < info.vocab_size, "logitBias names token " + std::to_string(id) + ", outside the vocabulary [0, " +
-                                                 std::to_string(info.vocab_size) + ")");
-    require(std::isfinite(bias), "logitBias of token " + std::to_string(id) + " is not a finite number");
-  }
-}
-
-// Turns a plan into the flat arrays of a step.
-class StepBuilder {
- public:
-  explicit StepBuilder(StepInputs& inputs) : in_(inputs) { in_.seq_offsets.push_back(0); }
-
-  void add(const Chunk& chunk) {
-    const Sequence& sequence = *chunk.sequence;
-    const auto* scoring = dynamic_cast<const Scoring*>(&sequence);
-    for (int64_t i = chunk.begin; i < chunk.begin + chunk.n; ++i) {
-      const int32_t row = in_.n_tokens();
-      in_.token_ids.push_back(sequence.tokens[i]);
-      in_.positions.push_back(static_cast<int32_t>(i));
-      if (scoring && !scoring->mtp) in_.logits_row_ids.push_back(row);
-      if (scoring && scoring->mtp && i + 1 < sequence.length()) in_.mtp_row_ids.push_back(row);
-    }
-    in_.seq_offsets.push_back(in_.n_tokens());
-    in_.max_pages = std::max(in_.max_pages, static_cast<int>(sequence.pages.size()));
-    if (const auto* generation = dynamic_cast<const Generation*>(&sequence); generation && chunk.reaches_end)
-      add_sample(*generation);
-  }
-
-  // Once all chunks are in: the arrays whose width depends on all of them.
-  void finish(const std::vector<Chunk>& chunks) {
-    in_.page_tables.assign(chunks.size() * in_.max_pages, 0);
-    for (size_t b = 0; b < chunks.size(); ++b)
-      std::copy(chunks[b].sequence->pages.begin(), chunks[b].sequence->pages.end(),
-                in_.page_tables.begin() + b * in_.max_pages);
-    if (in_.mtp_row_ids.empty()) return;
-    for (const Chunk& chunk : chunks)
-      for (int64_t i = chunk.begin + 1; i <= chunk.begin + chunk.n; ++i)
-        in_.next_ids.push_back(i < chunk.sequence->length() ? chunk.sequence->tokens[i] : 0);
-  }
-
- private:
-  void add_sample(const Generation& generation) {
-    const GenerateRequest& request = generation.request;
-    SampleRow row;
-    row.slot = generation.slot;
-    row.position = static_cast<int32_t>(generation.length());
-    row.seed = request.seed;
-    row.temperature = request.temperature;
-    row.top_p = request.top_p;
-    row.min_p = request.min_p;
-    row.top_k = request.top_k;
-    row.repetition_penalty = request.repetition_penalty;
-    row.presence_penalty = request.presence_penalty;
-    row.frequency_penalty = request.frequency_penalty;
-    row.n_logprobs = request.n_logprobs;
-    row.bias_begin = static_cast<int32_t>(in_.bias_ids.size());
-    for (const auto& [id, bias] : request.logit_bias) {
-      in_.bias_ids.push_back(id);
-      in_.bias_values.push_back(bias);
-    }
-    row.bias_end = static_cast<int32_t>(in_.bias_ids.size());
-    row.ban_begin = static_cast<int32_t>(in_.ban_ids.size());
-    if (generation.n_generated() < request.min_tokens)
-      in_.ban_ids.insert(in_.ban_ids.end(), request.stop_ids.begin(), request.stop_ids.end());
-    row.ban_end = static_cast<int32_t>(in_.ban_ids.size());
-    in_.sample_rows.push_back(row);
-    in_.sample_row_ids.push_back(in_.n_tokens() - 1);
-  }
-
-  StepInputs& in_;
-};
+using Clock = std::chrono::steady_clock;
 
 class EngineImpl : public Engine {
  public:
   EngineImpl(LoadedModel model)
       : info_(std::move(model.info)),
         world_(std::move(model.world)),
-        pool_(info_.kv_cache_tokens / kPageTokens),
+        pool_(info_.kv_cache_tokens / kPageTokens, model.prefix_cache),
+        max_waiting_(model.max_waiting),
         scheduler_({info_.max_batched_tokens, info_.max_num_seqs}, pool_),
         has_mtp_(model.has_mtp) {
     snapshot_stats();
@@ -156,35 +43,25 @@ class EngineImpl : public Engine {
 
   uint64_t submit(GenerateRequest request) override {
     check_request(request, info_);
-    for (const int32_t id : request.stop_ids)
-      require(id >= 0 && id < info_.vocab_size, "stopTokenIds holds " + std::to_string(id) + ", outside the vocabulary [0, " +
-                                                    std::to_string(info_.vocab_size) + ")");
-    auto sequence = std::make_unique<Generation>();
-    sequence->tokens = request.prompt;
-    sequence->request = std::move(request);
-    return enqueue(std::move(sequence));
+    auto sequence = std::make_unique<Generation>(std::move(request), info_);
+    const int64_t deadline_ms = sequence->request.deadline_ms;
+    const auto deadline = deadline_ms < 0 ? kNoDeadline : sequence->submitted + std::chrono::milliseconds(deadline_ms);
+    return enqueue(std::move(sequence), deadline);
   }
 
   uint64_t submit(LogitsRequest request) override {
-    check_tokens(request.tokens, "tokens", info_);
-    const auto n = static_cast<int64_t>(request.tokens.size());
-    require(n <= info_.context,
-            std::to_string(n) + " tokens asked for; this model's context is " + std::to_string(info_.context),
-            "pass fewer tokens or raise maxModelLen");
-    require(!request.mtp || has_mtp_, "MTP logits asked for; no MTP layer is loaded",
-            "load with { mtp: true } a checkpoint that has num_nextn_predict_layers >= 1");
-    require(!request.mtp || n >= 2,
-            "MTP logits asked for one token; row t needs the token after it, so at least two are needed");
-    const uint64_t bytes = static_cast<uint64_t>(n) * info_.vocab_size * sizeof(float);
-    require(bytes <= kMaxLogitsBytes,
-            "logits of " + std::to_string(n) + " tokens would take " + std::to_string(bytes >> 20) + " MiB; the limit is " +
-                std::to_string(kMaxLogitsBytes >> 20),
-            "split the tokens over several calls");
-    auto sequence = std::make_unique<Scoring>();
-    sequence->tokens = std::move(request.tokens);
-    sequence->mtp = request.mtp;
-    sequence->samples = false;
-    return enqueue(std::move(sequence));
+    check_request(request, info_, has_mtp_);
+    return enqueue(std::make_unique<Scoring>(std::move(request)), kNoDeadline);
+  }
+
+  void set_mask(uint64_t request, int64_t position, std::vector<uint32_t> mask) override {
+    if (!mask.empty() && static_cast<int>(mask.size()) != mask_words(info_.vocab_size))
+      throw EngineError(ErrorCode::invalid_argument, "a mask of " + std::to_string(mask.size()) +
+                                                         " words; this vocabulary needs " +
+                                                         std::to_string(mask_words(info_.vocab_size)));
+    const std::lock_guard lock(mutex_);
+    masks_.push_back({request, position, std::move(mask)});
+    changed_.notify_one();
   }
 
   void abort(uint64_t request) override {
@@ -212,41 +89,84 @@ class EngineImpl : public Engine {
   }
 
  private:
-  uint64_t enqueue(std::unique_ptr<Sequence> sequence) {
-    sequence->n_prompt = sequence->length();
+  static constexpr Clock::time_point kNoDeadline = Clock::time_point::max();
+
+  struct Arrival {
+    std::unique_ptr<Sequence> sequence;
+    Clock::time_point deadline;
+  };
+  struct MaskUpdate {
+    uint64_t request;
+    int64_t position;
+    std::vector<uint32_t> words;
+  };
+
+  uint64_t enqueue(std::unique_ptr<Sequence> sequence, Clock::time_point deadline) {
     const std::lock_guard lock(mutex_);
     if (stopping_) throw EngineError(ErrorCode::disposed, "the model was disposed", "load it again");
     if (broken_) throw *broken_;
-    sequence->id = ++last_id_;
-    arrivals_.push_back(std::move(sequence));
+    const int64_t n_waiting = stats_.waiting + static_cast<int64_t>(arrivals_.size());
+    if (n_waiting >= max_waiting_)
+      throw EngineError(
+          ErrorCode::busy,
+          "the queue is full: " + std::to_string(stats_.running) + " requests run and " + std::to_string(n_waiting) + " wait",
+          "try again later, or raise maxWaiting");
+    const uint64_t id = sequence->id = ++last_id_;
+    arrivals_.push_back({std::move(sequence), deadline});
     changed_.notify_one();
-    return last_id_;
+    return id;
   }
 
   void loop() {
     for (;;) {
       StepEvent event;
-      bool stop = false;
-      {
-        std::unique_lock lock(mutex_);
-        changed_.wait(lock, [&] { return stopping_ || !arrivals_.empty() || !aborts_.empty() || has_work(); });
-        for (auto& sequence : arrivals_) scheduler_.add(std::move(sequence));
-        arrivals_.clear();
-        for (const uint64_t id : aborts_)
-          if (scheduler_.remove(id)) add_end(event, id, FinishReason::aborted);
-        aborts_.clear();
-        stop = stopping_;
-      }
-      if (stop)
+      const bool stop = take_messages(event);
+      if (stop) {
         end_all(event, FinishReason::aborted);
-      else
+      } else {
+        end_overdue(event);
         step(event);
+      }
       if (!has_work() && pool_.held() != 0)  // the idle invariant: a leak is a bug worth failing loudly for
         break_model(
             EngineError(ErrorCode::internal, std::to_string(pool_.held()) + " KV pages are held while no sequence exists"));
       snapshot_stats();
-      if (listener_ && !event.requests.empty()) listener_(std::move(event));
+      if (listener_ && !event.empty()) listener_(std::move(event));
       if (stop) return;
+    }
+  }
+
+  // Waits until there is something to do, and takes in what other threads have left. True when the engine has to stop.
+  bool take_messages(StepEvent& event) {
+    std::unique_lock lock(mutex_);
+    const auto something_to_do = [&] {
+      return stopping_ || !arrivals_.empty() || !aborts_.empty() || !masks_.empty() || (has_work() && !stalled_);
+    };
+    if (deadlines_.empty())
+      changed_.wait(lock, something_to_do);
+    else
+      changed_.wait_until(lock, deadlines_.begin()->first, something_to_do);
+    for (Arrival& arrival : arrivals_) {
+      if (arrival.deadline != kNoDeadline) deadlines_.emplace(arrival.deadline, arrival.sequence->id);
+      scheduler_.add(std::move(arrival.sequence));
+    }
+    arrivals_.clear();
+    for (MaskUpdate& mask : masks_)
+      if (Sequence* sequence = scheduler_.find(mask.request); sequence && sequence->samples)
+        static_cast<Generation*>(sequence)->set_mask(mask.position, std::move(mask.words));
+    masks_.clear();
+    for (const uint64_t id : aborts_)
+      if (scheduler_.remove(id)) add_end(event, id, FinishReason::aborted);
+    aborts_.clear();
+    return stopping_;
+  }
+
+  void end_overdue(StepEvent& event) {
+    if (deadlines_.empty()) return;
+    for (const auto now = Clock::now(); !deadlines_.empty() && deadlines_.begin()->first <= now;) {
+      const uint64_t id = deadlines_.begin()->second;
+      deadlines_.erase(deadlines_.begin());
+      if (scheduler_.remove(id)) add_end(event, id, FinishReason::deadline);
     }
   }
 
@@ -254,24 +174,19 @@ class EngineImpl : public Engine {
 
   void step(StepEvent& event) {
     const std::vector<Chunk> chunks = scheduler_.plan();
-    if (chunks.empty()) return;
+    for (Sequence* sequence : scheduler_.admitted())
+      if (sequence->samples) begin(*static_cast<Generation*>(sequence));
+    stalled_ = chunks.empty();
+    if (stalled_) return;
     try {
       StepInputs inputs;
       StepOutputs outputs;
-      StepBuilder builder(inputs);
-      for (const Chunk& chunk : chunks) builder.add(chunk);
-      builder.finish(chunks);
-      for (const Sequence* sequence : scheduler_.admitted())
-        if (sequence->samples) {
-          const auto prompt_end = sequence->tokens.begin() + sequence->n_prompt;
-          inputs.resets.push_back(
-              {sequence->slot, {sequence->tokens.begin(), prompt_end}, {prompt_end, sequence->tokens.end()}});
-        }
+      const StepBuilder builder(chunks, inputs);
       world_->run(inputs, outputs);
-      for (const Chunk& chunk : chunks) Scheduler::commit(chunk);
+      for (const Chunk& chunk : chunks) scheduler_.commit(chunk);
       count(chunks, inputs);
-      take_samples(chunks, inputs, outputs, event);
       take_logits(chunks, outputs, event);
+      take_samples(builder.sampled_rows(), outputs, event);
     } catch (const EngineError& error) {
       fail(chunks, error, event);
     } catch (const std::bad_alloc&) {
@@ -285,41 +200,56 @@ class EngineImpl : public Engine {
     }
   }
 
-  void take_samples(const std::vector<Chunk>& chunks, const StepInputs& inputs, const StepOutputs& outputs, StepEvent& event) {
-    const bool logprobs = std::any_of(inputs.sample_rows.begin(), inputs.sample_rows.end(),
-                                      [](const SampleRow& row) { return row.n_logprobs >= 0; });
-    const size_t earlier = event.requests.size();  // ends without a token have no logprobs, but keep their place
-    if (logprobs) {
-      event.logprobs.resize(earlier);
-      event.top_ids.resize(earlier * kMaxLogprobs, -1);
-      event.top_logprobs.resize(earlier * kMaxLogprobs);
-    }
-    size_t r = 0;
-    for (const Chunk& chunk : chunks) {
-      if (!chunk.reaches_end || !chunk.sequence->samples) continue;
-      auto& generation = static_cast<Generation&>(*chunk.sequence);
-      const GenerateRequest& request = generation.request;
-      const int32_t token = outputs.tokens[r];
-      generation.tokens.push_back(token);
+  // It has a slot of its own from now on, and has waited until now if it is the first time.
+  static void begin(Generation& generation) {
+    generation.needs_reset = true;
+    if (generation.started == Clock::time_point{}) generation.started = Clock::now();
+  }
 
-      FinishReason finish = FinishReason::none;
-      if (std::find(request.stop_ids.begin(), request.stop_ids.end(), token) != request.stop_ids.end())
-        finish = FinishReason::stop;
-      else if (generation.n_generated() == request.max_tokens || generation.length() >= info_.context)
-        finish = FinishReason::length;
+  void take_samples(const std::vector<SampledRow>& rows, const StepOutputs& outputs, StepEvent& event) {
+    const bool logprobs = std::any_of(rows.begin(), rows.end(), [](const SampledRow& row) {
+      return row.prompt_index < 0 && row.generation->request.n_logprobs >= 0;
+    });
+    if (logprobs) {  // ends without a token have no logprobs, but keep their place
+      event.logprobs.resize(event.requests.size());
+      event.top_ids.resize(event.requests.size() * kMaxLogprobs, -1);
+      event.top_logprobs.resize(event.requests.size() * kMaxLogprobs);
+    }
+    for (size_t r = 0; r < rows.size(); ++r) {
+      if (rows[r].prompt_index >= 0) {
+        take_prompt_score(rows[r], outputs, r, event);
+        continue;
+      }
+      Generation& generation = *rows[r].generation;
+      if (generation.n_generated() == 0)
+        event.starts.push_back({generation.id, generation.n_found,
+                                std::chrono::duration<double, std::milli>(generation.started - generation.submitted).count()});
+      const int32_t token = outputs.tokens[r];
+      const FinishReason finish = generation.take(token, info_.context);
       event.requests.push_back(generation.id);
       event.tokens.push_back(token);
       event.finish.push_back(finish);
-      if (logprobs) {
-        event.logprobs.push_back(outputs.logprobs[r]);
-        const auto first = r * kMaxLogprobs;
-        event.top_ids.insert(event.top_ids.end(), &outputs.top_ids[first], &outputs.top_ids[first] + kMaxLogprobs);
-        event.top_logprobs.insert(event.top_logprobs.end(), &outputs.top_logprobs[first],
-                                  &outputs.top_logprobs[first] + kMaxLogprobs);
-      }
-      ++r;
+      if (logprobs) append_logprobs(outputs, r, event.logprobs, event.top_ids, event.top_logprobs);
       if (finish != FinishReason::none) scheduler_.remove(generation.id);
     }
+  }
+
+  static void take_prompt_score(const SampledRow& row, const StepOutputs& outputs, size_t r, StepEvent& event) {
+    Generation& generation = *row.generation;
+    if (event.prompt_logprobs.empty() || event.prompt_logprobs.back().request != generation.id)
+      event.prompt_logprobs.push_back({generation.id, row.prompt_index, {}, {}, {}});
+    StepEvent::PromptLogprobs& to = event.prompt_logprobs.back();
+    append_logprobs(outputs, r, to.logprobs, to.top_ids, to.top_logprobs);
+    generation.n_prompt_scored = row.prompt_index + 1;
+  }
+
+  static void append_logprobs(const StepOutputs& outputs, size_t r, std::vector<float>& logprobs, std::vector<int32_t>& top_ids,
+                              std::vector<float>& top_logprobs) {
+    const auto first = static_cast<int64_t>(r) * kMaxLogprobs;
+    logprobs.push_back(outputs.logprobs[r]);
+    top_ids.insert(top_ids.end(), outputs.top_ids.begin() + first, outputs.top_ids.begin() + first + kMaxLogprobs);
+    top_logprobs.insert(top_logprobs.end(), outputs.top_logprobs.begin() + first,
+                        outputs.top_logprobs.begin() + first + kMaxLogprobs);
   }
 
   void take_logits(const std::vector<Chunk>& chunks, const StepOutputs& outputs, StepEvent& event) {
@@ -392,21 +322,35 @@ class EngineImpl : public Engine {
 
   void snapshot_stats() {
     const std::lock_guard lock(mutex_);
-    stats_ = {pool_.free(), pool_.held(),    pool_.total(),  scheduler_.n_running(),    scheduler_.n_waiting(),
-              steps_,       prefill_tokens_, decode_tokens_, scheduler_.n_preemptions()};
+    stats_ = {pool_.free(),
+              pool_.cached(),
+              pool_.held(),
+              pool_.total(),
+              scheduler_.n_running(),
+              scheduler_.n_waiting(),
+              steps_,
+              prefill_tokens_,
+              decode_tokens_,
+              scheduler_.n_preemptions(),
+              scheduler_.n_queried_tokens(),
+              scheduler_.n_found_tokens()};
   }
 
   EngineInfo info_;
   std::unique_ptr<World> world_;
   // Owned by the engine thread:
   PagePool pool_;
+  int64_t max_waiting_;
   Scheduler scheduler_;
+  std::multimap<Clock::time_point, uint64_t> deadlines_;  // ids may have ended since
+  bool stalled_ = false;                                  // every sequence that has its turn waits for its mask
   bool has_mtp_;
   uint64_t steps_ = 0, prefill_tokens_ = 0, decode_tokens_ = 0;
 
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;
-  std::vector<std::unique_ptr<Sequence>> arrivals_;
+  std::vector<Arrival> arrivals_;
+  std::vector<MaskUpdate> masks_;
   std::vector<uint64_t> aborts_;
   ListenerFn listener_;
   EngineStats stats_;

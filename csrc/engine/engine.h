@@ -4,6 +4,7 @@
 // otherwise. Events reach the listener from the engine thread, one per step.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -25,7 +26,10 @@ struct EngineOptions {
   int64_t max_model_len = 0;         // tokens; 0 = the model's context
   int max_num_seqs = 32;             // sequences in one step
   int max_batched_tokens = 512;      // token budget of one step: prefill is cut into chunks of at most this
-  int64_t kv_cache_tokens = 0;       // capacity over all sequences; 0 = chosen from max_model_len and free memory
+  int64_t kv_cache_tokens = 0;       // capacity over all sequences; 0 = chosen from max_model_len and memory_utilization
+  double memory_utilization = 0;     // share of the free memory that weights and KV cache may take; 0 = the device's default
+  int max_waiting = 1024;            // requests beyond those running that are accepted before submit says busy
+  bool prefix_cache = true;          // pages of ended sequences are found again by prompts that begin alike
   bool with_mtp = false;             // load MTP layers, so that logits(mtp) works
 };
 
@@ -51,7 +55,15 @@ struct EngineInfo {
   std::vector<int32_t> eos_ids;  // of config.json
 };
 
-enum class FinishReason : uint8_t { none, stop, length, aborted, error };
+enum class FinishReason : uint8_t { none, stop, length, aborted, error, deadline };
+
+// Bounds the reasoning of an answer: once `budget` tokens were sampled between the two marks, the end is forced.
+struct ThinkingLimit {
+  int64_t budget = -1;             // -1: no bound
+  bool open = false;               // the prompt ends inside the reasoning
+  std::vector<int32_t> begin_ids;  // what opens it, as tokens
+  std::vector<int32_t> end_ids;    // what closes it
+};
 
 struct GenerateRequest {
   std::vector<int32_t> prompt;    // at least one id in [0, vocab)
@@ -63,7 +75,15 @@ struct GenerateRequest {
         frequency_penalty = 0.0f;
   int top_k = 0;
   std::vector<std::pair<int32_t, float>> logit_bias;
-  int n_logprobs = -1;  // -1: none; 0..20 alternatives
+  int n_logprobs = -1;                          // -1: none; 0..20 alternatives
+  int n_prompt_logprobs = -1;                   // likewise, of every prompt token but the first
+  std::vector<int32_t> allowed_ids;             // empty: all; else only these can be sampled
+  std::vector<std::vector<int32_t>> bad_words;  // sequences of ids that must not be generated
+  ThinkingLimit thinking;
+  bool masked = false;                   // every token waits for its set_mask()
+  int32_t priority = 0;                  // lower runs first
+  int64_t deadline_ms = -1;              // from now; -1: none
+  std::array<uint64_t, 2> cache_salt{};  // prompts share cached pages only with prompts of the same salt
 };
 
 struct LogitsRequest {
@@ -91,12 +111,31 @@ struct StepEvent {
     std::vector<float> values;  // (rows, vocab)
   };
   std::vector<Logits> logits;  // finished LogitsRequests
+  // A generation's prompt is computed: its first token is in this event.
+  struct Start {
+    uint64_t request;
+    int64_t n_cached;  // prompt tokens that the prefix cache held
+    double queue_ms;   // from submit to the first step that took some of it
+  };
+  std::vector<Start> starts;
+  // Log-probabilities of prompt tokens [begin, begin + n): as many rows of alternatives as logprobs.
+  struct PromptLogprobs {
+    uint64_t request;
+    int64_t begin;
+    std::vector<float> logprobs;      // (n)
+    std::vector<int32_t> top_ids;     // (n, 20), -1 where absent
+    std::vector<float> top_logprobs;  // (n, 20)
+  };
+  std::vector<PromptLogprobs> prompt_logprobs;
+
+  bool empty() const { return requests.empty() && prompt_logprobs.empty(); }
 };
 
 struct EngineStats {
-  int64_t free_pages = 0, held_pages = 0, total_pages = 0;
+  int64_t free_pages = 0, cached_pages = 0, held_pages = 0, total_pages = 0;
   int64_t running = 0, waiting = 0;
   uint64_t steps = 0, prefill_tokens = 0, decode_tokens = 0, preemptions = 0;
+  uint64_t prefix_queried_tokens = 0, prefix_hit_tokens = 0;  // of prompts looked up in the prefix cache
 };
 
 class Engine {
@@ -115,6 +154,9 @@ class Engine {
   // Throws invalid_argument for requests no run could satisfy. Ids are never reused.
   virtual uint64_t submit(GenerateRequest request) = 0;
   virtual uint64_t submit(LogitsRequest request) = 0;
+  // What a masked request may sample as its token number `position` (0 is the first): bit id % 32 of word id / 32, as many
+  // words as the vocabulary needs; empty allows all. Until it comes the sequence sits out, the others go on.
+  virtual void set_mask(uint64_t request, int64_t position, std::vector<uint32_t> mask) = 0;
   virtual void abort(uint64_t request) = 0;  // unknown or finished ids are ignored; ends with `aborted`
   virtual EngineStats stats() const = 0;
   // Ends all requests with `aborted`, joins the engine thread, frees device memory. Idempotent; blocks for one step.

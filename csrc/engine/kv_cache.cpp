@@ -2,30 +2,6 @@
 
 namespace sigmoe {
 
-PagePool::PagePool(int64_t n_pages) : held_(n_pages, false) {
-  free_.reserve(n_pages);
-  for (int64_t page = n_pages; page-- > 0;) free_.push_back(static_cast<int32_t>(page));
-}
-
-bool PagePool::acquire(std::vector<int32_t>& pages, int64_t n) {
-  if (n > free()) return false;
-  for (int64_t i = 0; i < n; ++i) {
-    pages.push_back(free_.back());
-    held_[free_.back()] = true;
-    free_.pop_back();
-  }
-  return true;
-}
-
-void PagePool::release(std::vector<int32_t>& pages) {
-  for (const int32_t page : pages) {
-    SIGMOE_CHECK(held_[page], "page " + std::to_string(page) + " was released twice");
-    held_[page] = false;
-    free_.push_back(page);
-  }
-  pages.clear();
-}
-
 KvCache::KvCache(Backend& backend, int64_t n_layers, int64_t n_pages, int64_t n_kv_heads, int64_t head_dim) {
   const DType dtype = backend.info().kv_dtype;
   const size_t bytes = static_cast<size_t>(n_pages) * n_kv_heads * kPageTokens * head_dim * dtype_bytes(dtype);

@@ -5,12 +5,16 @@
 #include <thread>
 
 #include "backend/registry.h"
+#include "engine/page_pool.h"
 
 namespace sigmoe {
 namespace {
 
 constexpr uint64_t kMaxConfigBytes = 4u << 20;
-constexpr uint64_t kDefaultKvBytes = 1ull << 30;  // unless one context alone needs more
+// What the KV cache may take when nothing is said, unless one context alone needs more: little of a host, which has other
+// users, and most of an accelerator, which has none.
+constexpr uint64_t kHostKvBytes = 1ull << 30;
+constexpr double kDeviceUtilization = 0.9;
 
 std::string read_small_file(const std::filesystem::path& path) {
   const auto file = open_file(path.string());
@@ -62,6 +66,10 @@ void check_options(const EngineOptions& options) {
   in_range(options.max_num_seqs, 1, 4096, "maxNumSeqs");
   in_range(options.max_batched_tokens, 1, 65536, "maxBatchedTokens");
   in_range(options.kv_cache_tokens, 0, int64_t{1} << 40, "kvCacheTokens");
+  in_range(options.max_waiting, 1, 1 << 20, "maxWaiting");
+  if (!(options.memory_utilization >= 0 && options.memory_utilization <= 1))
+    throw EngineError(ErrorCode::invalid_argument,
+                      "memoryUtilization is " + std::to_string(options.memory_utilization) + ", outside (0, 1]");
   if (options.compute != "bfloat16" && options.compute != "float32")
     throw EngineError(ErrorCode::invalid_argument,
                       "compute '" + options.compute + "' asked for; known are bfloat16 and float32");
@@ -86,7 +94,7 @@ ModelFolder open_model_folder(const std::string& folder) {
   return model;
 }
 
-MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, DType kv_dtype) {
+MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, DType kv_dtype, uint64_t kv_bytes) {
   MemoryPlan plan;
   plan.context = config.context;
   if (options.max_model_len > 0) {
@@ -108,11 +116,24 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
     return plan;
   }
   const int64_t layers = config.n_layers + (options.with_mtp && config.n_mtp_layers > 0 ? 1 : 0);
-  const int64_t affordable = static_cast<int64_t>(kDefaultKvBytes / kv_bytes_per_token(config, kv_dtype, layers));
+  const int64_t affordable = static_cast<int64_t>(kv_bytes / kv_bytes_per_token(config, kv_dtype, layers));
   const int64_t wanted = one_context * options.max_num_seqs;
   plan.kv_cache_tokens = std::max(one_context, std::min(wanted, affordable) / kPageTokens * kPageTokens);
   return plan;
 }
+
+namespace {
+
+// Bytes for one rank's KV cache: what `free_before` loading allowed, less the weights that were loaded since.
+uint64_t kv_budget(const EngineOptions& options, const std::string& device, uint64_t free_before, uint64_t weight_bytes) {
+  const bool host = device == "cpu";
+  if (host && options.memory_utilization <= 0) return kHostKvBytes;
+  const double share = options.memory_utilization > 0 ? options.memory_utilization : kDeviceUtilization;
+  const double allowed = share * static_cast<double>(free_before) / (host ? options.tensor_parallel : 1);
+  return static_cast<uint64_t>(std::max(0.0, allowed - static_cast<double>(weight_bytes)));
+}
+
+}  // namespace
 
 EngineInfo describe_model(const ModelConfig& config) {
   EngineInfo info;
@@ -183,11 +204,14 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
   loaded.has_mtp = options.with_mtp && config.n_mtp_layers > 0;
   const std::string device = resolve_device(options.device, info.device_reason);
 
+  plan_memory(config, options, DType::bf16, kHostKvBytes);  // refuses what it must before the weights are read
+  loaded.max_waiting = options.max_waiting;
+  loaded.prefix_cache = options.prefix_cache;
   MemoryPlan plan;
   const auto make_rank = [&](int rank, Comm* comm) {
     auto backend = create_backend(device, backend_options(options));
+    const uint64_t free_before = backend->free_bytes();
     if (rank == 0) {
-      plan = plan_memory(config, options, backend->info().kv_dtype);
       info.device = device;
       info.device_name = backend->info().name;
       info.kernels = backend->info().kernels;
@@ -208,6 +232,8 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
       };
     ModelWeights weights = load_weights(config, model.checkpoint, *backend, load);
     info.weight_bytes += weights.bytes;
+    if (rank == 0)
+      plan = plan_memory(config, options, backend->info().kv_dtype, kv_budget(options, device, free_before, weights.bytes));
     RunnerLimits limits;
     limits.max_tokens = options.max_batched_tokens;
     limits.max_seqs = options.max_num_seqs;

@@ -25,12 +25,15 @@ struct MemoryPlan {
   int64_t context = 0;          // tokens a sequence may hold
   int64_t kv_cache_tokens = 0;  // a multiple of kPageTokens
 };
-MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, DType kv_dtype);
+// kv_bytes is what the KV cache may take when the options do not say.
+MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, DType kv_dtype, uint64_t kv_bytes);
 
 struct LoadedModel {
   EngineInfo info;
   std::unique_ptr<World> world;
   bool has_mtp = false;
+  int max_waiting = 0;
+  bool prefix_cache = true;
 };
 
 LoadedModel load_model(const std::string& folder, const EngineOptions& options, const Engine::ProgressFn& on_progress,

@@ -76,7 +76,8 @@ RankRunner::DeviceStep RankRunner::upload(const StepInputs& inputs) {
                next_ids = packer.put(inputs.next_ids), sample_row_ids = packer.put(inputs.sample_row_ids),
                sample_rows = packer.put(inputs.sample_rows), bias_ids = packer.put(inputs.bias_ids),
                bias_values = packer.put(inputs.bias_values), ban_ids = packer.put(inputs.ban_ids),
-               logits_row_ids = packer.put(inputs.logits_row_ids), mtp_row_ids = packer.put(inputs.mtp_row_ids);
+               masks = packer.put(inputs.masks), logits_row_ids = packer.put(inputs.logits_row_ids),
+               mtp_row_ids = packer.put(inputs.mtp_row_ids);
   if (step_input_.bytes() < staging_.size()) step_input_ = backend_->alloc(staging_.size() * 2, "step inputs");
   backend_->upload(step_input_.data(), staging_.data(), staging_.size());
 
@@ -96,6 +97,7 @@ RankRunner::DeviceStep RankRunner::upload(const StepInputs& inputs) {
   step.sample.bias_ids = at(bias_ids, i32);
   step.sample.bias_values = at(bias_values, static_cast<const float*>(nullptr));
   step.sample.ban_ids = at(ban_ids, i32);
+  step.sample.masks = at(masks, static_cast<const uint32_t*>(nullptr));
   step.sample.counts = counts_.as<uint32_t>();
   return step;
 }

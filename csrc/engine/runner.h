@@ -33,6 +33,7 @@ struct StepInputs {
   std::vector<SampleRow> sample_rows;   // (R)
   std::vector<int32_t> bias_ids, ban_ids;
   std::vector<float> bias_values;
+  std::vector<uint32_t> masks;          // (mask rows, mask_words(V)): tokens that may be sampled
   std::vector<int32_t> logits_row_ids;  // rows whose logits go back to the host
   std::vector<int32_t> mtp_row_ids;     // rows whose MTP logits go back
 

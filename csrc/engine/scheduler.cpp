@@ -8,20 +8,33 @@ Scheduler::Scheduler(const SchedulerLimits& limits, PagePool& pool) : limits_(li
   for (int slot = limits.max_num_seqs; slot-- > 0;) free_slots_.push_back(slot);
 }
 
-void Scheduler::add(std::unique_ptr<Sequence> sequence) { waiting_.push_back(std::move(sequence)); }
+void Scheduler::add(std::unique_ptr<Sequence> sequence) {
+  const Rank rank = rank_of(*sequence);
+  waiting_.emplace(rank, std::move(sequence));
+}
 
 std::unique_ptr<Sequence> Scheduler::remove(uint64_t id) {
-  const auto same = [id](const std::unique_ptr<Sequence>& sequence) { return sequence->id == id; };
   std::unique_ptr<Sequence> found;
+  const auto same = [id](const auto& sequence) { return sequence->id == id; };
   if (const auto at = std::find_if(running_.begin(), running_.end(), same); at != running_.end()) {
     found = std::move(*at);
     running_.erase(at);
     give_back(*found);
-  } else if (const auto queued = std::find_if(waiting_.begin(), waiting_.end(), same); queued != waiting_.end()) {
-    found = std::move(*queued);
-    waiting_.erase(queued);
+    return found;
   }
+  const auto queued = std::find_if(waiting_.begin(), waiting_.end(), [&](const auto& entry) { return same(entry.second); });
+  if (queued == waiting_.end()) return found;
+  found = std::move(queued->second);
+  waiting_.erase(queued);
   return found;
+}
+
+Sequence* Scheduler::find(uint64_t id) const {
+  for (const auto& sequence : running_)
+    if (sequence->id == id) return sequence.get();
+  for (const auto& [rank, sequence] : waiting_)
+    if (rank.second == id) return sequence.get();
+  return nullptr;
 }
 
 void Scheduler::give_back(Sequence& sequence) {
@@ -29,6 +42,8 @@ void Scheduler::give_back(Sequence& sequence) {
   if (sequence.slot >= 0) free_slots_.push_back(sequence.slot);
   sequence.slot = -1;
   sequence.n_computed = 0;
+  sequence.chain.last = 0;
+  sequence.chain.n_pages = 0;
 }
 
 void Scheduler::preempt_last(std::vector<Chunk>& chunks) {
@@ -37,7 +52,7 @@ void Scheduler::preempt_last(std::vector<Chunk>& chunks) {
   give_back(*victim);
   std::erase_if(chunks, [&](const Chunk& chunk) { return chunk.sequence == victim.get(); });
   std::erase(admitted_, victim.get());
-  waiting_.push_front(std::move(victim));
+  add(std::move(victim));
   ++n_preemptions_;
 }
 
@@ -55,11 +70,13 @@ bool Scheduler::reserve(Sequence& sequence, int64_t n_tokens, std::vector<Chunk>
 std::vector<Chunk> Scheduler::plan() {
   std::vector<Chunk> chunks;
   admitted_.clear();
+  make_room_for_priority();
   int64_t budget = limits_.max_batched_tokens;
 
   const auto schedule = [&](Sequence& sequence) {
-    const int64_t n = std::min(sequence.n_pending(), budget);
-    if (n == 0 || !reserve(sequence, sequence.n_computed + n, chunks)) return;
+    const int64_t wanted = sequence.n_pending() - (sequence.samples && !sequence.may_sample ? 1 : 0);
+    const int64_t n = std::min(wanted, budget);
+    if (n <= 0 || !reserve(sequence, sequence.n_computed + n, chunks)) return;
     chunks.push_back({&sequence, sequence.n_computed, n, n == sequence.n_pending()});
     budget -= n;
   };
@@ -69,24 +86,65 @@ std::vector<Chunk> Scheduler::plan() {
     for (size_t i = 0; i < running_.size() && budget > 0; ++i)
       if ((running_[i]->n_pending() == 1) == decoding) schedule(*running_[i]);
 
-  while (budget > 0 && !waiting_.empty() && !free_slots_.empty()) {
-    Sequence& next = *waiting_.front();
-    // Room for everything it has so far, so that admission alone never preempts anybody.
-    if (!running_.empty() && pages_for(next.length()) > pool_.free()) break;
-    running_.push_back(std::move(waiting_.front()));
-    waiting_.pop_front();
-    next.slot = free_slots_.back();
-    free_slots_.pop_back();
-    admitted_.push_back(&next);
-    schedule(next);
-  }
+  while (budget > 0 && admit_next()) schedule(*admitted_.back());
   return chunks;
+}
+
+// A waiting sequence that outranks running ones takes the place of the last of them, if it lacks a slot or pages.
+void Scheduler::make_room_for_priority() {
+  if (waiting_.empty()) return;
+  std::vector<Chunk> none;
+  const Sequence& next = *waiting_.begin()->second;
+  while (!running_.empty() && running_.back()->priority > next.priority &&
+         (free_slots_.empty() || pages_for(next.length()) > pool_.available()))
+    preempt_last(none);
+}
+
+// The first waiting sequence gets a slot and what the pool remembers of it. False when there is none or no room.
+bool Scheduler::admit_next() {
+  if (waiting_.empty() || free_slots_.empty()) return false;
+  Sequence& next = *waiting_.begin()->second;
+  if (!find_prefix(next)) return false;
+  std::unique_ptr<Sequence> owned = std::move(waiting_.begin()->second);
+  waiting_.erase(waiting_.begin());
+  next.slot = free_slots_.back();
+  free_slots_.pop_back();
+  const auto place =
+      std::find_if(running_.begin(), running_.end(), [&](const auto& other) { return rank_of(next) < rank_of(*other); });
+  running_.insert(place, std::move(owned));
+  admitted_.push_back(&next);
+  return true;
+}
+
+// At least the last token is computed: its logits are wanted. False when what is left to compute has no room, unless nothing
+// runs: admission alone never preempts anybody.
+bool Scheduler::find_prefix(Sequence& sequence) {
+  if (!sequence.needs_all_rows)
+    pool_.find(sequence.tokens, (sequence.length() - 1) / kPageTokens, sequence.pages, sequence.chain);
+  const int64_t n_found = static_cast<int64_t>(sequence.pages.size());
+  if (!running_.empty() && pages_for(sequence.length()) - n_found > pool_.available()) {
+    give_back(sequence);
+    return false;
+  }
+  sequence.n_computed = n_found * kPageTokens;
+  if (sequence.was_admitted) return true;
+  sequence.was_admitted = true;
+  sequence.n_found = sequence.n_computed;
+  n_queried_tokens_ += static_cast<uint64_t>(sequence.length());
+  n_found_tokens_ += static_cast<uint64_t>(sequence.n_found);
+  return true;
+}
+
+void Scheduler::commit(const Chunk& chunk) {
+  Sequence& sequence = *chunk.sequence;
+  sequence.n_computed = chunk.begin + chunk.n;
+  pool_.remember(sequence.tokens, sequence.n_computed, sequence.pages, sequence.chain);
 }
 
 std::vector<uint64_t> Scheduler::ids() const {
   std::vector<uint64_t> ids;
   for (const auto& sequence : running_) ids.push_back(sequence->id);
-  for (const auto& sequence : waiting_) ids.push_back(sequence->id);
+  for (const auto& [rank, sequence] : waiting_) ids.push_back(sequence->id);
   return ids;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "backend/backend.h"
+#include "cpu/host_memory.h"
 
 namespace sigmoe {
 
@@ -17,6 +18,7 @@ class ReferenceBackend : public Backend {
   void download(void* host, const void* device, size_t bytes) override;
   void zero(void* device, size_t bytes) override;
   void synchronize() override {}
+  uint64_t free_bytes() const override { return available_memory_bytes(); }
 
   std::unique_ptr<LinearBuilder> begin_linear(const LinearDesc& desc) override;
 

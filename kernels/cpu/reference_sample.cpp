@@ -30,17 +30,22 @@ float bounded(float x) {
 }
 
 int32_t choose(const SampleArgs& args, const SampleRow& row, const float* logits, const uint32_t* counts) {
+  if (row.forced_token >= 0) return row.forced_token;
   const int V = args.vocab_size;
-  const std::set<int32_t> banned(args.ban_ids + row.ban_begin, args.ban_ids + row.ban_end);
+  std::set<int32_t> banned(args.ban_ids + row.ban_begin, args.ban_ids + row.ban_end);
+  if (row.mask_row >= 0)
+    for (int id = 0; id < V; ++id)
+      if (!(args.masks[static_cast<int64_t>(row.mask_row) * mask_words(V) + id / 32] >> (id % 32) & 1)) banned.insert(id);
   std::vector<float> x(logits, logits + V);
   for (float& value : x) value = bounded(value);
   for (int i = row.bias_begin; i < row.bias_end; ++i) x[args.bias_ids[i]] = bounded(x[args.bias_ids[i]] + args.bias_values[i]);
   for (int id = 0; id < V; ++id) {
+    if (!counts) break;
     const int times = static_cast<int>(counts[id] & 0x7fffffffu);
     if (counts[id] != 0) x[id] = x[id] > 0 ? x[id] / row.repetition_penalty : x[id] * row.repetition_penalty;
     x[id] = bounded(x[id] - ((times > 0 ? row.presence_penalty : 0.0f) + row.frequency_penalty * static_cast<float>(times)));
-    if (banned.contains(id)) x[id] = -std::numeric_limits<float>::infinity();
   }
+  for (const int32_t id : banned) x[id] = -std::numeric_limits<float>::infinity();
 
   std::vector<Choice> choices = sorted(x);
   const float highest = choices[0].x;
@@ -82,10 +87,10 @@ void ReferenceBackend::sample(const SampleArgs& args) {
   for (int64_t r = 0; r < args.n_rows; ++r) {
     const SampleRow& row = args.rows[r];
     const float* logits = args.logits + r * V;
-    uint32_t* counts = args.counts + static_cast<int64_t>(row.slot) * V;
+    uint32_t* counts = row.slot < 0 ? nullptr : args.counts + static_cast<int64_t>(row.slot) * V;
     const int32_t token = choose(args, row, logits, counts);
     args.tokens[r] = token;
-    ++counts[token];
+    if (counts) ++counts[token];
 
     args.logprobs[r] = 0.0f;
     std::fill_n(args.top_ids + r * kMaxLogprobs, kMaxLogprobs, -1);

@@ -128,13 +128,13 @@ size_t select_by_weight(std::vector<SampleCandidate>& candidates, uint64_t targe
   return begin;
 }
 
-int32_t lowest_allowed(const SampleArgs& args, const SampleRow& row) {
-  std::vector<int32_t> banned(args.ban_ids + row.ban_begin, args.ban_ids + row.ban_end);
-  std::sort(banned.begin(), banned.end());
-  int32_t id = 0;
-  for (const int32_t ban : banned)
-    if (ban == id) ++id;
-  return id < args.vocab_size ? id : 0;
+// Clears what the mask does not allow, 32 tokens a word; most words of a grammar's mask are empty.
+SIGMOE_EVERY_WIDTH void apply_mask(float* x, const uint32_t* mask, int n) {
+  for (int begin = 0; begin < n; begin += 32) {
+    const uint32_t word = mask[begin / 32];
+    const int end = std::min(begin + 32, n);
+    for (int i = begin; i < end; ++i) x[i] = (word >> (i - begin) & 1) != 0 ? x[i] : kNever;
+  }
 }
 
 class RowSampler {
@@ -144,19 +144,22 @@ class RowSampler {
     scratch.x.resize(static_cast<size_t>(n_));
     x_ = scratch.x.data();
     logits_ = args.logits + static_cast<int64_t>(index) * n_;
-    counts_ = args.counts + static_cast<int64_t>(row_.slot) * n_;
+    counts_ = row_.slot < 0 ? nullptr : args.counts + static_cast<int64_t>(row_.slot) * n_;
+    mask_ = row_.mask_row < 0 ? nullptr : args.masks + static_cast<int64_t>(row_.mask_row) * mask_words(n_);
   }
 
   int32_t token() {
+    if (row_.forced_token >= 0) return row_.forced_token;
     copy_finite(logits_, n_, x_);
     for (int32_t i = row_.bias_begin; i < row_.bias_end; ++i)
       x_[args_.bias_ids[i]] = finite_logit(x_[args_.bias_ids[i]] + args_.bias_values[i]);
-    if (row_.repetition_penalty != 1.0f || row_.presence_penalty != 0.0f || row_.frequency_penalty != 0.0f)
+    if (counts_ && (row_.repetition_penalty != 1.0f || row_.presence_penalty != 0.0f || row_.frequency_penalty != 0.0f))
       penalise(x_, counts_, n_, row_.repetition_penalty, row_.presence_penalty, row_.frequency_penalty);
+    if (mask_) apply_mask(x_, mask_, n_);
     for (int32_t i = row_.ban_begin; i < row_.ban_end; ++i) x_[args_.ban_ids[i]] = kNever;
 
     highest_ = highest_of(x_, n_);
-    if (highest_ == kNever) return lowest_allowed(args_, row_);
+    if (highest_ == kNever) return lowest_allowed();
     if (!(row_.temperature > 0.0f)) return static_cast<int32_t>(std::find(x_, x_ + n_, highest_) - x_);
     // p >= min_p * max p, as a bound on the logit; the maximum itself always passes.
     least_ = row_.min_p > 0.0f ? std::min(highest_, highest_ + row_.temperature * std::log(row_.min_p))
@@ -185,6 +188,15 @@ class RowSampler {
   }
 
  private:
+  // Every logit is -inf: the lowest id that is neither banned nor masked, else 0.
+  int32_t lowest_allowed() const {
+    std::vector<int32_t> banned(args_.ban_ids + row_.ban_begin, args_.ban_ids + row_.ban_end);
+    std::sort(banned.begin(), banned.end());
+    for (int32_t id = 0; id < n_; ++id)
+      if ((!mask_ || mask_[id / 32] >> (id % 32) & 1) && !std::binary_search(banned.begin(), banned.end(), id)) return id;
+    return 0;
+  }
+
   uint64_t weight(float x) const { return sample_weight((x - highest_) / row_.temperature); }
 
   // The weight that the kept set must reach: the smallest set with cumulative >= top_p of the total, so the first at
@@ -269,6 +281,7 @@ class RowSampler {
   float* x_ = nullptr;
   const float* logits_ = nullptr;
   const uint32_t* counts_ = nullptr;
+  const uint32_t* mask_ = nullptr;
   float highest_ = kNever, least_ = kNever;
 };
 
@@ -282,7 +295,7 @@ void sample_row(const SampleArgs& args, int row, SampleScratch& scratch) {
   std::fill_n(args.top_ids + static_cast<int64_t>(row) * kMaxLogprobs, kMaxLogprobs, -1);
   std::fill_n(args.top_logprobs + static_cast<int64_t>(row) * kMaxLogprobs, kMaxLogprobs, 0.0f);
   if (args.rows[row].n_logprobs >= 0) sampler.logprobs(token, row);
-  ++args.counts[static_cast<int64_t>(args.rows[row].slot) * args.vocab_size + token];
+  if (args.rows[row].slot >= 0) ++args.counts[static_cast<int64_t>(args.rows[row].slot) * args.vocab_size + token];
 }
 
 }  // namespace sigmoe

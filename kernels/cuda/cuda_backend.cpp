@@ -66,6 +66,12 @@ void CudaBackend::download(void* host, const void* device, size_t bytes) {
 }
 
 void CudaBackend::zero(void* device, size_t bytes) { CUDA_CHECK(cudaMemsetAsync(device, 0, bytes, queue_.stream)); }
+uint64_t CudaBackend::free_bytes() const {
+  size_t free = 0, total = 0;
+  CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return free;
+}
+
 void CudaBackend::synchronize() { CUDA_CHECK(cudaStreamSynchronize(queue_.stream)); }
 
 template <typename T>

@@ -29,6 +29,7 @@ class CudaBackend : public Backend {
   void download(void* host, const void* device, size_t bytes) override;
   void zero(void* device, size_t bytes) override;
   void synchronize() override;
+  uint64_t free_bytes() const override;
   void run_recorded(uint64_t key, const std::function<void()>& ops) override;
   void forget_recorded();  // before memory that recorded ops use is freed and its address used again
 

@@ -279,9 +279,12 @@ __device__ uint64_t cut_at(const Row& row, uint64_t target, const Mass& mass, ui
 __device__ int choose(const SampleArgs& args, const SampleRow& sample, const float* logits, const uint32_t* counts, float* x,
                       Shared& shared) {
   const int n = args.vocab_size;
-  const bool biased = sample.bias_end > sample.bias_begin, bans = sample.ban_end > sample.ban_begin;
+  const bool biased = sample.bias_end > sample.bias_begin;
+  const uint32_t* mask = sample.mask_row < 0 ? nullptr : args.masks + static_cast<int64_t>(sample.mask_row) * mask_words(n);
+  const auto masked = [&](int id) { return mask && !(mask[id / 32] >> (id % 32) & 1); };
+  const bool bans = sample.ban_end > sample.ban_begin || mask;
   const bool penalties =
-      sample.repetition_penalty != 1.0f || sample.presence_penalty != 0.0f || sample.frequency_penalty != 0.0f;
+      counts && (sample.repetition_penalty != 1.0f || sample.presence_penalty != 0.0f || sample.frequency_penalty != 0.0f);
   const bool greedy = !(sample.temperature > 0.0f) && !biased && !bans;  // then x is not needed
   float best_value = -INFINITY;
   int best_id = -1;
@@ -317,9 +320,14 @@ __device__ int choose(const SampleArgs& args, const SampleRow& sample, const flo
         value = finite_logit(__fadd_rn(value, args.bias_values[i]));
       }
     __syncthreads();
-    for (int id = threadIdx.x; id < n; id += kThreads) x[id] = penalise(x[id], counts[id], sample);
+    if (penalties)
+      for (int id = threadIdx.x; id < n; id += kThreads) x[id] = penalise(x[id], counts[id], sample);
   }
   if (bans) {
+    __syncthreads();
+    if (mask)
+      for (int id = threadIdx.x; id < n; id += kThreads)
+        if (masked(id)) x[id] = -INFINITY;
     __syncthreads();
     for (int i = sample.ban_begin + threadIdx.x; i < sample.ban_end; i += kThreads) x[args.ban_ids[i]] = -INFINITY;
   }
@@ -333,7 +341,7 @@ __device__ int choose(const SampleArgs& args, const SampleRow& sample, const flo
   if (isinf(row.highest)) {  // nothing can be sampled: the lowest id that is not banned, else 0
     uint64_t free = 0;
     for (int id = threadIdx.x; id < n; id += kThreads) {
-      bool banned = false;
+      bool banned = masked(id);
       for (int i = sample.ban_begin; i < sample.ban_end; ++i) banned |= args.ban_ids[i] == id;
       if (!banned) free = max(free, static_cast<uint64_t>(~static_cast<uint32_t>(id)));
     }
@@ -386,13 +394,13 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(SampleArgs args, float
   const int n = args.vocab_size;
   const SampleRow sample = args.rows[r];
   const float* logits = args.logits + r * n;
-  uint32_t* counts = args.counts + static_cast<int64_t>(sample.slot) * n;
+  uint32_t* counts = sample.slot < 0 ? nullptr : args.counts + static_cast<int64_t>(sample.slot) * n;
   float* x = penalised + r * n;
-  const int token = choose(args, sample, logits, counts, x, shared);
+  const int token = sample.forced_token >= 0 ? sample.forced_token : choose(args, sample, logits, counts, x, shared);
   __syncthreads();
   if (threadIdx.x == 0) {
     args.tokens[r] = token;
-    ++counts[token];
+    if (counts) ++counts[token];
     args.logprobs[r] = 0.0f;
   }
   for (int i = threadIdx.x; i < kMaxLogprobs; i += kThreads) {

@@ -8,6 +8,7 @@
 
 #include "backend/registry.h"
 #include "engine/model_folder.h"
+#include "engine/page_pool.h"
 
 namespace sigmoe::test {
 

@@ -104,6 +104,7 @@ class RecordingBackend : public Backend {
   void download(void* host, const void* device, size_t bytes) override { std::memcpy(host, device, bytes); }
   void zero(void* device, size_t bytes) override { std::memset(device, 0, bytes); }
   void synchronize() override {}
+  uint64_t free_bytes() const override { return uint64_t{1} << 40; }
   std::unique_ptr<LinearBuilder> begin_linear(const LinearDesc& desc) override {
     return std::make_unique<RecordingBuilder>(desc);
   }

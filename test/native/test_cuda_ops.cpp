@@ -540,7 +540,7 @@ struct Sampled {
 
 Sampled sample(Backend& backend, const std::vector<float>& logits, int vocab, const std::vector<SampleRow>& rows,
                const std::vector<int32_t>& bias_ids, const std::vector<float>& bias_values, const std::vector<int32_t>& ban_ids,
-               const std::vector<int32_t>& prompt, const std::vector<int32_t>& generated) {
+               const std::vector<uint32_t>& masks, const std::vector<int32_t>& prompt, const std::vector<int32_t>& generated) {
   const int n_rows = static_cast<int>(rows.size());
   const OnDevice<float> device_logits(backend, logits), device_bias(backend, bias_values),
       logprobs(backend, std::vector<float>(n_rows, kPoison)),
@@ -548,7 +548,8 @@ Sampled sample(Backend& backend, const std::vector<float>& logits, int vocab, co
   const OnDevice<SampleRow> device_rows(backend, rows);
   const OnDevice<int32_t> device_bias_ids(backend, bias_ids), device_bans(backend, ban_ids),
       tokens(backend, std::vector<int32_t>(n_rows, -5)), top_ids(backend, std::vector<int32_t>(n_rows * kMaxLogprobs, -5));
-  const OnDevice<uint32_t> counts(backend, std::vector<uint32_t>(static_cast<size_t>(n_rows) * vocab, 99));
+  const OnDevice<uint32_t> device_masks(backend, masks),
+      counts(backend, std::vector<uint32_t>(static_cast<size_t>(n_rows) * vocab, 99));
   for (int r = 0; r < n_rows; ++r)
     backend.reset_counts(counts.get() + static_cast<size_t>(r) * vocab, vocab, prompt.data(), static_cast<int>(prompt.size()),
                          generated.data(), static_cast<int>(generated.size()));
@@ -560,6 +561,7 @@ Sampled sample(Backend& backend, const std::vector<float>& logits, int vocab, co
   args.bias_ids = device_bias_ids.get();
   args.bias_values = device_bias.get();
   args.ban_ids = device_bans.get();
+  args.masks = device_masks.get();
   args.counts = counts.get();
   args.tokens = tokens.get();
   args.logprobs = logprobs.get();
@@ -594,6 +596,8 @@ TEST_CASE("cuda sample: the very tokens of the reference, over every option, spr
       if (round == 3) std::fill(logits.begin(), logits.begin() + vocab, -std::numeric_limits<float>::infinity());
       std::vector<int32_t> bias_ids, ban_ids, prompt, generated;
       std::vector<float> bias_values;
+      std::vector<uint32_t> masks(3 * mask_words(vocab));
+      for (uint32_t& word : masks) word = random() % 2 ? 0u : static_cast<uint32_t>(random());
       for (int i = 0; i < 6; ++i) {
         bias_ids.push_back(random() % vocab), bias_values.push_back(10 * uniform() - 5);
         if (vocab > 6) ban_ids.push_back(random() % vocab);
@@ -614,9 +618,13 @@ TEST_CASE("cuda sample: the very tokens of the reference, over every option, spr
         row.n_logprobs = r % 2 ? static_cast<int32_t>(random() % (kMaxLogprobs + 1)) : -1;
         if (r > 3) row.bias_end = static_cast<int32_t>(bias_ids.size());
         if (r > 4) row.ban_end = static_cast<int32_t>(ban_ids.size());
+        if (r % 3 == 0 && round % 2) row.mask_row = r / 3;
+        if (r == 5 && round % 3 == 0) row.forced_token = static_cast<int32_t>(random() % vocab);
+        if (r == 1) row.slot = -1;
       }
-      const Sampled expected = sample(*reference(), logits, vocab, rows, bias_ids, bias_values, ban_ids, prompt, generated);
-      const Sampled got = sample(*backend, logits, vocab, rows, bias_ids, bias_values, ban_ids, prompt, generated);
+      const Sampled expected =
+          sample(*reference(), logits, vocab, rows, bias_ids, bias_values, ban_ids, masks, prompt, generated);
+      const Sampled got = sample(*backend, logits, vocab, rows, bias_ids, bias_values, ban_ids, masks, prompt, generated);
       CHECK(got.tokens == expected.tokens);
       CHECK(got.top_ids == expected.top_ids);
       CHECK(got.counts == expected.counts);

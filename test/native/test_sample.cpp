@@ -25,6 +25,7 @@ struct Case {
   SampleRow row;
   std::vector<int32_t> bias_ids, ban_ids;
   std::vector<float> bias_values;
+  std::vector<uint32_t> mask;
 };
 
 struct Outcome {
@@ -42,6 +43,7 @@ Outcome run(const Case& c, bool fast) {
   SampleRow row = c.row;
   row.bias_end = static_cast<int32_t>(c.bias_ids.size());
   row.ban_end = static_cast<int32_t>(c.ban_ids.size());
+  row.mask_row = c.mask.empty() ? -1 : 0;
   SampleArgs args;
   args.logits = c.logits.data();
   args.n_rows = 1;
@@ -50,6 +52,7 @@ Outcome run(const Case& c, bool fast) {
   args.bias_ids = c.bias_ids.data();
   args.bias_values = c.bias_values.data();
   args.ban_ids = c.ban_ids.data();
+  args.masks = c.mask.data();
   args.counts = out.counts.data();
   args.tokens = &out.token;
   args.logprobs = &out.logprob;
@@ -354,10 +357,49 @@ TEST_CASE("sample: the fast sampler and the naive one agree on random requests")
       c.bias_ids.push_back(static_cast<int32_t>(random() % vocab));
       c.bias_values.push_back(uniform(-20.0f, 20.0f));
     }
+    if (chance(0.3)) {
+      c.mask.resize(mask_words(vocab));
+      for (uint32_t& word : c.mask) word = chance(0.5) ? 0u : static_cast<uint32_t>(random());
+    }
+    if (chance(0.1)) c.row.slot = -1;
+    if (chance(0.1)) c.row.forced_token = static_cast<int32_t>(random() % vocab);
     const Outcome out = both(c);
     CHECK(out.token >= 0);
     CHECK(out.token < vocab);
   }
+}
+
+TEST_CASE("sample: a mask leaves only what it allows, whatever else is asked") {
+  std::mt19937_64 random(5);
+  for (const int vocab : {1, 31, 32, 33, 320, 6144}) {
+    Case c(gaussian(vocab, 3.0f, 11));
+    for (const float temperature : {0.0f, 1.0f, 50.0f})
+      for (int draw = 0; draw < 50; ++draw) {
+        std::vector<int32_t> allowed;
+        for (int n = 1 + static_cast<int>(random() % 3); n > 0; --n) allowed.push_back(static_cast<int32_t>(random() % vocab));
+        c.mask.assign(mask_words(vocab), 0);
+        for (const int32_t id : allowed) c.mask[id / 32] |= 1u << (id % 32);
+        c.row.temperature = temperature;
+        c.row.position = draw;
+        c.bias_ids = {0};
+        c.bias_values = {100.0f};
+        CHECK(std::count(allowed.begin(), allowed.end(), both(c).token) > 0);
+      }
+  }
+}
+
+TEST_CASE("sample: a forced token is taken, counted, and scored by the logits as they are") {
+  Case c({0.0f, 1.0f, 2.0f, 3.0f});
+  c.row.forced_token = 1;
+  c.row.n_logprobs = 2;
+  c.ban_ids = {1};
+  const Outcome out = both(c);
+  CHECK(out.token == 1);
+  CHECK(out.counts == std::vector<uint32_t>{0, 1, 0, 0});
+  CHECK(out.logprob == doctest::Approx(std::log(softmax(c.logits, 1.0)[1])).epsilon(1e-5));
+  CHECK(out.top_ids[0] == 3);
+  c.row.slot = -1;
+  CHECK(both(c).counts == std::vector<uint32_t>(4, 0));
 }
 
 TEST_CASE("sample: the two agree over the full vocabulary, flat and peaked") {

@@ -1,0 +1,58 @@
+// The sequences the engine runs: a generation with its sampling state, and a teacher-forced scoring run. What submit()
+// checks, and what of a request changes from token to token: bad words, the thinking budget, masks.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/scheduler.h"
+
+namespace sigmoe {
+
+// Throw invalid_argument for a request no run could satisfy.
+void check_request(const GenerateRequest& request, const EngineInfo& info);
+void check_request(const LogitsRequest& request, const EngineInfo& info, bool has_mtp);
+
+struct Generation : Sequence {
+  // The request's prompt becomes the sequence's tokens.
+  Generation(GenerateRequest request, const EngineInfo& info);
+
+  // The token that must come next whatever the logits say, or -1.
+  int32_t forced_token() const { return forced_.empty() ? -1 : forced_[n_forced_]; }
+  // Appends the ids that a bad word would be completed by now, and the stop ids while the answer is too short.
+  void append_bans(std::vector<int32_t>& bans) const;
+  // Appends the words of what may be sampled now and returns true, or returns false when everything may.
+  bool append_mask(std::vector<uint32_t>& masks) const;
+  void set_mask(int64_t position, std::vector<uint32_t> mask);
+  // Takes a sampled token; says whether the sequence ends with it.
+  FinishReason take(int32_t token, int64_t context);
+
+  GenerateRequest request;
+  std::chrono::steady_clock::time_point submitted{}, started{};
+  int64_t n_prompt_scored = 1;  // prompt tokens whose log-probabilities were reported; the first has none
+  bool needs_reset = false;     // its slot's counts are another sequence's
+
+ private:
+  void follow_thinking();
+  bool ends_with(const std::vector<int32_t>& ids) const;
+
+  int64_t vocab_size_;
+  std::vector<uint32_t> allowed_;  // of allowed_ids; empty: all
+  std::vector<uint32_t> mask_;     // of set_mask; empty: all
+  int64_t mask_position_ = -1;
+  bool thinking_ = false;
+  int64_t n_thought_ = 0;
+  std::vector<int32_t> forced_;  // end of the reasoning, of which n_forced_ tokens are out
+  size_t n_forced_ = 0;
+};
+
+struct Scoring : Sequence {
+  explicit Scoring(LogitsRequest request);
+
+  bool mtp = false;
+  std::vector<float> values;  // (rows so far, V)
+};
+
+}  // namespace sigmoe

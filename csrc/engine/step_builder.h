@@ -1,0 +1,35 @@
+// Turns a plan into the flat arrays of a step, and remembers whose rows they are.
+#pragma once
+
+#include <vector>
+
+#include "engine/requests.h"
+#include "engine/runner.h"
+#include "engine/scheduler.h"
+
+namespace sigmoe {
+
+// Whom a sampled row of a step belongs to.
+struct SampledRow {
+  Generation* generation = nullptr;
+  int64_t prompt_index = -1;  // the prompt token that the row scores; -1: the row samples the next token
+};
+
+class StepBuilder {
+ public:
+  StepBuilder(const std::vector<Chunk>& chunks, StepInputs& inputs);
+
+  const std::vector<SampledRow>& sampled_rows() const { return sampled_rows_; }  // as many as inputs.sample_rows
+
+ private:
+  void add(const Chunk& chunk);
+  void add_tables(const std::vector<Chunk>& chunks);
+  void add_sample(Generation& generation);
+  void add_prompt_score(Generation& generation, int64_t index);
+
+  StepInputs& in_;
+  std::vector<SampledRow> sampled_rows_;
+  int32_t n_masks_ = 0;
+};
+
+}  // namespace sigmoe
