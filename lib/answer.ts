@@ -9,6 +9,8 @@ import type { Chunk, GenerateResult, TokenLogprob } from './types.js';
 export class Answer {
   readonly tokens: number[] = [];
   readonly logprobs: TokenLogprob[] = [];
+  /** One per prompt token that was scored; null for the first, which nothing comes before. */
+  readonly promptLogprobs: (TokenLogprob | null)[] = [];
   text = '';
   reasoning = '';
   reasoningTokens = 0;
@@ -29,6 +31,11 @@ export class Answer {
     this.stops = new StopStrings(request.stops, request.includeStopInOutput);
     this.parser = new ReasoningParser(opensReasoning);
     this.stopIds = new Set(request.native.stopIds);
+    if (request.native.promptLogprobs >= 0) this.promptLogprobs.push(null);
+  }
+
+  get isReasoning(): boolean {
+    return this.parser.isReasoning;
   }
 
   /** Adds a token; true when it completed a stop string, which ends the answer. */
@@ -75,15 +82,21 @@ export class Answer {
     this.fresh.reasoning += reasoning;
   }
 
-  private pushLogprob({ id, logprob, top }: SampledToken): void {
-    const entry = {
-      id,
-      bytes: this.tokenizer.bytesOf(id),
-      logprob,
-      top: top
-        .slice(0, this.request.native.logprobs)
-        .map((token) => ({ id: token.id, bytes: this.tokenizer.bytesOf(token.id), logprob: token.logprob })),
-    };
+  /** The score of the prompt's next token, in order. */
+  pushPromptScore(sampled: SampledToken): void {
+    this.promptLogprobs.push(this.logprobOf(sampled, this.request.native.promptLogprobs));
+  }
+
+  private logprobOf({ id, logprob, top }: SampledToken, alternatives: number): TokenLogprob {
+    const bytesOf = (token: number) => this.tokenizer.bytesOf(token);
+    const best = top
+      .slice(0, alternatives)
+      .map((token) => ({ id: token.id, bytes: bytesOf(token.id), logprob: token.logprob }));
+    return { id, bytes: bytesOf(id), logprob, top: best };
+  }
+
+  private pushLogprob(sampled: SampledToken): void {
+    const entry = this.logprobOf(sampled, this.request.native.logprobs);
     this.logprobs.push(entry);
     this.fresh.logprobs ??= [];
     this.fresh.logprobs.push(entry);

@@ -14,10 +14,16 @@ export interface RequestListener {
   token?(token: SampledToken): void;
   /** The step's tokens have all been handed over. */
   stepEnded?(): void;
+  /** The prompt is computed; the first token follows. */
+  started?(start: { cachedTokens: number; queueMs: number }): void;
+  /** Scores of the prompt's tokens, in order from the second on. */
+  promptScore?(token: Omit<SampledToken, 'id'>): void;
   logits?(values: Float32Array): void;
-  finished(reason: 'stop' | 'length'): void;
+  finished(reason: 'stop' | 'length' | 'deadline'): void;
   failed(error: EngineError): void;
 }
+
+const ALLOW_ALL = new Int32Array(0);
 
 export class Dispatcher {
   private readonly listeners = new Map<number, RequestListener>();
@@ -32,6 +38,11 @@ export class Dispatcher {
 
   submitLogits(tokens: Int32Array, mtp: boolean, listener: RequestListener): number {
     return this.add(() => this.model.submitLogits(tokens, mtp), listener);
+  }
+
+  /** What the masked request may sample as its token number `position`; undefined allows everything. */
+  setMask(request: number, position: number, mask: Int32Array | undefined): void {
+    if (this.listeners.has(request)) this.model.setMask(request, position, mask ?? ALLOW_ALL);
   }
 
   /** Ends a request at once: its listener hears nothing more. */
@@ -57,6 +68,12 @@ export class Dispatcher {
 
   private dispatch(event: NativeStepEvent): void {
     const touched = new Set<RequestListener>();
+    for (const scores of event.promptLogprobs) {
+      for (const [i, logprob] of scores.logprobs.entries()) {
+        this.listeners.get(scores.request)?.promptScore?.({ logprob, top: topAt(scores.topIds, scores.topLogprobs, i) });
+      }
+    }
+    for (const { request, ...start } of event.starts) this.listeners.get(request)?.started?.(start);
     for (const { request, values } of event.logits) this.listeners.get(request)?.logits?.(values);
     for (const [i, request] of event.requests.entries()) {
       // A listener may drop its request at any token; what the step holds of it beyond that is not its output.
@@ -75,6 +92,7 @@ export class Dispatcher {
   private end(listener: RequestListener, request: number, finish: number, event: NativeStepEvent): void {
     if (finish === Finish.stop) listener.finished('stop');
     else if (finish === Finish.length) listener.finished('length');
+    else if (finish === Finish.deadline) listener.finished('deadline');
     // Requests that lib aborts have been dropped before; only a model that shuts down aborts on its own.
     else if (finish === Finish.aborted) listener.failed(new DisposedError());
     else listener.failed(failureOf(event, request));
@@ -88,11 +106,15 @@ function failureOf(event: NativeStepEvent, request: number): EngineError {
 }
 
 function tokenAt(event: NativeStepEvent, i: number, id: number): SampledToken {
+  return { id, logprob: event.logprobs?.[i] ?? Number.NaN, top: topAt(event.topIds, event.topLogprobs, i) };
+}
+
+function topAt(ids: Int32Array | undefined, logprobs: Float32Array | undefined, row: number): SampledToken['top'] {
   const top: SampledToken['top'] = [];
-  for (let k = i * MAX_LOGPROBS; k < (i + 1) * MAX_LOGPROBS; k++) {
-    const alternative = event.topIds?.[k] ?? -1;
-    if (alternative < 0) break;
-    top.push({ id: alternative, logprob: event.topLogprobs?.[k] ?? Number.NaN });
+  for (let k = row * MAX_LOGPROBS; k < (row + 1) * MAX_LOGPROBS; k++) {
+    const id = ids?.[k] ?? -1;
+    if (id < 0) break;
+    top.push({ id, logprob: logprobs?.[k] ?? Number.NaN });
   }
-  return { id, logprob: event.logprobs?.[i] ?? Number.NaN, top };
+  return top;
 }

@@ -12,6 +12,7 @@ export type ErrorCode =
   | 'ERR_FILE_CHANGED'
   | 'ERR_BAD_CHECKPOINT'
   | 'ERR_UNSUPPORTED'
+  | 'ERR_BUSY'
   | 'ERR_OUT_OF_MEMORY'
   | 'ERR_ABORTED'
   | 'ERR_DISPOSED'
@@ -69,6 +70,13 @@ export class UnsupportedError extends EngineError {
   }
 }
 
+/** The queue of requests is full: try again later. */
+export class BusyError extends EngineError {
+  constructor(message: string, hint = '', options?: ErrorOptions) {
+    super('ERR_BUSY', message, hint, options);
+  }
+}
+
 /** Memory ran out; the message says what was asked and what was free, the hint which option to lower. */
 export class OutOfMemoryError extends EngineError {
   constructor(message: string, hint = '', options?: ErrorOptions) {
@@ -123,6 +131,8 @@ export function errorFromCode(code: string, message: string, hint: string, cause
       return new CheckpointError(message, hint, options, code);
     case 'ERR_UNSUPPORTED':
       return new UnsupportedError(message, hint, options);
+    case 'ERR_BUSY':
+      return new BusyError(message, hint, options);
     case 'ERR_OUT_OF_MEMORY':
       return new OutOfMemoryError(message, hint, options);
     case 'ERR_ABORTED':

@@ -9,14 +9,17 @@ import { Answer } from './answer.js';
 import { opensReasoning } from './chat/reasoning.js';
 import type { Dispatcher, RequestListener, SampledToken } from './dispatcher.js';
 import { AbortError, DisposedError, type EngineError, InvalidArgumentError, toEngineError } from './errors.js';
+import type { GrammarMatcher, Grammars } from './grammar/matcher.js';
+import { MaskFeeder } from './mask_feeder.js';
 import { checkIds, checkPromptLength, type ModelLimits, type ReadRequest, readRequest } from './options.js';
 import type { Tokenizer } from './tokenizer.js';
-import type { ChatRequest, Chunk, GenerateRequest, GenerateResult } from './types.js';
+import type { ChatRequest, Chunk, GenerateRequest, GenerateResult, GenerationStart } from './types.js';
 
 /** What a generation needs of its model. */
 export interface GenerationContext extends ModelLimits {
   tokenizer: Tokenizer;
   dispatcher: Dispatcher;
+  grammars: Grammars;
   context: number;
   isDisposed(): boolean;
 }
@@ -27,11 +30,15 @@ const PROMPT_TAIL_TOKENS = 16;
 export class Generation implements AsyncIterable<Chunk> {
   /** Settles when the output ends, whether or not anyone iterates. */
   readonly result: Promise<GenerateResult>;
+  /** Resolves when the prompt is computed and the first token about to come; rejects when the output ends before. */
+  readonly started: Promise<GenerationStart>;
 
   private readonly startedAt = performance.now();
   private firstTokenAt = 0;
   private lastTokenAt = 0;
-  private promptTokens = 0;
+  private prompt: Int32Array = new Int32Array(0);
+  private prefill: Omit<GenerationStart, 'promptTokens'> = { cachedTokens: 0, queueMs: 0 };
+  private masks: MaskFeeder | undefined;
   private read: ReadRequest | undefined;
   private answer: Answer | undefined;
   private request: number | undefined;
@@ -41,6 +48,8 @@ export class Generation implements AsyncIterable<Chunk> {
   private readonly waiting: (() => void)[] = [];
   private resolve: (result: GenerateResult) => void = () => {};
   private reject: (error: EngineError) => void = () => {};
+  private resolveStart: (start: GenerationStart) => void = () => {};
+  private rejectStart: (error: EngineError) => void = () => {};
   private readonly onSignal = () => this.fail(this.abortError());
 
   constructor(
@@ -52,6 +61,11 @@ export class Generation implements AsyncIterable<Chunk> {
       this.reject = reject;
     });
     this.result.catch(() => {});
+    this.started = new Promise((resolve, reject) => {
+      this.resolveStart = resolve;
+      this.rejectStart = reject;
+    });
+    this.started.catch(() => {});
     this.start(request).catch((error: unknown) => this.fail(toEngineError(error)));
   }
 
@@ -90,26 +104,53 @@ export class Generation implements AsyncIterable<Chunk> {
     if (read.signal?.aborted) throw this.abortError();
     read.signal?.addEventListener('abort', this.onSignal, { once: true });
 
-    const { ids, opened } = await this.encodePrompt(request);
-    if (this.ended !== undefined) return;
-    this.checkOpen();
-    checkPromptLength('prompt', ids, model.context, 1);
-    this.promptTokens = ids.length;
-    this.answer = new Answer(model.tokenizer, read, opened);
-    this.request = model.dispatcher.submit({ ...read.native, prompt: ids }, this.listener());
+    const matcher = read.structured === undefined ? undefined : await this.openGrammar(read);
+    try {
+      const whole = await this.encodePrompt(request);
+      if (this.ended !== undefined) return;
+      this.checkOpen();
+      const prompt = whole.subarray(-(read.truncatePromptTokens ?? whole.length));
+      checkPromptLength('prompt', prompt, model.context, 1);
+      this.prompt = prompt;
+      const opened = opensReasoning(this.promptEnd(prompt));
+      this.answer = new Answer(model.tokenizer, read, opened);
+      this.request = model.dispatcher.submit({ ...read.native, ...this.textFields(read, opened), prompt }, this.listener());
+      if (matcher === undefined) return;
+      this.masks = new MaskFeeder(matcher, model.dispatcher, this.request, (error) => this.fail(error));
+      this.masks.begin(opened);
+    } finally {
+      if (this.masks === undefined) matcher?.close();
+    }
   }
 
-  private async encodePrompt(request: GenerateRequest): Promise<{ ids: Int32Array; opened: boolean }> {
+  private openGrammar({ structured, signal }: ReadRequest): Promise<GrammarMatcher | undefined> {
+    if (structured === undefined) return Promise.resolve(undefined);
+    return this.model.grammars.open(structured, signal === undefined ? {} : { signal });
+  }
+
+  /** What the engine wants as ids of what the caller gave as text. */
+  private textFields(read: ReadRequest, opened: boolean) {
+    const { tokenizer } = this.model;
+    const idsOf = (text: string) => Int32Array.from(tokenizer.encode(text, { special: false }));
+    const markIds = (tag: string) => {
+      const id = tokenizer.idOf(tag);
+      return read.native.thinkingBudget < 0 ? new Int32Array(0) : id === undefined ? idsOf(tag) : Int32Array.of(id);
+    };
+    // A word begins differently after a space.
+    const badWords = read.badWords.flatMap((word) => [idsOf(word), idsOf(` ${word}`)]);
+    const [thinkingBeginIds, thinkingEndIds] = [markIds('<think>'), markIds('</think>')];
+    return { badWords, thinkingOpen: opened, thinkingBeginIds, thinkingEndIds };
+  }
+
+  private async encodePrompt(request: GenerateRequest): Promise<Int32Array> {
     const { tokenizer, vocabSize } = this.model;
     if (request.prompt === undefined) {
       const { messages, tools, addGenerationPrompt, continueFinalMessage, chatTemplateKwargs } = request as ChatRequest;
       const options = { tools, addGenerationPrompt, continueFinalMessage, chatTemplateKwargs };
-      const ids = checkIds('messages', await tokenizer.encodeChat(messages, options), vocabSize);
-      return { ids, opened: opensReasoning(this.promptEnd(ids)) };
+      return checkIds('messages', await tokenizer.encodeChat(messages, options), vocabSize);
     }
     const { prompt } = request;
-    const ids = checkIds('prompt', typeof prompt === 'string' ? await tokenizer.encodeAsync(prompt) : prompt, vocabSize);
-    return { ids, opened: opensReasoning(this.promptEnd(ids)) };
+    return checkIds('prompt', typeof prompt === 'string' ? await tokenizer.encodeAsync(prompt) : prompt, vocabSize);
   }
 
   private promptEnd(ids: Int32Array): string {
@@ -119,6 +160,12 @@ export class Generation implements AsyncIterable<Chunk> {
 
   private listener(): RequestListener {
     return {
+      started: (start) => {
+        this.prefill = start;
+        this.resolveStart({ ...start, promptTokens: this.prompt });
+      },
+      promptScore: (score) =>
+        this.answer?.pushPromptScore({ ...score, id: this.prompt[this.answer.promptLogprobs.length] ?? -1 }),
       token: (token) => this.takeToken(token),
       stepEnded: () => this.wake(),
       finished: (reason) => this.end(reason),
@@ -129,7 +176,12 @@ export class Generation implements AsyncIterable<Chunk> {
   private takeToken(token: SampledToken): void {
     this.lastTokenAt = performance.now();
     if (this.answer?.tokens.length === 0) this.firstTokenAt = this.lastTokenAt;
-    if (this.answer?.push(token)) this.end('stop');
+    const { answer } = this;
+    if (answer === undefined) return;
+    const inReasoning = answer.isReasoning;
+    const ends = answer.push(token);
+    this.masks?.take(token.id, !inReasoning, answer.isReasoning);
+    if (ends) this.end('stop');
   }
 
   private end(finishReason: GenerateResult['finishReason']): void {
@@ -137,17 +189,20 @@ export class Generation implements AsyncIterable<Chunk> {
     this.answer?.finish();
     this.close({});
     this.resolve(this.makeResult(finishReason));
+    this.rejectStart(new AbortError('the generation ended before its first token'));
   }
 
   private fail(error: EngineError): void {
     if (this.ended !== undefined) return;
     this.close({ error });
     this.reject(error);
+    this.rejectStart(error);
   }
 
   private close(ended: { error?: EngineError }): void {
     this.ended = ended;
     this.read?.signal?.removeEventListener('abort', this.onSignal);
+    this.masks?.close();
     if (this.request !== undefined) this.model.dispatcher.drop(this.request);
     this.wake();
   }
@@ -179,17 +234,20 @@ export class Generation implements AsyncIterable<Chunk> {
       stopReason: finishReason === 'stop' ? (answer?.stopReason ?? null) : null,
       seed: this.read?.native.seed ?? 0n,
       usage: {
-        promptTokens: this.promptTokens,
+        promptTokens: this.prompt.length,
         completionTokens: tokens.length,
-        totalTokens: this.promptTokens + tokens.length,
+        totalTokens: this.prompt.length + tokens.length,
         reasoningTokens: answer?.reasoningTokens ?? 0,
+        cachedTokens: this.prefill.cachedTokens,
       },
       timings: {
+        queueMs: this.prefill.queueMs,
         ttftMs: tokens.length > 0 ? this.firstTokenAt - this.startedAt : 0,
         totalMs: performance.now() - this.startedAt,
         tokensPerSecond: decodeMs > 0 ? ((tokens.length - 1) * 1000) / decodeMs : 0,
       },
       ...((this.read?.native.logprobs ?? -1) >= 0 ? { logprobs: answer?.logprobs ?? [] } : {}),
+      ...((this.read?.native.promptLogprobs ?? -1) >= 0 ? { promptLogprobs: answer?.promptLogprobs ?? [] } : {}),
     };
   }
 }

@@ -1,6 +1,7 @@
 /** The public API: every name a caller may use, written out. */
 export {
   AbortError,
+  BusyError,
   CheckpointError,
   DeviceError,
   DisposedError,
@@ -30,6 +31,7 @@ export type {
   FunctionCall,
   GenerateRequest,
   GenerateResult,
+  GenerationStart,
   JsonObject,
   LoadOptions,
   LoadProgress,
@@ -40,6 +42,7 @@ export type {
   Prompt,
   PromptRequest,
   SamplingOptions,
+  StructuredOutput,
   TextPart,
   TokenLogprob,
   Tool,

@@ -4,6 +4,7 @@ import { Dispatcher } from './dispatcher.js';
 import { AbortError, DisposedError, InvalidArgumentError, toEngineError } from './errors.js';
 import { readOptionalJson } from './folder.js';
 import { Generation, type GenerationContext } from './generate.js';
+import { Grammars } from './grammar/matcher.js';
 import { type NativeAddon, type NativeInfo, type NativeModel, native } from './native.js';
 import {
   checkCallback,
@@ -82,16 +83,18 @@ export class Model {
     defaults: SamplingDefaults,
   ) {
     const info = native.info();
+    const stopIds = [...new Set([...tokenizer.stopIds, ...info.eosIds])];
     this.info = describe(path, info, tokenizer.chatTemplateSource);
     this.tokenizer = tokenizer;
     this.dispatcher = new Dispatcher(native);
     this.context = {
       tokenizer,
       dispatcher: this.dispatcher,
+      grammars: new Grammars({ tokenizer, vocabSize: info.vocabSize, stopIds }),
       context: info.context,
       vocabSize: info.vocabSize,
       defaults,
-      stopIds: [...new Set([...tokenizer.stopIds, ...info.eosIds])],
+      stopIds,
       isDisposed: () => this.disposed,
     };
   }
@@ -195,7 +198,10 @@ export class Model {
   /** Ends what runs, each with a DisposedError, and frees the model's memory. Further calls wait for the same end. */
   dispose(): Promise<void> {
     this.disposing ??= this.native.dispose().then(
-      () => this.dispatcher.close(),
+      () => {
+        this.dispatcher.close();
+        return this.context.grammars.close();
+      },
       (error: unknown) => {
         throw toEngineError(error);
       },

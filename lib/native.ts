@@ -17,6 +17,10 @@ export interface NativeEngineOptions {
   maxNumSeqs: number;
   maxBatchedTokens: number;
   kvCacheTokens: number;
+  /** 0: the device's default. */
+  memoryUtilization: number;
+  maxWaiting: number;
+  prefixCache: boolean;
   mtp: boolean;
 }
 
@@ -73,6 +77,23 @@ export interface NativeGenerateRequest {
   logitBiasIds: Int32Array;
   logitBiasValues: Float32Array;
   logprobs: number;
+  promptLogprobs: number;
+  /** Empty: all. */
+  allowedIds: Int32Array;
+  badWords: Int32Array[];
+  /** Tokens of reasoning before its end is forced; -1: no bound. */
+  thinkingBudget: number;
+  /** The prompt ends inside the reasoning. */
+  thinkingOpen: boolean;
+  thinkingBeginIds: Int32Array;
+  thinkingEndIds: Int32Array;
+  /** Every token waits for its `setMask`. */
+  masked: boolean;
+  priority: number;
+  /** From submission; -1: none. */
+  deadlineMs: number;
+  /** 128 bits as four words. */
+  cacheSalt: Int32Array;
 }
 
 export interface NativeFailure {
@@ -83,7 +104,7 @@ export interface NativeFailure {
 }
 
 /** Values of `NativeStepEvent.finish`. */
-export const Finish = { none: 0, stop: 1, length: 2, aborted: 3, error: 4 } as const;
+export const Finish = { none: 0, stop: 1, length: 2, aborted: 3, error: 4, deadline: 5 } as const;
 
 /** Alternatives reported per token: the width of `topIds` and `topLogprobs`. */
 export const MAX_LOGPROBS = 20;
@@ -100,10 +121,21 @@ export interface NativeStepEvent {
   topLogprobs?: Float32Array;
   failures: NativeFailure[];
   logits: { request: number; rows: number; vocab: number; values: Float32Array }[];
+  /** Generations whose first token is in this event. */
+  starts: { request: number; cachedTokens: number; queueMs: number }[];
+  /** Of prompt tokens from `begin` on; alternatives as in `topIds`. */
+  promptLogprobs: {
+    request: number;
+    begin: number;
+    logprobs: Float32Array;
+    topIds: Int32Array;
+    topLogprobs: Float32Array;
+  }[];
 }
 
 export interface NativeStats {
   freePages: number;
+  cachedPages: number;
   heldPages: number;
   totalPages: number;
   running: number;
@@ -112,6 +144,8 @@ export interface NativeStats {
   prefillTokens: number;
   decodeTokens: number;
   preemptions: number;
+  prefixQueriedTokens: number;
+  prefixHitTokens: number;
 }
 
 /** A loaded model. Calls after `dispose()` throw an error with code ERR_DISPOSED. */
@@ -121,6 +155,11 @@ export interface NativeModel {
   listen(onStep: (event: NativeStepEvent) => void): void;
   submit(request: NativeGenerateRequest): number;
   submitLogits(tokens: Int32Array, mtp: boolean): number;
+  /**
+   * What a masked request may sample as its token `position` (0 is the first): bit id % 32 of word id / 32; no words allow all.
+   * Masks of tokens that are already out are ignored.
+   */
+  setMask(request: number, position: number, mask: Int32Array): void;
   abort(request: number): void;
   stats(): NativeStats;
   /** Idempotent. Every running request ends with `aborted` before the promise resolves. */

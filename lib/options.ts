@@ -3,11 +3,11 @@
  * valid one, numbers by type and range. Sampling settings come from the request, then from generation_config.json, then
  * are neutral.
  */
-import { webcrypto } from 'node:crypto';
+import { createHash, webcrypto } from 'node:crypto';
 import { CheckpointError, InvalidArgumentError } from './errors.js';
 import type { Fields } from './folder.js';
 import { MAX_LOGPROBS, type NativeEngineOptions, type NativeGenerateRequest } from './native.js';
-import type { GenerateRequest, LoadOptions, SamplingOptions } from './types.js';
+import type { GenerateRequest, LoadOptions, SamplingOptions, StructuredOutput } from './types.js';
 
 const CHAT_FIELDS = ['messages', 'tools', 'addGenerationPrompt', 'continueFinalMessage', 'chatTemplateKwargs'] as const;
 const SAMPLING_FIELDS = [
@@ -28,6 +28,15 @@ const SAMPLING_FIELDS = [
   'logprobs',
   'skipSpecialTokens',
   'includeStopInOutput',
+  'allowedTokenIds',
+  'badWords',
+  'promptLogprobs',
+  'thinkingTokenBudget',
+  'structured',
+  'priority',
+  'deadlineMs',
+  'cacheSalt',
+  'truncatePromptTokens',
   'signal',
 ] as const satisfies readonly (keyof SamplingOptions)[];
 const LOAD_FIELDS = [
@@ -40,6 +49,9 @@ const LOAD_FIELDS = [
   'maxNumSeqs',
   'maxBatchedTokens',
   'kvCacheTokens',
+  'memoryUtilization',
+  'maxWaiting',
+  'prefixCache',
   'mtp',
   'chatTemplate',
   'onProgress',
@@ -47,8 +59,8 @@ const LOAD_FIELDS = [
 ] as const satisfies readonly (keyof LoadOptions)[];
 
 const INT32_MAX = 2 ** 31 - 1;
-const MAX_STOPS = 64;
-const MAX_STOP_CHARACTERS = 1024;
+const MAX_TEXTS = 64;
+const MAX_TEXT_CHARACTERS = 1024;
 
 // ------------------------------------------------------------------------------------------------------ single fields
 
@@ -142,6 +154,12 @@ export function readLoadOptions(options: LoadOptions): NativeEngineOptions {
     maxNumSeqs: count('maxNumSeqs', 32, 1, 4096),
     maxBatchedTokens: count('maxBatchedTokens', 512, 1, 1 << 20),
     kvCacheTokens: count('kvCacheTokens', 0, 0, INT32_MAX),
+    memoryUtilization:
+      options.memoryUtilization === undefined
+        ? 0
+        : checkNumber('memoryUtilization', options.memoryUtilization, { min: 0, max: 1, above: true }),
+    maxWaiting: count('maxWaiting', 1024, 1, 1 << 20),
+    prefixCache: checkBoolean('prefixCache', options.prefixCache ?? true),
     mtp: checkBoolean('mtp', options.mtp ?? false),
   };
 }
@@ -185,9 +203,15 @@ export interface ModelLimits {
   stopIds: readonly number[];
 }
 
-/** A request as the engine and the text pipeline take it; the prompt is still to come. */
+/** What of a request only the tokenizer can turn into ids. */
+type TextFields = 'prompt' | 'badWords' | 'thinkingOpen' | 'thinkingBeginIds' | 'thinkingEndIds';
+
+/** A request as the engine and the text pipeline take it; the prompt and other texts are still to come. */
 export interface ReadRequest {
-  native: Omit<NativeGenerateRequest, 'prompt'>;
+  native: Omit<NativeGenerateRequest, TextFields>;
+  badWords: string[];
+  structured: StructuredOutput | undefined;
+  truncatePromptTokens: number | undefined;
   stops: string[];
   skipSpecialTokens: boolean;
   includeStopInOutput: boolean;
@@ -200,7 +224,8 @@ export function readRequest(request: GenerateRequest, limits: ModelLimits): Read
   const { vocabSize, defaults } = limits;
   const setting = (name: keyof SamplingDefaults) => checkNumber(name, request[name] ?? defaults[name], SAMPLING_RANGES[name]);
   const penalty = (name: 'presencePenalty' | 'frequencyPenalty') => checkNumber(name, request[name] ?? 0, { min: -2, max: 2 });
-  const count = (name: 'maxTokens' | 'minTokens' | 'logprobs', fallback: number, min: number, max: number) =>
+  type Count = 'maxTokens' | 'minTokens' | 'logprobs' | 'promptLogprobs' | 'thinkingTokenBudget' | 'deadlineMs' | 'priority';
+  const count = (name: Count, fallback: number, min: number, max: number) =>
     request[name] === undefined ? fallback : checkNumber(name, request[name], { min, max, integer: true });
   const own = checkIds('stopTokenIds', request.stopTokenIds ?? [], vocabSize);
   const fromModel = checkBoolean('ignoreEos', request.ignoreEos ?? false) ? [] : limits.stopIds;
@@ -223,9 +248,22 @@ export function readRequest(request: GenerateRequest, limits: ModelLimits): Read
       minTokens,
       stopIds: Int32Array.from(new Set([...own, ...fromModel.filter((id) => id < vocabSize)])),
       logprobs: count('logprobs', -1, 0, MAX_LOGPROBS),
+      promptLogprobs: count('promptLogprobs', -1, 0, MAX_LOGPROBS),
+      allowedIds: readAllowedIds(request.allowedTokenIds, vocabSize),
+      thinkingBudget: count('thinkingTokenBudget', -1, 0, INT32_MAX),
+      masked: request.structured !== undefined,
+      priority: count('priority', 0, -INT32_MAX - 1, INT32_MAX),
+      deadlineMs: count('deadlineMs', -1, 0, INT32_MAX),
+      cacheSalt: readCacheSalt(request.cacheSalt),
       ...readLogitBias(request.logitBias, vocabSize),
     },
-    stops: readStops(request.stop),
+    badWords: readTexts('badWords', request.badWords),
+    structured: readStructured(request.structured),
+    truncatePromptTokens:
+      request.truncatePromptTokens === undefined
+        ? undefined
+        : checkNumber('truncatePromptTokens', request.truncatePromptTokens, { min: 1, max: INT32_MAX, integer: true }),
+    stops: readTexts('stop', request.stop),
     skipSpecialTokens: checkBoolean('skipSpecialTokens', request.skipSpecialTokens ?? true),
     includeStopInOutput: checkBoolean('includeStopInOutput', request.includeStopInOutput ?? false),
     signal: checkSignal(request.signal),
@@ -256,16 +294,44 @@ function readSeed(seed: unknown): bigint {
   throw new InvalidArgumentError('seed', `seed: expected ${expected}, found ${show(seed)}`);
 }
 
-function readStops(stop: unknown): string[] {
-  if (stop === undefined) return [];
-  const stops: unknown[] = Array.isArray(stop) ? stop : [stop];
-  if (stops.length > MAX_STOPS) {
-    throw new InvalidArgumentError('stop', `stop: expected at most ${MAX_STOPS} strings, found ${stops.length}`);
+function readAllowedIds(ids: SamplingOptions['allowedTokenIds'], vocabSize: number): Int32Array {
+  const allowed = checkIds('allowedTokenIds', ids ?? [], vocabSize);
+  if (ids === undefined || allowed.length > 0) return allowed;
+  throw new InvalidArgumentError('allowedTokenIds', 'allowedTokenIds: expected at least one token id, found none');
+}
+
+/** 128 bits of a hash: the salt itself stays on this side. No salt is the salt of zeros. */
+function readCacheSalt(salt: unknown): Int32Array {
+  if (salt === undefined) return new Int32Array(4);
+  if (typeof salt === 'string' && salt.length > 0) {
+    return new Int32Array(new Uint8Array(createHash('sha256').update(salt).digest().subarray(0, 16)).buffer);
   }
-  return stops.map((text) => {
-    if (typeof text === 'string' && text.length > 0 && text.length <= MAX_STOP_CHARACTERS) return text;
+  const found = salt === '' ? 'an empty one' : kindOf(salt);
+  throw new InvalidArgumentError('cacheSalt', `cacheSalt: expected a string of at least one character, found ${found}`);
+}
+
+const STRUCTURED_FORMS = ['json', 'jsonObject', 'regex', 'choice', 'grammar'] as const;
+
+/** Its form only; what stands in it is for the grammar compiler to judge. */
+function readStructured(structured: unknown): StructuredOutput | undefined {
+  if (structured === undefined) return undefined;
+  checkFields('structured', structured, STRUCTURED_FORMS);
+  const given = Object.keys(structured as object);
+  if (given.length === 1) return structured as StructuredOutput;
+  const message = `structured: expected exactly one of ${STRUCTURED_FORMS.join(', ')}, found ${given.join(', ') || 'none'}`;
+  throw new InvalidArgumentError('structured', message);
+}
+
+function readTexts(name: 'stop' | 'badWords', value: unknown): string[] {
+  if (value === undefined) return [];
+  const texts: unknown[] = Array.isArray(value) ? value : [value];
+  if (texts.length > MAX_TEXTS) {
+    throw new InvalidArgumentError(name, `${name}: expected at most ${MAX_TEXTS} strings, found ${texts.length}`);
+  }
+  return texts.map((text) => {
+    if (typeof text === 'string' && text.length > 0 && text.length <= MAX_TEXT_CHARACTERS) return text;
     const found = typeof text === 'string' ? `one of ${text.length}` : kindOf(text);
-    throw new InvalidArgumentError('stop', `stop: expected strings of 1 to ${MAX_STOP_CHARACTERS} characters, found ${found}`);
+    throw new InvalidArgumentError(name, `${name}: expected strings of 1 to ${MAX_TEXT_CHARACTERS} characters, found ${found}`);
   });
 }
 

@@ -25,6 +25,12 @@ export interface LoadOptions {
   maxBatchedTokens?: number | undefined;
   /** KV cache capacity over all sequences; 0, the default, is chosen from the context and free memory. */
   kvCacheTokens?: number | undefined;
+  /** Share of the free memory that weights and KV cache may take, in (0, 1]. Default: 1 GiB of KV cache on a CPU, 0.9 elsewhere. */
+  memoryUtilization?: number | undefined;
+  /** Requests that may wait beyond those running before `generate` ends with a BusyError. Default 1024. */
+  maxWaiting?: number | undefined;
+  /** Finds pages of earlier prompts again for prompts that begin alike. Default true. */
+  prefixCache?: boolean | undefined;
   /** Loads the MTP layers, so that `logits(ids, { mtp: true })` works. Default false. */
   mtp?: boolean | undefined;
   /** Jinja text used in place of the folder's own chat template. */
@@ -204,7 +210,9 @@ export type StructuredOutput =
   | { jsonObject: true }
   | { regex: string }
   | { choice: readonly string[] }
-  | { grammar: string };
+  | { grammar: string }
+  /** Calls of these tools in the family's `<tool_call>` format, one or, with `parallel` (default true), several. */
+  | { toolCalls: readonly { name: string; parameters?: JsonObject | string | undefined }[]; parallel?: boolean | undefined };
 
 export type Prompt = string | readonly number[] | Int32Array;
 

@@ -1,6 +1,7 @@
 /** A model without an engine: the test says what each step produces, as csrc/binding would. */
 import { Dispatcher } from '../../lib/dispatcher.js';
 import type { GenerationContext } from '../../lib/generate.js';
+import { Grammars } from '../../lib/grammar/matcher.js';
 import {
   Finish,
   MAX_LOGPROBS,
@@ -26,6 +27,7 @@ export interface Entry {
 export class FakeNative implements NativeModel {
   readonly submitted: NativeGenerateRequest[] = [];
   readonly aborted: number[] = [];
+  readonly masks: { request: number; position: number; mask: Int32Array }[] = [];
   /** Thrown by the next submit. */
   refuse: Error | undefined;
   disposed = false;
@@ -47,6 +49,10 @@ export class FakeNative implements NativeModel {
     return this.begin();
   }
 
+  setMask(request: number, position: number, mask: Int32Array): void {
+    this.masks.push({ request, position, mask });
+  }
+
   abort(request: number): void {
     this.aborted.push(request);
   }
@@ -62,6 +68,8 @@ export class FakeNative implements NativeModel {
       logits: entries.flatMap(({ request, logits }) =>
         logits ? [{ request, rows: 1, vocab: logits.length, values: logits }] : [],
       ),
+      starts: [],
+      promptLogprobs: [],
     };
     if (entries.some((entry) => entry.top)) {
       event.logprobs = Float32Array.from(entries, (entry) => entry.logprob ?? Number.NaN);
@@ -88,6 +96,7 @@ export class FakeNative implements NativeModel {
   stats(): NativeStats {
     return {
       freePages: 16,
+      cachedPages: 0,
       heldPages: 0,
       totalPages: 16,
       running: this.running.size,
@@ -96,6 +105,8 @@ export class FakeNative implements NativeModel {
       prefillTokens: 0,
       decodeTokens: 0,
       preemptions: 0,
+      prefixQueriedTokens: 0,
+      prefixHitTokens: 0,
     };
   }
 
@@ -144,6 +155,7 @@ export function contextOver(fake: FakeNative, tokenizer: Tokenizer): GenerationC
   return {
     tokenizer,
     dispatcher: new Dispatcher(fake),
+    grammars: new Grammars({ tokenizer, vocabSize: info.vocabSize, stopIds: tokenizer.stopIds }),
     context: info.context,
     vocabSize: info.vocabSize,
     defaults: { temperature: 1, topP: 1, topK: 0, minP: 0, repetitionPenalty: 1 },
