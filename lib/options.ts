@@ -310,13 +310,13 @@ function readCacheSalt(salt: unknown): Int32Array {
   throw new InvalidArgumentError('cacheSalt', `cacheSalt: expected a string of at least one character, found ${found}`);
 }
 
-const STRUCTURED_FORMS = ['json', 'jsonObject', 'regex', 'choice', 'grammar'] as const;
+const STRUCTURED_FORMS = ['json', 'jsonObject', 'regex', 'choice', 'grammar', 'toolCalls'] as const;
 
 /** Its form only; what stands in it is for the grammar compiler to judge. */
 function readStructured(structured: unknown): StructuredOutput | undefined {
   if (structured === undefined) return undefined;
-  checkFields('structured', structured, STRUCTURED_FORMS);
-  const given = Object.keys(structured as object);
+  checkFields('structured', structured, [...STRUCTURED_FORMS, 'parallel']);
+  const given = Object.keys(structured as object).filter((field) => field !== 'parallel');
   if (given.length === 1) return structured as StructuredOutput;
   const message = `structured: expected exactly one of ${STRUCTURED_FORMS.join(', ')}, found ${given.join(', ') || 'none'}`;
   throw new InvalidArgumentError('structured', message);

@@ -1,0 +1,120 @@
+/**
+ * JSON schemas before they become grammars. The grammar library passes over keywords it does not know and over some
+ * combinations of those it does; an answer could then break the schema it was promised to follow. Such schemas are
+ * refused here, with the place and the keyword, and what only needs spelling out is spelled out.
+ */
+import { InvalidArgumentError } from '../errors.js';
+import { JsonNumber, type JsonValue } from '../json.js';
+
+type Schema = Map<string, JsonValue>;
+
+/** Keywords of the JSON Schema vocabularies that restrict a value in a way the grammar would not. */
+const UNSUPPORTED = [
+  ...['not', 'if', 'then', 'else', 'multipleOf', 'contains', 'minContains', 'maxContains', 'dependentRequired'],
+  ...['dependentSchemas', 'dependencies', '$dynamicRef', '$recursiveRef', 'additionalItems'],
+];
+/** One of these makes up a schema alone: the grammar follows the first and passes over the rest. */
+const WHOLE = ['$ref', 'const', 'enum', 'anyOf', 'oneOf', 'allOf'];
+const OF_OBJECT = [
+  ...['properties', 'required', 'additionalProperties', 'unevaluatedProperties', 'patternProperties', 'propertyNames'],
+  ...['minProperties', 'maxProperties'],
+];
+const OF_ARRAY = ['items', 'prefixItems', 'minItems', 'maxItems', 'unevaluatedItems'];
+const OF_STRING = ['pattern', 'format', 'minLength', 'maxLength'];
+const OF_NUMBER = ['minimum', 'maximum', 'exclusiveMinimum', 'exclusiveMaximum'];
+const TYPED: readonly (readonly [type: string, keywords: readonly string[]])[] = [
+  ['object', OF_OBJECT],
+  ['array', OF_ARRAY],
+  ['string', OF_STRING],
+];
+
+/** The schema as the grammar library needs it; `where` names its place in errors. */
+export function readSchema(value: JsonValue, where: string): JsonValue {
+  if (typeof value === 'boolean') return value;
+  if (!(value instanceof Map)) fail(where, 'expected a schema: an object, true or false');
+  const schema: Schema = new Map(value);
+  checkKeywords(schema, where);
+
+  for (const name of ['$defs', 'definitions']) inEach(schema, name, where);
+  for (const name of ['properties', 'patternProperties']) inEach(schema, name, where);
+  for (const name of ['additionalProperties', 'unevaluatedProperties', 'propertyNames', 'items', 'unevaluatedItems']) {
+    const inner = schema.get(name);
+    if (inner !== undefined) schema.set(name, readSchema(inner, `${where}.${name}`));
+  }
+  for (const name of ['anyOf', 'oneOf', 'allOf', 'prefixItems']) {
+    const list = schema.get(name);
+    if (list === undefined) continue;
+    if (!Array.isArray(list) || list.length === 0) fail(`${where}.${name}`, 'expected a list of schemas');
+    schema.set(
+      name,
+      list.map((inner, i) => readSchema(inner, `${where}.${name}[${i}]`)),
+    );
+  }
+  if (WHOLE.some((name) => schema.has(name))) return schema;
+  setType(schema);
+  spellOut(schema, where);
+  return schema;
+}
+
+function checkKeywords(schema: Schema, where: string): void {
+  const refused =
+    UNSUPPORTED.find((name) => schema.has(name)) ?? (schema.get('uniqueItems') === true ? 'uniqueItems' : undefined);
+  if (refused !== undefined) fail(where, `${refused} is not supported: the answer could break it`);
+
+  const [whole, other] = WHOLE.filter((name) => schema.has(name));
+  const typed = [...OF_OBJECT, ...OF_ARRAY, ...OF_STRING, ...OF_NUMBER].find((name) => schema.has(name));
+  const beside = other ?? typed ?? (whole === 'const' || whole === 'enum' ? undefined : schema.has('type') && 'type');
+  if (whole !== undefined && beside) fail(where, `${beside} beside ${whole} is not supported: put it into the inner schema`);
+  const all = schema.get('allOf');
+  if (Array.isArray(all) && all.length > 1) fail(where, 'allOf of more than one schema is not supported: merge them');
+
+  // The grammar's ranges of decimals let in numbers beyond their ends; its ranges of integers are exact.
+  const types = [schema.get('type')].flat();
+  const bound = OF_NUMBER.find((name) => schema.has(name));
+  if (bound === undefined) return;
+  if (!(schema.get(bound) instanceof JsonNumber)) fail(`${where}.${bound}`, 'expected a number');
+  if (types.includes('number') || !types.includes('integer')) {
+    fail(where, `${bound} is supported for type integer only: the answer could break it`);
+  }
+}
+
+/** Keywords without a type restrict values of one type and let in all others; here they mean that type. */
+function setType(schema: Schema): void {
+  if (schema.has('type')) return;
+  const type = TYPED.find(([, keywords]) => keywords.some((name) => schema.has(name)));
+  if (type !== undefined) schema.set('type', type[0]);
+}
+
+function spellOut(schema: Schema, where: string): void {
+  const isArray = [schema.get('type')].flat().includes('array');
+  const isOpen = !schema.has('items') && !schema.has('prefixItems');
+  if (isArray && isOpen && OF_ARRAY.some((name) => schema.has(name))) schema.set('items', true);
+
+  const required = schema.get('required') ?? [];
+  const properties = schema.get('properties') ?? new Map<string, JsonValue>();
+  if (!(properties instanceof Map)) fail(`${where}.properties`, 'expected an object');
+  if (!Array.isArray(required)) fail(`${where}.required`, 'expected a list of names');
+  const names = required.map((name) =>
+    typeof name === 'string' ? name : fail(`${where}.required`, 'expected a list of names'),
+  );
+  for (const name of names) if (!properties.has(name)) properties.set(name, true);
+  if (properties.size === 0) return;
+  schema.set('properties', new Map([...properties].map(([name, inner]) => [escapedName(name), inner])));
+  schema.set('required', [...new Set(names.map(escapedName))]);
+}
+
+/** The library writes names into its grammar as they are: those with quotes and the like must come escaped for both. */
+function escapedName(name: string): string {
+  return JSON.stringify(name).slice(1, -1).replace(/["\\]/g, '\\$&');
+}
+
+function inEach(schema: Schema, name: string, where: string): void {
+  const inner = schema.get(name);
+  if (inner === undefined) return;
+  if (!(inner instanceof Map)) fail(`${where}.${name}`, 'expected an object of schemas');
+  schema.set(name, new Map([...inner].map(([key, value]) => [key, readSchema(value, `${where}.${name}.${key.slice(0, 64)}`)])));
+}
+
+function fail(where: string, message: string): never {
+  throw new InvalidArgumentError(where, `${where}: ${message}`);
+}

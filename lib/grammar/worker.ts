@@ -1,0 +1,220 @@
+/**
+ * What runs in a grammar thread: the xgrammar library, the vocabulary in its form, compiled grammars and the matchers that
+ * walk through them. One job at a time, in the order sent; every job but `close` and `forget` is answered.
+ *
+ * The library ends in a WebAssembly abort whatever goes wrong, a bad schema included, and what an abort leaves behind
+ * cannot be trusted: such an answer says `fatal`, and whoever started the thread ends it.
+ */
+
+import type { CompiledGrammar, GrammarCompiler, GrammarMatcher } from '@mlc-ai/web-xgrammar';
+
+/** A checked form, as the thread compiles it. */
+export type Program =
+  | { kind: 'json'; schema: string }
+  | { kind: 'grammar'; text: string }
+  | { kind: 'regex'; pattern: string }
+  | { kind: 'calls'; tools: { name: string; schema: string }[]; parallel: boolean };
+
+export type Job =
+  | { op: 'compile'; key: string; program: Program }
+  | { op: 'forget'; key: string }
+  | { op: 'open'; matcher: number; key: string }
+  /** Takes back `rollback` tokens, accepts others, and answers with the mask of what may follow. */
+  | { op: 'mask'; matcher: number; rollback: number; accept: number[] }
+  | { op: 'close'; matcher: number };
+
+export interface Reply {
+  mask?: Int32Array;
+  error?: string;
+  fatal?: boolean;
+}
+
+export interface WorkerSetup {
+  libraryPath: string;
+  /** The bytes of all tokens in a row; token i is bytes offsets[i] to offsets[i + 1], none where it is never allowed. */
+  bytes: Uint8Array;
+  offsets: Uint32Array;
+  vocabSize: number;
+  stopIds: readonly number[];
+  memoryBytes: number;
+}
+
+type Library = typeof import('@mlc-ai/web-xgrammar');
+/** As much of WebAssembly as is needed here; the type library of the browser is not loaded. */
+interface WasmMemory {
+  buffer: ArrayBuffer;
+  grow(pages: number): number;
+}
+
+/** Runs in the worker from its source text, so it may name nothing outside itself. */
+export function workerMain(): void {
+  const { parentPort, workerData } = require('node:worker_threads') as typeof import('node:worker_threads');
+  const { readFileSync } = require('node:fs') as typeof import('node:fs');
+  const vm = require('node:vm') as typeof import('node:vm');
+  const setup = workerData as WorkerSetup;
+
+  // What the library prints is the reason of its aborts, and may quote a caller's schema: it is read here and goes no further.
+  let said: string[] = [];
+  const listen = (...words: unknown[]) => void said.push(words.map(String).join(' ').slice(0, 2000));
+  Object.assign(console, { log: listen, warn: listen, error: listen });
+
+  const memory = (globalThis as unknown as { WebAssembly: { Memory: { prototype: WasmMemory } } }).WebAssembly.Memory.prototype;
+  const { grow } = memory;
+  memory.grow = function (this: WasmMemory, pages: number): number {
+    if (this.buffer.byteLength + pages * 65_536 > setup.memoryBytes) {
+      listen(`[FATAL] thread:0: it needs more than ${Math.round(setup.memoryBytes / 2 ** 20)} MiB of memory`);
+      throw new RangeError('the limit on memory');
+    }
+    return grow.call(this, pages);
+  };
+
+  /** The package calls itself an ES module but is written for `require`. */
+  function load(): Library {
+    const module = { exports: {} };
+    const wrapper = vm.compileFunction(
+      readFileSync(setup.libraryPath, 'utf8'),
+      ['exports', 'module', 'require', '__filename'],
+      { filename: setup.libraryPath, importModuleDynamically: vm.constants.USE_MAIN_CONTEXT_DEFAULT_LOADER },
+    ) as (exports: object, module: object, require: NodeJS.Require, filename: string) => void;
+    wrapper(module.exports, module, require, setup.libraryPath);
+    return module.exports as Library;
+  }
+
+  /** Tokens in the byte-level alphabet: printable Latin-1 for itself, the other bytes as characters from U+0100 on. */
+  function spellings(): string[] {
+    let next = 0x100;
+    const alphabet = Array.from({ length: 256 }, (_, byte) =>
+      String.fromCharCode((byte > 0x20 && byte < 0x7f) || (byte > 0xa0 && byte !== 0xad) ? byte : next++),
+    );
+    return Array.from({ length: setup.offsets.length - 1 }, (_, id) => {
+      let text = '';
+      for (let at = setup.offsets[id] ?? 0; at < (setup.offsets[id + 1] ?? 0); at++) text += alphabet[setup.bytes[at] ?? 0];
+      return text;
+    });
+  }
+
+  const library = load();
+  let compiler: Promise<GrammarCompiler> | undefined;
+  const grammars = new Map<string, CompiledGrammar>();
+  const matchers = new Map<number, { walk: GrammarMatcher; broken?: string }>();
+
+  async function makeCompiler(): Promise<GrammarCompiler> {
+    const { vocabSize, stopIds } = setup;
+    const info = await library.TokenizerInfo.createTokenizerInfo(spellings(), 'byte_level', false, vocabSize, [...stopIds]);
+    return library.GrammarCompiler.createGrammarCompiler(info, false);
+  }
+
+  /** Schemas become grammars without optional white space: a model cannot fill its answer with blanks. */
+  const ofSchema = (schema: string) => library.Grammar.fromJSONSchema(schema, false, -1);
+
+  async function parse(program: Program) {
+    switch (program.kind) {
+      case 'json':
+        return ofSchema(program.schema);
+      case 'grammar':
+        return library.Grammar.fromEBNF(program.text);
+      case 'regex':
+        return library.Grammar.fromStructuralTag({ type: 'regex', pattern: program.pattern });
+      case 'calls': {
+        const tags = [];
+        for (const { name, schema } of program.tools) {
+          const parameters = await ofSchema(schema);
+          const content = { type: 'grammar' as const, grammar: parameters.toString() };
+          parameters.dispose();
+          const begin = `<tool_call>\n{"name": ${JSON.stringify(name)}, "arguments": `;
+          tags.push({ type: 'tag' as const, begin, content, end: '}\n</tool_call>' });
+        }
+        const once = !program.parallel;
+        const list = {
+          type: 'tags_with_separator' as const,
+          tags,
+          separator: '\n',
+          at_least_one: true,
+          stop_after_first: once,
+        };
+        return library.Grammar.fromStructuralTag(list);
+      }
+    }
+  }
+
+  async function compile(key: string, program: Program): Promise<Reply> {
+    if (grammars.has(key)) return {};
+    const grammar = await parse(program);
+    // What the library only warns of, it leaves out.
+    const warning = said.find((line) => line.includes('[WARNING]'));
+    if (warning !== undefined) {
+      grammar.dispose();
+      return { error: warning };
+    }
+    compiler ??= makeCompiler();
+    const compiled = await (await compiler).compileGrammar(grammar);
+    grammar.dispose();
+    grammars.set(key, compiled);
+    const walk = await library.GrammarMatcher.createGrammarMatcher(compiled);
+    const first = await walk.getNextTokenBitmask();
+    walk.dispose();
+    return first.some((word: number) => word !== 0) ? {} : { error: 'no text fits it' };
+  }
+
+  async function open(matcher: number, key: string): Promise<Reply> {
+    const compiled = grammars.get(key);
+    if (compiled === undefined) return { error: 'its grammar was not compiled here' };
+    matchers.set(matcher, { walk: await library.GrammarMatcher.createGrammarMatcher(compiled) });
+    return {};
+  }
+
+  async function mask(job: Job & { op: 'mask' }): Promise<Reply> {
+    const matcher = matchers.get(job.matcher);
+    if (matcher === undefined) return { error: 'it is not open' };
+    const { walk } = matcher;
+    if (job.rollback > 0) walk.rollBack(job.rollback);
+    for (const id of job.accept) {
+      if (matcher.broken === undefined && !walk.acceptToken(id)) matcher.broken = `token ${id} does not continue it`;
+    }
+    if (matcher.broken !== undefined) return { error: matcher.broken };
+    if (walk.isTerminated()) return { mask: onlyStops() };
+    const allowed = await walk.getNextTokenBitmask();
+    return allowed.some((word: number) => word !== 0) ? { mask: allowed } : { error: 'no token continues it' };
+  }
+
+  function onlyStops(): Int32Array {
+    const allowed = new Int32Array(Math.ceil(setup.vocabSize / 32));
+    for (const id of setup.stopIds) allowed[id >> 5] = (allowed[id >> 5] ?? 0) | (1 << (id & 31));
+    return allowed;
+  }
+
+  function run(job: Job): Promise<Reply> | undefined {
+    switch (job.op) {
+      case 'compile':
+        return compile(job.key, job.program);
+      case 'open':
+        return open(job.matcher, job.key);
+      case 'mask':
+        return mask(job);
+      case 'close':
+        matchers.get(job.matcher)?.walk.dispose();
+        matchers.delete(job.matcher);
+        return undefined;
+      case 'forget':
+        grammars.get(job.key)?.dispose();
+        grammars.delete(job.key);
+        return undefined;
+    }
+  }
+
+  async function answer(job: Job): Promise<void> {
+    said = [];
+    let reply: Reply | undefined;
+    try {
+      reply = await run(job);
+    } catch (error) {
+      reply = { error: said.find((line) => line.includes('[FATAL]')) ?? String(error), fatal: true };
+    }
+    if (reply !== undefined) parentPort?.postMessage(reply, reply.mask === undefined ? [] : [reply.mask.buffer as ArrayBuffer]);
+  }
+
+  let queue = Promise.resolve();
+  parentPort?.on('message', (job: Job) => {
+    queue = queue.then(() => answer(job));
+  });
+}

@@ -1,0 +1,249 @@
+import { join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { Grammars } from '../../lib/grammar/matcher.js';
+import { Tokenizer } from '../../lib/tokenizer.js';
+import type { StructuredOutput } from '../../lib/types.js';
+import { idsOf, randomFrom, walk } from '../helpers/grammar_walk.js';
+
+const folder = join(import.meta.dirname, '../../models/nano');
+const VOCAB = 6144;
+let tokenizer: Tokenizer;
+let grammars: Grammars;
+
+beforeAll(async () => {
+  tokenizer = await Tokenizer.load(folder);
+  grammars = new Grammars({ tokenizer, vocabSize: VOCAB, stopIds: tokenizer.stopIds });
+});
+afterAll(() => grammars.close());
+
+/** Texts of walks that ended, at least half of all; valid UTF-8 or this throws. */
+async function texts(form: StructuredOutput, count: number, seed = 1): Promise<string[]> {
+  const random = randomFrom(seed);
+  const found: string[] = [];
+  for (let i = 0; i < count; i++) {
+    const matcher = await grammars.open(form);
+    const { bytes, ended } = await walk(matcher, tokenizer, random);
+    matcher.close();
+    if (ended) found.push(new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes));
+  }
+  expect(found.length).toBeGreaterThanOrEqual(count / 2);
+  return found;
+}
+
+type Fields = { [key: string]: unknown };
+const isText = (value: unknown) => typeof value === 'string';
+const isInteger = (value: unknown) => Number.isInteger(value);
+const isObject = (value: unknown): value is Fields => typeof value === 'object' && value !== null && !Array.isArray(value);
+const keysWithin = (value: Fields, keys: string[]) => Object.keys(value).every((key) => keys.includes(key));
+
+const schemas: { name: string; schema: Fields; holds(value: unknown): boolean }[] = [
+  {
+    name: 'an object of several types, one optional',
+    schema: {
+      type: 'object',
+      title: 'Patient',
+      properties: { name: { type: 'string' }, age: { type: 'integer', minimum: 0, maximum: 120 }, smoker: { type: 'boolean' } },
+      required: ['name', 'age'],
+    },
+    holds: (value) =>
+      isObject(value) &&
+      keysWithin(value, ['name', 'age', 'smoker']) &&
+      isText(value.name) &&
+      isInteger(value.age) &&
+      Number(value.age) >= 0 &&
+      Number(value.age) <= 120 &&
+      (value.smoker === undefined || typeof value.smoker === 'boolean'),
+  },
+  {
+    name: 'a list with bounds',
+    schema: { type: 'array', items: { enum: ['高', '低', 'no "quotes"', 7, null] }, minItems: 2, maxItems: 3 },
+    holds: (value) =>
+      Array.isArray(value) &&
+      value.length >= 2 &&
+      value.length <= 3 &&
+      value.every((item) => ['高', '低', 'no "quotes"', 7, null].includes(item)),
+  },
+  {
+    name: 'a tree by reference',
+    schema: {
+      $ref: '#/$defs/node',
+      $defs: {
+        node: {
+          type: 'object',
+          properties: { id: { type: 'integer' }, children: { type: 'array', items: { $ref: '#/$defs/node' } } },
+          required: ['id', 'children'],
+        },
+      },
+    },
+    holds: function isNode(value): boolean {
+      return isObject(value) && isInteger(value.id) && Array.isArray(value.children) && value.children.every(isNode);
+    },
+  },
+  {
+    name: 'alternatives, patterns and formats',
+    schema: {
+      anyOf: [
+        { type: 'string', pattern: '^[A-Z]\\d{2}(\\.\\d)?$' },
+        { type: 'string', format: 'date' },
+        { type: ['null', 'boolean'] },
+      ],
+    },
+    holds: (value) =>
+      value === null ||
+      typeof value === 'boolean' ||
+      (isText(value) && /^(?:[A-Z]\d{2}(\.\d)?|\d{4}-\d{2}-\d{2})$/.test(String(value))),
+  },
+  {
+    name: 'names that need escaping, and one that is required but not described',
+    schema: {
+      type: 'object',
+      properties: { 'a"b\\c\n北': { type: 'integer' }, [`"]]~1'`]: { type: 'null' } },
+      required: ['a"b\\c\n北', 'other"'],
+    },
+    holds: (value) =>
+      isObject(value) &&
+      isInteger(value['a"b\\c\n北']) &&
+      'other"' in value &&
+      keysWithin(value, ['a"b\\c\n北', `"]]~1'`, 'other"']),
+  },
+  {
+    name: 'a list without a kind of item but with a length',
+    schema: { minItems: 1, maxItems: 1 },
+    holds: (value) => Array.isArray(value) && value.length === 1,
+  },
+  {
+    name: 'text of a bounded length',
+    schema: { type: 'string', minLength: 2, maxLength: 5 },
+    holds: (value) => isText(value) && [...String(value)].length >= 2 && [...String(value)].length <= 5,
+  },
+];
+
+describe('random walks stay within the form', () => {
+  test.each(schemas)('json: $name', async ({ schema, holds }) => {
+    for (const text of await texts({ json: schema }, 30)) {
+      expect(holds(JSON.parse(text)), text).toBe(true);
+    }
+  });
+
+  test('json as text, and as a map with its order of keys', async () => {
+    const text = '{"type":"object","properties":{"2":{"type":"null"},"1":{"type":"null"}},"required":["1","2"]}';
+    expect(new Set(await texts({ json: text }, 4))).toEqual(new Set(['{"2": null, "1": null}']));
+  });
+
+  test('jsonObject', async () => {
+    for (const text of await texts({ jsonObject: true }, 30)) expect(isObject(JSON.parse(text)), text).toBe(true);
+  });
+
+  test.each(['\\d{3}-[a-c]+', '(?:是|否|yes|no)(?: \\(\\d{1,2}%\\))?', '[a-z]{0,8}@[a-z.]{1,9}'])('regex %s', async (regex) => {
+    for (const text of await texts({ regex }, 30)) expect(text).toMatch(new RegExp(`^(?:${regex})$`, 'u'));
+  });
+
+  test('choice: every text can be reached, and nothing else', async () => {
+    const choice = ['yes', 'no', 'maybe "so"\n\\', '不知道', '😀 [x] {y} | z # "', 'yes, but'];
+    const found = new Set(await texts({ choice }, 120));
+    expect(found).toEqual(new Set(choice));
+  });
+
+  test('grammar', async () => {
+    const grammar = 'root ::= term (("+" | "-") term)*\nterm ::= [0-9]{1,3} | "(" root ")" # nested\n';
+    for (const text of await texts({ grammar }, 30)) expect(text).toMatch(/^[0-9()+-]+$/);
+  });
+
+  test('toolCalls, one or several', async () => {
+    const parameters = { type: 'object', properties: { city: { enum: ['北京', 'Rome'] } }, required: ['city'] };
+    const toolCalls = [
+      { name: 'weather', parameters },
+      { name: 'na"me', parameters: '{"type":"object","properties":{"n":true}}' },
+    ];
+    const call = /<tool_call>\n(\{.*\})\n<\/tool_call>/;
+    for (const text of await texts({ toolCalls, parallel: false }, 20)) {
+      const { name, arguments: given } = JSON.parse(call.exec(text)?.[1] ?? '');
+      expect(['weather', 'na"me']).toContain(name);
+      if (name === 'weather') expect(['北京', 'Rome']).toContain(given.city);
+      expect(text.match(/<tool_call>/g)).toHaveLength(1);
+    }
+    const several = await texts({ toolCalls: toolCalls.slice(0, 1) }, 40);
+    expect(several.some((text) => text.includes('</tool_call>\n<tool_call>'))).toBe(true);
+  });
+});
+
+describe('masks', () => {
+  test('stop ids exactly where the grammar may end; special and missing ids never', async () => {
+    const matcher = await grammars.open({ regex: 'ab?' });
+    const start = idsOf(await matcher.mask());
+    const a = tokenizer.idOf('a') ?? -1;
+    expect(start).toContain(a);
+    for (const id of start) expect(tokenizer.specialIds.has(id) || id >= tokenizer.vocabSize).toBe(false);
+    matcher.accept(a);
+    const b = tokenizer.idOf('b') ?? -1;
+    expect(new Set(idsOf(await matcher.mask()))).toEqual(new Set([b, ...tokenizer.stopIds]));
+    matcher.accept(b);
+    expect(idsOf(await matcher.mask())).toEqual([...tokenizer.stopIds].sort((x, y) => x - y));
+    matcher.accept(tokenizer.stopIds[0] ?? -1);
+    expect(idsOf(await matcher.mask())).toEqual([...tokenizer.stopIds].sort((x, y) => x - y));
+    expect((await matcher.mask()).length).toBe(VOCAB / 32);
+    matcher.close();
+  });
+
+  test('rollback is as if the tokens had never come', async () => {
+    const form = { json: { type: 'object', properties: { a: { type: 'string' }, b: { type: 'number' } }, required: ['a'] } };
+    const random = randomFrom(5);
+    const wandering = await grammars.open(form);
+    const straight = await grammars.open(form);
+    for (let step = 0; step < 40; step++) {
+      const pick = async () => {
+        const ids = idsOf(await wandering.mask());
+        return ids[Math.floor(random() * ids.length)] ?? -1;
+      };
+      const wrong = Math.floor(random() * 4);
+      for (let i = 0; i < wrong; i++) wandering.accept(await pick());
+      wandering.rollback(wrong);
+      const next = await pick();
+      // Sometimes without a mask between, so that the thread has not seen what is taken back.
+      wandering.accept(next);
+      if (step % 3 === 0) {
+        wandering.rollback(1);
+        wandering.accept(next);
+      }
+      straight.accept(next);
+      expect(await wandering.mask()).toEqual(await straight.mask());
+      if (tokenizer.stopIds.includes(next)) break;
+    }
+    expect(() => straight.rollback(1000)).toThrow(/count: expected 0 to/);
+    wandering.close();
+    straight.close();
+  });
+
+  test('a character split over tokens', async () => {
+    const text = '𠮷野家';
+    const matcher = await grammars.open({ choice: [text] });
+    const single = [...Buffer.from(text)].map((byte) => {
+      for (let id = 0; id < tokenizer.vocabSize; id++) {
+        const bytes = tokenizer.bytesOf(id);
+        if (bytes.length === 1 && bytes[0] === byte) return id;
+      }
+      throw new Error(`no token for byte ${byte}`);
+    });
+    for (const id of single) {
+      expect(idsOf(await matcher.mask())).toContain(id);
+      matcher.accept(id);
+    }
+    expect(idsOf(await matcher.mask())).toEqual([...tokenizer.stopIds].sort((x, y) => x - y));
+    matcher.close();
+  });
+
+  test('100 matchers at once, each with its own state', async () => {
+    const forms: StructuredOutput[] = [{ choice: ['alpha', 'beta'] }, { regex: '[0-9]{8}' }, { json: { type: 'boolean' } }];
+    const results = await Promise.all(
+      Array.from({ length: 100 }, async (_, i) => {
+        const matcher = await grammars.open(forms[i % forms.length] ?? { jsonObject: true });
+        const { bytes } = await walk(matcher, tokenizer, randomFrom(i + 1));
+        matcher.close();
+        matcher.close();
+        return Buffer.from(bytes).toString();
+      }),
+    );
+    for (const [i, text] of results.entries())
+      expect(text).toMatch([/^(alpha|beta)$/, /^[0-9]{8}$/, /^(true|false)$/][i % 3] ?? /^$/);
+  });
+});
