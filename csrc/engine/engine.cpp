@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "backend/registry.h"
+#include "backend/thread_name.h"
 #include "engine/model_folder.h"
 #include "engine/requests.h"
 #include "engine/runner.h"
@@ -118,6 +119,7 @@ class EngineImpl : public Engine {
   }
 
   void loop() {
+    name_this_thread("sigmoe-engine");
     for (;;) {
       StepEvent event;
       const bool stop = take_messages(event);

@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <cstring>
 
+#include "backend/thread_name.h"
+
 namespace sigmoe {
 namespace {
 
-// Logits exist for this many rows at a time: 157,184 floats a row add up.
-constexpr int kHeadRows = 32;
+// Logits exist for a block of rows at a time: 157,184 floats a row add up. A batch larger than a block reads the head again.
+constexpr int kLeastHeadRows = 32, kMostHeadRows = 128;
 
 // Lays arrays one behind the other, 64-byte aligned, so that a step is one upload.
 class Packer {
@@ -26,9 +28,20 @@ class Packer {
   std::vector<std::byte>& bytes_;
 };
 
-}  // namespace
+// Where the sampler puts what it finds for `rows` rows: one piece of memory, so that one download brings it all.
+struct SampledBlock {
+  static constexpr size_t kRowBytes = (2 + 2 * kMaxLogprobs) * 4;
+  SampledBlock(std::byte* memory, int rows)
+      : tokens(reinterpret_cast<int32_t*>(memory)),
+        logprobs(reinterpret_cast<float*>(tokens + rows)),
+        top_ids(reinterpret_cast<int32_t*>(logprobs + rows)),
+        top_logprobs(reinterpret_cast<float*>(top_ids + static_cast<int64_t>(rows) * kMaxLogprobs)) {}
 
-namespace {
+  int32_t* tokens;
+  float* logprobs;
+  int32_t* top_ids;
+  float* top_logprobs;
+};
 
 // Tells apart steps whose kernels take other arguments.
 uint64_t step_key(const BatchView& batch) {
@@ -56,12 +69,13 @@ RankRunner::RankRunner(const ModelConfig& config, std::unique_ptr<Backend> backe
       comm_(comm),
       rank_(rank),
       limits_(limits),
+      head_rows_(std::clamp(limits.max_seqs, kLeastHeadRows, kMostHeadRows)),
       heads_(shard_heads(config, rank, world)),
       kv_(*backend_, config.n_layers + (limits.mtp ? 1 : 0), limits.n_pages, heads_.kv.size(), config.head_dim),
       workspace_(config, heads_, *backend_, limits.max_tokens, limits.n_positions, limits.mtp),
       graph_(config_, weights_, heads_, *backend_, comm, kv_, workspace_),
-      logits_(backend_->alloc(sizeof(float) * kHeadRows * config.vocab_size, "logits")),
-      step_output_(backend_->alloc(kHeadRows * (8 + 8 * kMaxLogprobs), "sampled tokens")) {
+      logits_(backend_->alloc(sizeof(float) * head_rows_ * config.vocab_size, "logits")),
+      step_output_(backend_->alloc(head_rows_ * SampledBlock::kRowBytes, "sampled tokens")) {
   if (rank == 0) counts_ = backend_->alloc(sizeof(uint32_t) * limits.max_seqs * config.vocab_size, "token counts");
 }
 
@@ -126,8 +140,8 @@ void RankRunner::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trac
 
 // Final hidden states to logits, a block of rows at a time: with_logits(first, n) finds rows [first, first + n) in logits_.
 void RankRunner::head(const int32_t* row_ids, int n_rows, const std::function<void(int, int)>& with_logits) {
-  for (int first = 0; first < n_rows; first += kHeadRows) {
-    const int n = std::min(kHeadRows, n_rows - first);
+  for (int first = 0; first < n_rows; first += head_rows_) {
+    const int n = std::min(head_rows_, n_rows - first);
     backend_->head_logits(workspace_.normed.as<float>(), row_ids + first, n, *weights_.lm_head, comm_, weights_.vocab_widths,
                           logits_.as<float>());
     if (rank_ == 0) with_logits(first, n);
@@ -140,21 +154,28 @@ void RankRunner::sample(const StepInputs& inputs, const DeviceStep& step, StepOu
   outputs.logprobs.resize(n_rows);
   outputs.top_ids.resize(static_cast<size_t>(n_rows) * kMaxLogprobs);
   outputs.top_logprobs.resize(static_cast<size_t>(n_rows) * kMaxLogprobs);
+  const bool logprobs = std::any_of(inputs.sample_rows.begin(), inputs.sample_rows.end(),
+                                    [](const SampleRow& row) { return row.n_logprobs >= 0; });
   SampleArgs args = step.sample;
   args.logits = logits_.as<float>();
-  args.tokens = step_output_.as<int32_t>();
-  args.logprobs = step_output_.as<float>() + kHeadRows;
-  args.top_ids = step_output_.as<int32_t>() + 2 * kHeadRows;
-  args.top_logprobs = step_output_.as<float>() + (2 + kMaxLogprobs) * kHeadRows;
+  const SampledBlock on_device(step_output_.as<std::byte>(), head_rows_);
+  args.tokens = on_device.tokens;
+  args.logprobs = on_device.logprobs;
+  args.top_ids = on_device.top_ids;
+  args.top_logprobs = on_device.top_logprobs;
   head(step.sample_row_ids, n_rows, [&](int first, int n) {
     args.rows = step.sample.rows + first;
     args.n_rows = n;
     backend_->sample(args);
-    backend_->download(outputs.tokens.data() + first, args.tokens, n * sizeof(int32_t));
-    backend_->download(outputs.logprobs.data() + first, args.logprobs, n * sizeof(float));
-    const size_t top_bytes = static_cast<size_t>(n) * kMaxLogprobs * sizeof(float);
-    backend_->download(outputs.top_ids.data() + first * kMaxLogprobs, args.top_ids, top_bytes);
-    backend_->download(outputs.top_logprobs.data() + first * kMaxLogprobs, args.top_logprobs, top_bytes);
+    if (!logprobs) return backend_->download(outputs.tokens.data() + first, args.tokens, n * sizeof(int32_t));
+    staging_.resize(step_output_.bytes());
+    backend_->download(staging_.data(), step_output_.data(), staging_.size());
+    const SampledBlock on_host(staging_.data(), head_rows_);
+    const auto alternatives = static_cast<int64_t>(first) * kMaxLogprobs;
+    std::copy_n(on_host.tokens, n, outputs.tokens.begin() + first);
+    std::copy_n(on_host.logprobs, n, outputs.logprobs.begin() + first);
+    std::copy_n(on_host.top_ids, n * kMaxLogprobs, outputs.top_ids.begin() + alternatives);
+    std::copy_n(on_host.top_logprobs, n * kMaxLogprobs, outputs.top_logprobs.begin() + alternatives);
   });
 }
 
@@ -205,6 +226,7 @@ void World::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace) {
 }
 
 void World::rank_loop(int rank) {
+  name_this_thread("sigmoe-rank");
   uint64_t seen = 0;
   for (;;) {
     const StepInputs* step = nullptr;

@@ -85,11 +85,12 @@ class RankRunner {
   Comm* comm_;
   int rank_;
   RunnerLimits limits_;
+  int head_rows_;  // of one block of logits
   HeadShard heads_;
   KvCache kv_;
   Workspace workspace_;
   Graph graph_;
-  DeviceBuffer logits_;       // (kHeadRows, V)
+  DeviceBuffer logits_;       // (head_rows, V)
   DeviceBuffer counts_;       // (slots, V) on rank 0
   DeviceBuffer step_input_;   // everything a step uploads, in one piece
   DeviceBuffer step_output_;  // tokens, logprobs and alternatives of a block of sampled rows

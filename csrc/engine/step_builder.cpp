@@ -33,8 +33,11 @@ void StepBuilder::add(const Chunk& chunk) {
   if (chunk.reaches_end) add_sample(*generation);
 }
 
-// The arrays whose width depends on all chunks.
+// The arrays whose width depends on all chunks. Widths come in steps, so that a backend that records a step by its sizes does
+// not record it anew for every page.
 void StepBuilder::add_tables(const std::vector<Chunk>& chunks) {
+  constexpr int kWidthStep = 8;
+  in_.max_pages = (in_.max_pages + kWidthStep - 1) / kWidthStep * kWidthStep;
   in_.page_tables.assign(chunks.size() * in_.max_pages, 0);
   for (size_t b = 0; b < chunks.size(); ++b)
     std::copy(chunks[b].sequence->pages.begin(), chunks[b].sequence->pages.end(), in_.page_tables.begin() + b * in_.max_pages);

@@ -5,6 +5,7 @@
 #include <system_error>
 
 #include "backend/error.h"
+#include "backend/thread_name.h"
 #include "cpu/cpu_features.h"
 
 #if defined(__x86_64__)
@@ -74,6 +75,7 @@ void ThreadPool::work(Job& job, int worker) {
 }
 
 void ThreadPool::worker_loop(int worker) {
+  name_this_thread("sigmoe-cpu");
   uint32_t seen = 0;
   while (true) {
     const auto give_up = std::chrono::steady_clock::now() + kSpin;

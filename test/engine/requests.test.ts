@@ -96,6 +96,14 @@ describe('order and limits', () => {
     await expect(model.generate({ messages: [] }).started).rejects.toBeInstanceOf(InvalidArgumentError);
   });
 
+  test('memoryUtilization bounds the KV cache, down to one context', async () => {
+    await using roomy = await Model.load(nano, { memoryUtilization: 0.5 });
+    await using tight = await Model.load(nano, { memoryUtilization: 1e-6 });
+    expect(roomy.info.limits.kvCacheTokens).toBe(model.info.limits.kvCacheTokens);
+    expect(tight.info.limits.kvCacheTokens).toBe(tight.info.context);
+    await expect(Model.load(nano, { memoryUtilization: 0 })).rejects.toThrow(/above 0, at most 1, found 0/);
+  });
+
   test('truncatePromptTokens keeps the end of the prompt', async () => {
     const prompt = promptOf(50, 4);
     const cut = await model.generate({ ...greedy, prompt, truncatePromptTokens: 20, maxTokens: 10 }).result;
