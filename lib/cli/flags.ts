@@ -17,6 +17,7 @@ export interface EngineFlags
     | 'maxNumSeqs'
     | 'maxBatchedTokens'
     | 'kvCacheTokens'
+    | 'prefixCache'
   > {
   /** Path of a Jinja file. */
   chatTemplate?: string;
@@ -34,6 +35,7 @@ const ENGINE_NAMES = [
   'maxNumSeqs',
   'maxBatchedTokens',
   'kvCacheTokens',
+  'prefixCache',
 ] as const;
 
 const SAMPLING_NAMES = [
@@ -68,6 +70,7 @@ export function addEngineFlags(command: Command): Command {
     .option('--max-num-seqs <n>', 'sequences in one step', number)
     .option('--max-batched-tokens <n>', 'tokens in one step; longer prompts are read in chunks', number)
     .option('--kv-cache-tokens <n>', 'capacity of the KV cache over all sequences; 0: chosen from free memory', number)
+    .option('--no-prefix-cache', 'compute every prompt whole, also where an earlier one began alike')
     .option('--chat-template <file>', "a Jinja template in place of the model folder's own");
 }
 

@@ -20,7 +20,7 @@ function buildProgram(): Command {
   for (const command of [generateCommand(), chatCommand(), inspectCommand(), benchCommand(), devicesCommand()]) {
     program.addCommand(command);
   }
-  for (const command of [program, ...program.commands]) {
+  for (const command of withSubcommands(program)) {
     command
       .optionsGroup('Options:')
       .option('--verbose', 'show where an error came from')
@@ -37,6 +37,10 @@ function buildProgram(): Command {
       });
   }
   return program;
+}
+
+function withSubcommands(command: Command): Command[] {
+  return [command, ...command.commands.flatMap(withSubcommands)];
 }
 
 watchOutput();

@@ -1,4 +1,7 @@
-/** sigmoe bench: how fast prefill and decode run, against the bounds of the same machine in the same run. */
+/**
+ * sigmoe bench: how fast prefill and decode run, against the bounds of the same machine in the same run. Its subcommands, in
+ * bench/, measure servers and whole requests.
+ */
 import { spawnSync } from 'node:child_process';
 import { writeFile } from 'node:fs/promises';
 import Table from 'cli-table3';
@@ -9,6 +12,10 @@ import { integer } from '../flags.js';
 import { bytes, json, measure, percent } from '../format.js';
 import { interruptible } from '../interrupt.js';
 import { dim, note, write } from '../terminal.js';
+import { benchCompareCommand } from './bench/compare.js';
+import { commandLine } from './bench/files.js';
+import { benchLatencyCommand, benchThroughputCommand } from './bench/offline.js';
+import { benchServeCommand } from './bench/serve.js';
 
 /** What csrc/engine/bench.cpp returns; a row holds the fields that mean something for its phase. */
 interface BenchResult {
@@ -45,7 +52,9 @@ interface Flags {
 }
 
 export function benchCommand(): Command {
-  return new Command('bench')
+  const command = new Command('bench')
+    // A flag after the name of a subcommand is that subcommand's, also where both have one of that name.
+    .enablePositionalOptions()
     .summary('measure prefill and decode against the bounds of this machine')
     .description(
       'Measures a model folder, or a synthetic one of a shape (nano | ling-mini-2.0 | ling-flash-2.0, with :N for N layers, ' +
@@ -64,6 +73,10 @@ export function benchCommand(): Command {
     .option('--json', 'print one JSON object')
     .option('--output <file>', 'write the JSON, with commit and command, to a file')
     .action(runBench);
+  for (const each of [benchServeCommand(), benchThroughputCommand(), benchLatencyCommand(), benchCompareCommand()]) {
+    command.addCommand(each);
+  }
+  return command;
 }
 
 async function runBench(model: string | undefined, flags: Flags): Promise<void> {
@@ -85,10 +98,6 @@ async function runBench(model: string | undefined, flags: Flags): Promise<void> 
     }
   }
   await write(asJson ? `${json(record, 2)}\n` : `${report(result)}\n`);
-}
-
-function commandLine(): string {
-  return ['sigmoe', ...process.argv.slice(2)].join(' ');
 }
 
 // A figure without the code that made it cannot be checked; outside a checkout there is no commit to name.

@@ -42,8 +42,7 @@ main { flex: 1; min-width: 0; display: flex; flex-direction: column; }
 .turn h2 { margin: 0 0 .2rem; font-size: .8rem; font-weight: 600; color: var(--soft); }
 .text { white-space: pre-wrap; overflow-wrap: anywhere; }
 .user .text { background: var(--mine); border-radius: .9rem; padding: .6rem .95rem; }
-.user { padding-left: 12%; }
-.user h2 { text-align: right; }
+.user { display: flex; flex-direction: column; align-items: flex-end; padding-left: 12%; }
 .answering .text::after { content: ''; display: inline-block; width: .5em; height: 1em; margin-left: .1em; vertical-align: -.15em;
   background: var(--accent); border-radius: 2px; animation: breathe 1.2s ease-in-out infinite; }
 @keyframes breathe { 50% { opacity: .15; } }
@@ -61,7 +60,7 @@ main { flex: 1; min-width: 0; display: flex; flex-direction: column; }
   border-radius: 1rem; padding: .5rem .5rem .5rem .9rem; box-shadow: 0 1px 5px rgb(0 0 0 / 5%); }
 #entry:focus-within { border-color: var(--accent); }
 textarea, input { font: inherit; color: inherit; background: var(--surface); border: 1px solid var(--line); border-radius: .6rem; padding: .4rem .6rem; width: 100%; }
-#message { border: 0; outline: 0; padding: .2rem 0; resize: none; max-height: 40vh; background: transparent; }
+#message { border: 0; outline: 0; padding: .25rem 0 .3rem; resize: none; max-height: 40vh; background: transparent; }
 #send, #stop { border-radius: .75rem; padding: .35rem 1rem; white-space: nowrap; }
 #send { background: var(--accent); border-color: var(--accent); color: var(--on-accent); }
 #send:disabled { opacity: .45; cursor: default; }

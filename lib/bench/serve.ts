@@ -1,0 +1,86 @@
+/** `sigmoe bench serve`: drives an OpenAI-compatible server and measures it, at one concurrency or at several in turn. */
+import type { Tokenizer } from '../index.js';
+import { BenchClient, type Target } from './client.js';
+import type { BenchRequest } from './dataset.js';
+import { runLoad } from './load.js';
+import { type Goodput, type Measurement, measure } from './measurement.js';
+import { readSpeculation, type Speculation, speculationBetween } from './speculation.js';
+import { sum } from './statistics.js';
+
+export interface ServeOptions {
+  target: Target;
+  requests: readonly BenchRequest[];
+  requestRate: number;
+  burstiness: number;
+  maxConcurrency: number | undefined;
+  /** Requests before those that count, beside the one that checks that the server answers. */
+  warmups: number;
+  seed: number;
+  goodput: Goodput | undefined;
+  /** Counts tokens where a server sends no usage. */
+  tokenizer: Tokenizer | undefined;
+  onDone?: (done: number) => void;
+  signal?: AbortSignal;
+}
+
+export interface ServeRun {
+  measured: Measurement;
+  speculation: Speculation | undefined;
+  /** Output tokens as `tokenizer` counts the texts; null without one. */
+  retokenized: number | null;
+}
+
+/** Warms up, then measures. Fails where the server answers nothing right; single failed requests are counted. */
+export async function benchServe(options: ServeOptions): Promise<ServeRun> {
+  const { target, requests, tokenizer, signal } = options;
+  const first = requests[0];
+  if (first === undefined) throw new Error('there are no requests to send');
+  const client = new BenchClient(target);
+  try {
+    const check = await client.send(first, signal);
+    signal?.throwIfAborted();
+    if (check.error !== undefined) throw new Error(`${client.url.href} did not answer a first request: ${check.error}`);
+    if (check.outputTokens === undefined && tokenizer === undefined) {
+      throw new Error(`${client.url.href} sends no usage with its streams, and there is no --tokenizer to count tokens with`);
+    }
+    const send = (request: BenchRequest, dueAt: number) => client.send(request, signal, dueAt);
+    const warmups = Array.from({ length: options.warmups }, () => first);
+    await runLoad(warmups, { ...options, requestRate: Infinity, send, onDone: undefined });
+    const before = readSpeculation(await client.page('/metrics', signal));
+    const { outcomes, duration } = await runLoad(requests, { ...options, send });
+    signal?.throwIfAborted();
+    const after = readSpeculation(await client.page('/metrics', signal));
+    const countTokens = (text: string) => tokenizer?.encode(text, { special: false }).length ?? 0;
+    const measured = measure(outcomes, duration, options.goodput, countTokens);
+    return {
+      measured,
+      speculation: speculationBetween(before, after),
+      retokenized:
+        tokenizer === undefined
+          ? null
+          : sum(measured.requests.map(({ text, error }) => (error === '' ? countTokens(text) : 0))),
+    };
+  } finally {
+    client.close();
+  }
+}
+
+/** The id of the first model a server lists. */
+export async function firstModel(
+  target: Omit<Target, 'model' | 'body' | 'api' | 'endpoint'>,
+  signal?: AbortSignal,
+): Promise<string> {
+  const endpoint = '/v1/models';
+  const client = new BenchClient({ ...target, endpoint, api: 'completions', model: '', body: {} });
+  try {
+    const page = await client.page(endpoint, signal);
+    const list = JSON.parse(page ?? '{}') as { data?: { id?: unknown }[] };
+    const id = list.data?.[0]?.id;
+    if (typeof id !== 'string') throw new Error('it lists no model; a server with keys takes one from OPENAI_API_KEY');
+    return id;
+  } catch (error) {
+    throw new Error(`${client.url.href}: ${error instanceof Error ? error.message || 'no connection' : String(error)}`);
+  } finally {
+    client.close();
+  }
+}

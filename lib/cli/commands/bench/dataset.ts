@@ -1,0 +1,76 @@
+/** The flags that say what the requests of a benchmark ask, and the requests made of them. */
+import type { Command } from 'commander';
+import { type BenchRequest, bundledRequests, fileRequests, randomRequests } from '../../../bench/index.js';
+import type { Tokenizer } from '../../../index.js';
+import { CliError, EXIT_USAGE } from '../../failure.js';
+import { integer, number } from '../../flags.js';
+import { readText } from '../../input.js';
+
+export interface DatasetFlags {
+  datasetName: string;
+  datasetPath?: string;
+  numPrompts: number;
+  randomInputLen: number;
+  randomOutputLen: number;
+  randomRangeRatio: number;
+  randomPrefixLen: number;
+  outputLen: number;
+  seed: number;
+}
+
+const NAMES = ['random', 'prompts', 'custom'];
+
+export function addDatasetFlags(command: Command): Command {
+  return command
+    .optionsGroup('Dataset:')
+    .option('--dataset-name <name>', 'random | prompts (a bundled list) | custom (JSON lines with "prompt")', 'random')
+    .option('--dataset-path <file>', 'the file of a custom dataset')
+    .option('--num-prompts <n>', 'requests that count', integer, 1000)
+    .option('--random-input-len <tokens>', 'tokens of a random prompt, exactly', integer, 1024)
+    .option('--random-output-len <tokens>', 'longest answer to a random prompt', integer, 128)
+    .option('--random-range-ratio <share>', 'random lengths vary by this share, up and down', number, 0)
+    .option('--random-prefix-len <tokens>', 'tokens that all random prompts begin with, beside their own', integer, 0)
+    .option('--output-len <tokens>', 'longest answer to other prompts', integer, 256)
+    .option('--seed <n>', 'of prompts, lengths and arrivals', integer, 0);
+}
+
+export async function readDataset(flags: DatasetFlags, tokenizer: Tokenizer | undefined): Promise<BenchRequest[]> {
+  const { datasetName, datasetPath, numPrompts, outputLen } = flags;
+  if (!NAMES.includes(datasetName)) {
+    throw new CliError(`--dataset-name ${datasetName}: there are ${NAMES.join(', ')}`, '', EXIT_USAGE);
+  }
+  atLeast('--num-prompts', numPrompts, 1);
+  atLeast('--output-len', outputLen, 1);
+  if ((datasetName === 'custom') !== (datasetPath !== undefined)) {
+    throw new CliError('--dataset-path and --dataset-name custom go together', '', EXIT_USAGE);
+  }
+  if (datasetPath !== undefined) {
+    return fileRequests(await readText(datasetPath, 'dataset'), datasetPath, tokenizer, numPrompts, outputLen);
+  }
+  if (datasetName === 'prompts') return bundledRequests(tokenizer, numPrompts, outputLen);
+  if (tokenizer === undefined) {
+    const hint = 'name a folder with tokenizer.json by --tokenizer, or take --dataset-name prompts';
+    throw new CliError('random prompts of an exact length need a tokenizer', hint, EXIT_USAGE);
+  }
+  atLeast('--random-input-len', flags.randomInputLen, 1);
+  atLeast('--random-output-len', flags.randomOutputLen, 1);
+  atLeast('--random-prefix-len', flags.randomPrefixLen, 0);
+  if (!(flags.randomRangeRatio >= 0 && flags.randomRangeRatio < 1)) {
+    throw new CliError(`--random-range-ratio ${flags.randomRangeRatio}: expected 0 or more and less than 1`, '', EXIT_USAGE);
+  }
+  const lengths = {
+    inputLen: flags.randomInputLen,
+    outputLen: flags.randomOutputLen,
+    rangeRatio: flags.randomRangeRatio,
+    prefixLen: flags.randomPrefixLen,
+  };
+  return randomRequests(tokenizer, numPrompts, lengths, flags.seed);
+}
+
+export function atLeast(flag: string, value: number, least: number): void {
+  if (!(value >= least)) throw new CliError(`${flag} ${value}: expected ${least} or more`, '', EXIT_USAGE);
+}
+
+export function positive(flag: string, value: number): void {
+  if (!(value > 0)) throw new CliError(`${flag} ${value}: expected more than 0`, '', EXIT_USAGE);
+}
