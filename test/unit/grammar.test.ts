@@ -1,17 +1,16 @@
-import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { Grammars } from '../../lib/grammar/matcher.js';
 import { Tokenizer } from '../../lib/tokenizer.js';
 import type { StructuredOutput } from '../../lib/types.js';
+import { nano } from '../helpers/files.js';
 import { idsOf, randomFrom, walk } from '../helpers/grammar_walk.js';
 
-const folder = join(import.meta.dirname, '../../models/nano');
 const VOCAB = 6144;
 let tokenizer: Tokenizer;
 let grammars: Grammars;
 
 beforeAll(async () => {
-  tokenizer = await Tokenizer.load(folder);
+  tokenizer = await Tokenizer.load(nano);
   grammars = new Grammars({ tokenizer, vocabSize: VOCAB, stopIds: tokenizer.stopIds });
 });
 afterAll(() => grammars.close());
