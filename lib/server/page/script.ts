@@ -76,8 +76,8 @@ export const script = String.raw`'use strict';
       } catch {
         return problem(say('unreachable'));
       }
-      if (health.status !== 503) break;
-      const { percent } = await health.json().catch(() => ({}));
+      const { status, percent } = await health.json().catch(() => ({}));
+      if (status !== 'loading') break;
       problem(say('loading') + (Number.isFinite(percent) ? ' (' + Math.floor(percent) + '%)' : '…'));
       await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
     }
