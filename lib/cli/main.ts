@@ -16,7 +16,7 @@ const { version, description } = JSON.parse(readFileSync(new URL('../../package.
 };
 
 function buildProgram(): Command {
-  const program = new Command('sigmoe').description(description).version(version);
+  const program = new Command('sigmoe').description(description).version(version).enablePositionalOptions();
   for (const command of [generateCommand(), chatCommand(), inspectCommand(), benchCommand(), devicesCommand()]) {
     program.addCommand(command);
   }
