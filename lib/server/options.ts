@@ -1,0 +1,32 @@
+/** Settings of the server. The command line spells them in lib/cli/commands/serve.ts. */
+import type { CompletionsOptions } from '../openai/index.js';
+import type { ApiKey, KeyLimits } from './keys.js';
+import type { Logger } from './log.js';
+import type { Tracing } from './tracing.js';
+
+export interface ServerOptions extends CompletionsOptions {
+  /** Without keys every caller is served. */
+  keys?: readonly ApiKey[] | undefined;
+  /** Limits of every key that has none of its own; without keys, of all callers together. */
+  limits?: KeyLimits | undefined;
+  /** Largest request body. Default 16 MiB. */
+  maxBodyBytes?: number | undefined;
+  cors?: CorsOptions | undefined;
+  tls?: { key: string | Buffer; cert: string | Buffer } | undefined;
+  log?: Logger | undefined;
+  /** Logs what is asked and answered. */
+  logContent?: boolean | undefined;
+  tracing?: Tracing | undefined;
+  /** Serves the chat page at `/`. Default true. */
+  page?: boolean | undefined;
+}
+
+export interface CorsOptions {
+  /** Origins whose pages may call the server; `*` is any. */
+  origins: readonly string[];
+  methods?: readonly string[] | undefined;
+  headers?: readonly string[] | undefined;
+  credentials?: boolean | undefined;
+}
+
+export const DEFAULT_MAX_BODY_BYTES = 16 * 1024 * 1024;
