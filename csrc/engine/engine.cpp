@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
-#include <map>
 #include <mutex>
+#include <set>
 #include <thread>
 
 #include "backend/registry.h"
@@ -44,15 +44,12 @@ class EngineImpl : public Engine {
 
   uint64_t submit(GenerateRequest request) override {
     check_request(request, info_);
-    auto sequence = std::make_unique<Generation>(std::move(request), info_);
-    const int64_t deadline_ms = sequence->request.deadline_ms;
-    const auto deadline = deadline_ms < 0 ? kNoDeadline : sequence->submitted + std::chrono::milliseconds(deadline_ms);
-    return enqueue(std::move(sequence), deadline);
+    return enqueue(std::make_unique<Generation>(std::move(request), info_));
   }
 
   uint64_t submit(LogitsRequest request) override {
     check_request(request, info_, has_mtp_);
-    return enqueue(std::make_unique<Scoring>(std::move(request)), kNoDeadline);
+    return enqueue(std::make_unique<Scoring>(std::move(request)));
   }
 
   void set_mask(uint64_t request, int64_t position, std::vector<uint32_t> mask) override {
@@ -90,19 +87,13 @@ class EngineImpl : public Engine {
   }
 
  private:
-  static constexpr Clock::time_point kNoDeadline = Clock::time_point::max();
-
-  struct Arrival {
-    std::unique_ptr<Sequence> sequence;
-    Clock::time_point deadline;
-  };
   struct MaskUpdate {
     uint64_t request;
     int64_t position;
     std::vector<uint32_t> words;
   };
 
-  uint64_t enqueue(std::unique_ptr<Sequence> sequence, Clock::time_point deadline) {
+  uint64_t enqueue(std::unique_ptr<Sequence> sequence) {
     const std::lock_guard lock(mutex_);
     if (stopping_) throw EngineError(ErrorCode::disposed, "the model was disposed", "load it again");
     if (broken_) throw *broken_;
@@ -113,7 +104,7 @@ class EngineImpl : public Engine {
           "the queue is full: " + std::to_string(stats_.running) + " requests run and " + std::to_string(n_waiting) + " wait",
           "try again later, or raise maxWaiting");
     const uint64_t id = sequence->id = ++last_id_;
-    arrivals_.push_back({std::move(sequence), deadline});
+    arrivals_.push_back(std::move(sequence));
     changed_.notify_one();
     return id;
   }
@@ -148,9 +139,10 @@ class EngineImpl : public Engine {
       changed_.wait(lock, something_to_do);
     else
       changed_.wait_until(lock, deadlines_.begin()->first, something_to_do);
-    for (Arrival& arrival : arrivals_) {
-      if (arrival.deadline != kNoDeadline) deadlines_.emplace(arrival.deadline, arrival.sequence->id);
-      scheduler_.add(std::move(arrival.sequence));
+    for (std::unique_ptr<Sequence>& arrival : arrivals_) {
+      if (const auto deadline = deadline_of(*arrival); deadline != Clock::time_point::max())
+        deadlines_.emplace(deadline, arrival->id);
+      scheduler_.add(std::move(arrival));
     }
     arrivals_.clear();
     for (MaskUpdate& mask : masks_)
@@ -158,7 +150,7 @@ class EngineImpl : public Engine {
         static_cast<Generation*>(sequence)->set_mask(mask.position, std::move(mask.words));
     masks_.clear();
     for (const uint64_t id : aborts_)
-      if (scheduler_.remove(id)) add_end(event, id, FinishReason::aborted);
+      if (retire(id)) add_end(event, id, FinishReason::aborted);
     aborts_.clear();
     return stopping_;
   }
@@ -167,9 +159,20 @@ class EngineImpl : public Engine {
     if (deadlines_.empty()) return;
     for (const auto now = Clock::now(); !deadlines_.empty() && deadlines_.begin()->first <= now;) {
       const uint64_t id = deadlines_.begin()->second;
-      deadlines_.erase(deadlines_.begin());
-      if (scheduler_.remove(id)) add_end(event, id, FinishReason::deadline);
+      retire(id);
+      add_end(event, id, FinishReason::deadline);
     }
+  }
+
+  static Clock::time_point deadline_of(const Sequence& sequence) {
+    return sequence.samples ? static_cast<const Generation&>(sequence).deadline : Clock::time_point::max();
+  }
+
+  // Takes a sequence out for good. False when there is none of this id.
+  bool retire(uint64_t id) {
+    const std::unique_ptr<Sequence> sequence = scheduler_.remove(id);
+    if (sequence) deadlines_.erase({deadline_of(*sequence), id});
+    return sequence != nullptr;
   }
 
   bool has_work() const { return scheduler_.n_running() + scheduler_.n_waiting() > 0; }
@@ -232,7 +235,7 @@ class EngineImpl : public Engine {
       event.tokens.push_back(token);
       event.finish.push_back(finish);
       if (logprobs) append_logprobs(outputs, r, event.logprobs, event.top_ids, event.top_logprobs);
-      if (finish != FinishReason::none) scheduler_.remove(generation.id);
+      if (finish != FinishReason::none) retire(generation.id);
     }
   }
 
@@ -269,7 +272,7 @@ class EngineImpl : public Engine {
       const int64_t total_rows = scoring.length() - (scoring.mtp ? 1 : 0);
       event.logits.push_back({scoring.id, total_rows, info_.vocab_size, std::move(scoring.values)});
       add_end(event, scoring.id, FinishReason::stop);
-      scheduler_.remove(scoring.id);
+      retire(scoring.id);
     }
   }
 
@@ -282,7 +285,7 @@ class EngineImpl : public Engine {
       break_model(error);
     }
     for (const uint64_t id : ids) {
-      scheduler_.remove(id);
+      retire(id);
       add_end(event, id, FinishReason::error);
       event.failures.push_back({id, error.code(), error.what(), error.hint()});
     }
@@ -298,7 +301,7 @@ class EngineImpl : public Engine {
 
   void end_all(StepEvent& event, FinishReason finish) {
     for (const uint64_t id : scheduler_.ids()) {
-      scheduler_.remove(id);
+      retire(id);
       add_end(event, id, finish);
     }
   }
@@ -344,14 +347,14 @@ class EngineImpl : public Engine {
   PagePool pool_;
   int64_t max_waiting_;
   Scheduler scheduler_;
-  std::multimap<Clock::time_point, uint64_t> deadlines_;  // ids may have ended since
-  bool stalled_ = false;                                  // every sequence that has its turn waits for its mask
+  std::set<std::pair<Clock::time_point, uint64_t>> deadlines_;  // of live sequences that have one
+  bool stalled_ = false;                                        // every sequence that has its turn waits for its mask
   bool has_mtp_;
   uint64_t steps_ = 0, prefill_tokens_ = 0, decode_tokens_ = 0;
 
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;
-  std::vector<Arrival> arrivals_;
+  std::vector<std::unique_ptr<Sequence>> arrivals_;
   std::vector<MaskUpdate> masks_;
   std::vector<uint64_t> aborts_;
   ListenerFn listener_;
