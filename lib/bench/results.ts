@@ -1,6 +1,7 @@
 /** A measurement as result files have it: the keys of `vllm bench serve`, or those of SGLang's bench_serving. */
+
+import type { Speculation } from './counters.js';
 import type { Goodput, Measurement, Metric } from './measurement.js';
-import type { Speculation } from './speculation.js';
 import { mean, percentile, sorted, sum, summarize } from './statistics.js';
 
 /** What was asked for, as far as result files repeat it. */

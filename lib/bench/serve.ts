@@ -1,19 +1,21 @@
 /** `sigmoe bench serve`: drives an OpenAI-compatible server and measures it, at one concurrency or at several in turn. */
 import type { Tokenizer } from '../index.js';
 import { BenchClient, type Target } from './client.js';
+import { type PrefixCache, prefixCacheBetween, readCounters, type Speculation, speculationBetween } from './counters.js';
 import type { BenchRequest } from './dataset.js';
 import { runLoad } from './load.js';
 import { type Goodput, type Measurement, measure } from './measurement.js';
-import { readSpeculation, type Speculation, speculationBetween } from './speculation.js';
 import { sum } from './statistics.js';
 
 export interface ServeOptions {
   target: Target;
   requests: readonly BenchRequest[];
+  /** Sent first, to see whether the server answers, and as every warm-up. */
+  warmup: BenchRequest;
   requestRate: number;
   burstiness: number;
   maxConcurrency: number | undefined;
-  /** Requests before those that count, beside the one that checks that the server answers. */
+  /** Requests before those that count, beside the first check. */
   warmups: number;
   seed: number;
   goodput: Goodput | undefined;
@@ -26,6 +28,7 @@ export interface ServeOptions {
 export interface ServeRun {
   measured: Measurement;
   speculation: Speculation | undefined;
+  prefixCache: PrefixCache | undefined;
   /** Output tokens as `tokenizer` counts the texts; null without one. */
   retokenized: number | null;
 }
@@ -33,28 +36,27 @@ export interface ServeRun {
 /** Warms up, then measures. Fails where the server answers nothing right; single failed requests are counted. */
 export async function benchServe(options: ServeOptions): Promise<ServeRun> {
   const { target, requests, tokenizer, signal } = options;
-  const first = requests[0];
-  if (first === undefined) throw new Error('there are no requests to send');
   const client = new BenchClient(target);
   try {
-    const check = await client.send(first, signal);
+    const check = await client.send(options.warmup, signal);
     signal?.throwIfAborted();
     if (check.error !== undefined) throw new Error(`${client.url.href} did not answer a first request: ${check.error}`);
     if (check.outputTokens === undefined && tokenizer === undefined) {
       throw new Error(`${client.url.href} sends no usage with its streams, and there is no --tokenizer to count tokens with`);
     }
     const send = (request: BenchRequest, dueAt: number) => client.send(request, signal, dueAt);
-    const warmups = Array.from({ length: options.warmups }, () => first);
+    const warmups = Array.from({ length: options.warmups }, () => options.warmup);
     await runLoad(warmups, { ...options, requestRate: Infinity, send, onDone: undefined });
-    const before = readSpeculation(await client.page('/metrics', signal));
+    const before = readCounters(await client.page('/metrics', signal));
     const { outcomes, duration } = await runLoad(requests, { ...options, send });
     signal?.throwIfAborted();
-    const after = readSpeculation(await client.page('/metrics', signal));
+    const after = readCounters(await client.page('/metrics', signal));
     const countTokens = (text: string) => tokenizer?.encode(text, { special: false }).length ?? 0;
     const measured = measure(outcomes, duration, options.goodput, countTokens);
     return {
       measured,
       speculation: speculationBetween(before, after),
+      prefixCache: prefixCacheBetween(before, after),
       retokenized:
         tokenizer === undefined
           ? null

@@ -177,6 +177,7 @@ test('a run: a check, warm-ups that do not count, then the measurement', async (
     ...options,
     target,
     requests: [request, request, request],
+    warmup: request,
     tokenizer: undefined,
   });
   expect(measured).toMatchObject({ completed: 3, failed: 0, totalInput: 15, totalOutput: 12 });
@@ -184,11 +185,13 @@ test('a run: a check, warm-ups that do not count, then the measurement', async (
   expect(seen.filter(({ url }) => url === '/v1/completions')).toHaveLength(6);
 
   answer = (_, response) => void response.writeHead(404).end('no such model');
-  await expect(benchServe({ ...options, target, requests: [request], tokenizer: undefined })).rejects.toThrow(
+  await expect(benchServe({ ...options, target, requests: [request], warmup: request, tokenizer: undefined })).rejects.toThrow(
     /\/v1\/completions did not answer a first request: status 404: no such model/,
   );
   answer = stream({ choices: [{ text: 'a' }] }, '[DONE]');
-  await expect(benchServe({ ...options, target, requests: [request], tokenizer: undefined })).rejects.toThrow(/sends no usage/);
+  await expect(benchServe({ ...options, target, requests: [request], warmup: request, tokenizer: undefined })).rejects.toThrow(
+    /sends no usage/,
+  );
 });
 
 test('an aborted run ends at once, and its requests with it', async () => {
@@ -202,6 +205,7 @@ test('an aborted run ends at once, and its requests with it', async () => {
   const run = benchServe({
     target,
     requests: [request, request],
+    warmup: request,
     requestRate: Infinity,
     burstiness: 1,
     maxConcurrency: undefined,

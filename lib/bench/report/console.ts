@@ -1,7 +1,8 @@
 /** What a run prints: the blocks and headings that users of `vllm bench` know. */
+
+import type { Speculation } from '../counters.js';
 import { METRIC_NAMES, type Measurement } from '../measurement.js';
 import { LATENCY_PERCENTS, type ServeSetup, vllmResult } from '../results.js';
-import type { Speculation } from '../speculation.js';
 import { mean, percentile, sorted } from '../statistics.js';
 
 /** The console block of one run, as users of `vllm bench serve` know it. */

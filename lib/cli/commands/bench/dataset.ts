@@ -34,7 +34,13 @@ export function addDatasetFlags(command: Command): Command {
     .option('--seed <n>', 'of prompts, lengths and arrivals', integer, 0);
 }
 
-export async function readDataset(flags: DatasetFlags, tokenizer: Tokenizer | undefined): Promise<BenchRequest[]> {
+export interface Dataset {
+  requests: BenchRequest[];
+  /** One more of the same kind; of a random dataset it is none of `requests`, whose prompts stay unknown to any cache. */
+  warmup: BenchRequest;
+}
+
+export async function readDataset(flags: DatasetFlags, tokenizer: Tokenizer | undefined): Promise<Dataset> {
   const { datasetName, datasetPath, numPrompts, outputLen } = flags;
   if (!NAMES.includes(datasetName)) {
     throw new CliError(`--dataset-name ${datasetName}: there are ${NAMES.join(', ')}`, '', EXIT_USAGE);
@@ -45,9 +51,9 @@ export async function readDataset(flags: DatasetFlags, tokenizer: Tokenizer | un
     throw new CliError('--dataset-path and --dataset-name custom go together', '', EXIT_USAGE);
   }
   if (datasetPath !== undefined) {
-    return fileRequests(await readText(datasetPath, 'dataset'), datasetPath, tokenizer, numPrompts, outputLen);
+    return startingAgain(fileRequests(await readText(datasetPath, 'dataset'), datasetPath, tokenizer, numPrompts, outputLen));
   }
-  if (datasetName === 'prompts') return bundledRequests(tokenizer, numPrompts, outputLen);
+  if (datasetName === 'prompts') return startingAgain(bundledRequests(tokenizer, numPrompts, outputLen));
   if (tokenizer === undefined) {
     const hint = 'name a folder with tokenizer.json by --tokenizer, or take --dataset-name prompts';
     throw new CliError('random prompts of an exact length need a tokenizer', hint, EXIT_USAGE);
@@ -64,7 +70,12 @@ export async function readDataset(flags: DatasetFlags, tokenizer: Tokenizer | un
     rangeRatio: flags.randomRangeRatio,
     prefixLen: flags.randomPrefixLen,
   };
-  return randomRequests(tokenizer, numPrompts, lengths, flags.seed);
+  const [warmup, ...requests] = randomRequests(tokenizer, numPrompts + 1, lengths, flags.seed);
+  return { warmup: warmup as BenchRequest, requests };
+}
+
+function startingAgain(requests: BenchRequest[]): Dataset {
+  return { warmup: requests[0] as BenchRequest, requests };
 }
 
 export function atLeast(flag: string, value: number, least: number): void {

@@ -87,7 +87,7 @@ function addOfflineFlags(command: Command): Command {
 async function throughput(folder: string | undefined, flags: ThroughputFlags): Promise<void> {
   await withModel(folder, flags, async (model, signal) => {
     const dataset = { ...flags, randomInputLen: flags.inputLen ?? flags.randomInputLen };
-    const requests = await readDataset(dataset, model.tokenizer);
+    const { requests } = await readDataset(dataset, model.tokenizer);
     const bar = progress('requests');
     try {
       const onDone = (done: number) => bar.update(done, requests.length, '');

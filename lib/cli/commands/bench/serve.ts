@@ -47,18 +47,20 @@ async function serve(flags: ServeFlags): Promise<void> {
     const model = flags.model ?? (await firstModel(server, signal));
     const tokenizerFolder = flags.tokenizer ?? ((await isFolder(model)) ? model : undefined);
     const tokenizer = tokenizerFolder === undefined ? undefined : await Tokenizer.load(tokenizerFolder);
-    const requests = await readDataset(flags, tokenizer);
     const chat = flags.backend === 'openai-chat';
     const endpoint = flags.endpoint ?? (chat ? '/v1/chat/completions' : '/v1/completions');
     const target: Target = { ...server, endpoint, api: chat ? 'chat' : 'completions', model, body: extraFields(flags) };
     const requestRate = flags.requestRate ?? Infinity;
     const runs: { setup: ServeSetup; run: ServeRun }[] = [];
-    for (const maxConcurrency of flags.maxConcurrency ?? [undefined]) {
+    for (const [index, maxConcurrency] of (flags.maxConcurrency ?? [undefined]).entries()) {
+      // Other random prompts for every run: none finds those of the one before it in the prefix cache.
+      const { requests, warmup } = await readDataset({ ...flags, seed: flags.seed + index }, tokenizer);
       const bar = progress(maxConcurrency === undefined ? 'requests' : `concurrency ${maxConcurrency}`);
       try {
         const run = await benchServe({
           target,
           requests,
+          warmup,
           requestRate,
           burstiness: flags.burstiness,
           seed: flags.seed,
@@ -149,7 +151,7 @@ async function report(flags: ServeFlags, target: Target, runs: readonly { setup:
     ['command', commandLine()],
     ...Object.entries(flags.metadata ?? {}),
   ];
-  const pages = runs.map(({ setup, run }) => ({ maxConcurrency: setup.maxConcurrency, measured: run.measured }));
+  const pages = runs.map(({ setup, run }) => ({ ...run, maxConcurrency: setup.maxConcurrency }));
   await save(flags.html, serveReport(`Serving benchmark of ${target.model}`, facts, pages));
   note(dim(`report: ${flags.html}`));
 }
