@@ -7,6 +7,7 @@ import { chatCommand } from './commands/chat.js';
 import { devicesCommand } from './commands/devices.js';
 import { generateCommand } from './commands/generate.js';
 import { inspectCommand } from './commands/inspect.js';
+import { serveCommand } from './commands/serve.js';
 import { describeFailure } from './failure.js';
 import { note, watchOutput } from './terminal.js';
 
@@ -17,9 +18,8 @@ const { version, description } = JSON.parse(readFileSync(new URL('../../package.
 
 function buildProgram(): Command {
   const program = new Command('sigmoe').description(description).version(version).enablePositionalOptions();
-  for (const command of [generateCommand(), chatCommand(), inspectCommand(), benchCommand(), devicesCommand()]) {
-    program.addCommand(command);
-  }
+  const commands = [generateCommand(), chatCommand(), serveCommand(), inspectCommand(), benchCommand(), devicesCommand()];
+  for (const command of commands) program.addCommand(command);
   for (const command of withSubcommands(program)) {
     command
       .optionsGroup('Options:')

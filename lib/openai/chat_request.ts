@@ -59,7 +59,7 @@ export async function readChat(host: Host, given: unknown, context: RequestConte
   }));
   return {
     requests,
-    id: newId('chatcmpl', body.request_id ?? context.requestId),
+    id: newId('chatcmpl-', body.request_id ?? context.requestId),
     stream: body.stream ?? false,
     findsCalls: offered,
     oneCall: !parallel,

@@ -66,7 +66,7 @@ export function readCompletion(host: Host, given: unknown, context: RequestConte
   );
   return {
     requests,
-    id: newId('cmpl', body.request_id ?? context.requestId),
+    id: newId('cmpl-', body.request_id ?? context.requestId),
     stream: body.stream ?? false,
     choices: n,
     echo,

@@ -57,8 +57,7 @@ export class Generations {
     }
     const result = await generation.result;
     const { finishReason, usage, timings } = result;
-    const { queueMs, ttftMs, totalMs } = timings;
-    observer?.ended?.({ finishReason, completionTokens: usage.completionTokens, queueMs, ttftMs, totalMs });
+    observer?.ended?.({ index, finishReason, completionTokens: usage.completionTokens, queueMs: timings.queueMs });
     yield { index, result };
   }
 

@@ -42,7 +42,7 @@ export function finishReason(reason: GenerateResult['finishReason']): FinishReas
 }
 
 export function newId(prefix: string, requestId?: string): string {
-  return `${prefix}-${requestId ?? randomBytes(16).toString('hex')}`;
+  return prefix + (requestId ?? randomBytes(16).toString('hex'));
 }
 
 /** Tokens as text: their spelling, or `token_id:N` for callers that must tell apart tokens of the same text. */

@@ -41,7 +41,7 @@ export class ResponseOutput {
   private addReasoning(delta: string): void {
     let item = this.items.at(-1);
     if (item?.type !== 'reasoning' || item.status !== 'in_progress') {
-      item = this.openItem({ type: 'reasoning', id: newId('rs'), status: 'in_progress', summary: [], content: [] });
+      item = this.openItem({ type: 'reasoning', id: newId('rs_'), status: 'in_progress', summary: [], content: [] });
     }
     this.logprobs = [];
     const part = item.content[0] ?? this.openPart(item, { type: 'reasoning_text', text: '' });
@@ -52,7 +52,7 @@ export class ResponseOutput {
   private addText(delta: string): void {
     let item = this.items.at(-1);
     if (item?.type !== 'message' || item.status !== 'in_progress') {
-      const id = newId('msg');
+      const id = newId('msg_');
       item = this.openItem({ type: 'message', id, status: 'in_progress', role: 'assistant', content: [] });
     }
     const part = item.content[0] ?? this.openPart(item, { type: 'output_text', text: '', annotations: [], logprobs: [] });
@@ -68,7 +68,7 @@ export class ResponseOutput {
     let item = this.items.at(-1);
     if (id !== undefined || item?.type !== 'function_call') {
       const fields = { call_id: id ?? '', name: name ?? '', arguments: '' };
-      item = this.openItem({ type: 'function_call', id: newId('fc'), status: 'in_progress', ...fields });
+      item = this.openItem({ type: 'function_call', id: newId('fc_'), status: 'in_progress', ...fields });
     }
     this.logprobs = [];
     item.arguments += delta;

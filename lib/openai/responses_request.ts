@@ -46,7 +46,7 @@ export function readResponse(host: Host, given: unknown, context: RequestContext
   const shown = offered ? toolsOf(given, tools).map(nested) : undefined;
   return {
     requests: [{ ...sampling, messages, chatTemplateKwargs, tools: shown, seed: seedOfChoice(body.seed, 0) }],
-    id: newId('resp', body.request_id ?? context.requestId),
+    id: newId('resp_', body.request_id ?? context.requestId),
     stream: body.stream ?? false,
     body,
     findsCalls: offered,

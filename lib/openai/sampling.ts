@@ -24,7 +24,7 @@ export interface RequestObserver {
   /** Text as the caller sees it; for a log that was asked to hold it. */
   text?(text: string): void;
   /** A generation ended by itself. */
-  ended?(end: { finishReason: string; completionTokens: number; queueMs: number; ttftMs: number; totalMs: number }): void;
+  ended?(end: { index: number; finishReason: string; completionTokens: number; queueMs: number }): void;
 }
 
 /** The library's names whose wire names are not just another spelling. */

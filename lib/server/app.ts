@@ -4,19 +4,18 @@
  */
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
 import type { Model } from '../index.js';
-import { CLIENT_CLOSED, Completions, OpenAIError } from '../openai/index.js';
-import { Budgets } from './budgets.js';
+import { CLIENT_CLOSED, OpenAIError } from '../openai/index.js';
 import { applyCors } from './cors.js';
 import { handleErrors, refuseConnection, sendError } from './errors.js';
 import { KeyRing } from './keys.js';
 import { LoadingModel } from './loading.js';
 import { createLog } from './log.js';
-import { Metrics } from './metrics.js';
 import { DEFAULT_MAX_BODY_BYTES, type ServerOptions } from './options.js';
 import { pageFiles, pageRoutes } from './page/routes.js';
 import { RequestRecord, type Sinks } from './record.js';
 import { openaiRoutes } from './routes/openai.js';
 import { systemRoutes } from './routes/system.js';
+import { Service } from './service.js';
 
 declare module 'fastify' {
   interface FastifyRequest {
@@ -27,43 +26,7 @@ declare module 'fastify' {
   }
 }
 
-const LOADING_RETRY_SECONDS = 2;
 const REQUEST_ID = /^[\w.:-]{1,128}$/;
-
-/** What the routes stand on. */
-export class Service {
-  readonly metrics: Metrics;
-  readonly budgets = new Budgets();
-  readonly running = new Set<RequestRecord>();
-  isDraining = false;
-  private completions: Completions | undefined;
-
-  constructor(
-    readonly loading: LoadingModel,
-    readonly options: ServerOptions,
-  ) {
-    this.metrics = new Metrics([options.modelName].flat()[0] ?? '', () => this.model);
-  }
-
-  get model(): Model | undefined {
-    const { state } = this.loading;
-    return state.stage === 'ready' ? state.model : undefined;
-  }
-
-  /** The API of the loaded model; before it is loaded, and while the server shuts down, an error that says so. */
-  get api(): Completions {
-    const { state } = this.loading;
-    const retry = { retryAfter: LOADING_RETRY_SECONDS };
-    if (this.isDraining) throw new OpenAIError(503, { message: 'the server is shutting down', code: 'shutting_down' }, retry);
-    if (state.stage === 'loading') {
-      const message = `the model is still loading (${state.percent}%)`;
-      throw new OpenAIError(503, { message, code: 'loading' }, retry);
-    }
-    if (state.stage === 'failed') throw new OpenAIError(503, { message: 'the model could not be loaded', code: 'load_failed' });
-    this.completions ??= new Completions(state.model, this.options);
-    return this.completions;
-  }
-}
 
 export function buildApp(model: Model | LoadingModel, options: ServerOptions): FastifyInstance {
   const service = new Service(model instanceof LoadingModel ? model : LoadingModel.of(model), options);
@@ -116,7 +79,7 @@ function watchRequests(app: FastifyInstance, service: Service, options: ServerOp
     const { raw } = reply;
     const close = () => {
       if (!raw.writableFinished) record.controller.abort();
-      service.running.delete(record);
+      service.ended(record);
       record.close(raw.writableFinished ? raw.statusCode : CLIENT_CLOSED);
     };
     raw.once('finish', close).once('close', close);

@@ -17,6 +17,9 @@ export interface Sinks {
   logContent: boolean;
 }
 
+/** Asked for by machines, every few seconds. */
+const PROBES: ReadonlySet<string> = new Set(['/health', '/metrics']);
+
 export class RequestRecord implements RequestObserver {
   /** Aborted when the client goes away, or when the server gives up on what still runs. */
   readonly controller = new AbortController();
@@ -29,8 +32,8 @@ export class RequestRecord implements RequestObserver {
 
   private stream = false;
   private readonly arrivedAt = performance.now();
-  /** When the last token of each generation came. */
-  private readonly lastTokenAt: number[] = [];
+  /** When the first and the last token of each generation came. */
+  private readonly arrivals: { first: number; last: number }[] = [];
   private readonly totals = { promptTokens: 0, cachedTokens: 0, completionTokens: 0 };
   private queueMs: number | undefined;
   private ttftMs: number | undefined;
@@ -67,13 +70,15 @@ export class RequestRecord implements RequestObserver {
   tokens(count: number, index: number): void {
     const { metrics } = this.sinks;
     const now = performance.now();
-    const before = this.lastTokenAt[index];
-    if (this.ttftMs === undefined) {
-      this.ttftMs = now - this.arrivedAt;
-      metrics.firstToken.observe(this.ttftMs / 1000);
+    const arrival = this.arrivals[index];
+    if (arrival === undefined) {
+      this.arrivals[index] = { first: now, last: now };
+      this.ttftMs ??= now - this.arrivedAt;
+      metrics.firstToken.observe((now - this.arrivedAt) / 1000);
+    } else {
+      metrics.betweenTokens.observe((now - arrival.last) / 1000 / count);
+      arrival.last = now;
     }
-    if (before !== undefined) metrics.betweenTokens.observe((now - before) / 1000 / count);
-    this.lastTokenAt[index] = now;
     this.totals.completionTokens += count;
     metrics.generationTokens.inc(count);
     this.charge(count);
@@ -83,17 +88,21 @@ export class RequestRecord implements RequestObserver {
     if (this.sinks.logContent) this.answer += text;
   }
 
-  ended(end: { finishReason: string; completionTokens: number; queueMs: number; ttftMs: number; totalMs: number }): void {
+  ended(end: { index: number; finishReason: string; completionTokens: number; queueMs: number }): void {
     const { metrics } = this.sinks;
-    const { completionTokens, queueMs, ttftMs, totalMs } = end;
-    this.ends.push(end.finishReason);
-    metrics.success.inc({ finished_reason: end.finishReason });
+    const { index, finishReason, completionTokens, queueMs } = end;
+    this.ends.push(finishReason);
+    metrics.success.inc({ finished_reason: finishReason });
     metrics.answerSize.observe(completionTokens);
-    metrics.whole.observe(totalMs / 1000);
-    metrics.inference.observe(Math.max(0, totalMs - queueMs) / 1000);
-    metrics.prefill.observe(Math.max(0, ttftMs - queueMs) / 1000);
-    metrics.decode.observe(Math.max(0, totalMs - ttftMs) / 1000);
-    if (completionTokens > 1) metrics.perToken.observe((totalMs - ttftMs) / 1000 / (completionTokens - 1));
+    const arrival = this.arrivals[index];
+    if (arrival === undefined) return;
+    const whole = (arrival.last - this.arrivedAt) / 1000;
+    const decode = (arrival.last - arrival.first) / 1000;
+    metrics.whole.observe(whole);
+    metrics.inference.observe(Math.max(0, whole - queueMs / 1000));
+    metrics.prefill.observe(Math.max(0, whole - decode - queueMs / 1000));
+    metrics.decode.observe(decode);
+    if (completionTokens > 1) metrics.perToken.observe(decode / (completionTokens - 1));
   }
 
   fail(error: OpenAIError): void {
@@ -123,10 +132,11 @@ export class RequestRecord implements RequestObserver {
       ttftMs: this.ttftMs === undefined ? undefined : rounded(this.ttftMs),
       ms: rounded(performance.now() - this.arrivedAt),
       error: this.failure?.code,
-      ...(status >= 500 && this.failure?.error !== undefined ? { at: stackFrames(this.failure.error) } : {}),
+      ...(status === 500 ? { at: stackFrames(this.failure?.error) } : {}),
       ...(logContent ? { content } : {}),
     };
-    if (status >= 500) log.error(line, 'request failed');
+    if (status === 500) log.error(line, 'request failed');
+    else if (PROBES.has(this.route) && status < 500) log.debug(line, 'request');
     else log.info(line, 'request');
     this.span?.set({
       'http.response.status_code': status,

@@ -5,7 +5,7 @@
 import { once } from 'node:events';
 import type { ServerResponse } from 'node:http';
 import type { FastifyReply } from 'fastify';
-import { type OpenAIError, toOpenAIError } from '../openai/index.js';
+import type { OpenAIError } from '../openai/index.js';
 
 const KEEP_ALIVE_MS = 10_000;
 
@@ -13,7 +13,10 @@ export class EventStream {
   private readonly raw: ServerResponse;
   private timer: NodeJS.Timeout | undefined;
 
-  constructor(private readonly reply: FastifyReply) {
+  constructor(
+    private readonly reply: FastifyReply,
+    private readonly toError: (error: unknown) => OpenAIError,
+  ) {
     this.raw = reply.raw;
   }
 
@@ -39,7 +42,7 @@ export class EventStream {
     try {
       for await (const item of items) if (!this.raw.write(write(item))) await this.drained();
     } catch (error) {
-      failure = toOpenAIError(error);
+      failure = this.toError(error);
       this.raw.write(dataLine(failure.body));
     }
     this.raw.end(end);

@@ -1,6 +1,6 @@
 /** The routes of the API: each hands its body to lib/openai and its answer to the client. */
 import type { FastifyPluginAsync, FastifyReply, FastifyRequest } from 'fastify';
-import { BegunStream, type Completions, OpenAIError, type RequestContext, toOpenAIError } from '../../openai/index.js';
+import { BegunStream, type Completions, OpenAIError, type RequestContext } from '../../openai/index.js';
 import { sendError } from '../errors.js';
 import { DONE, dataLine, EventStream } from '../sse.js';
 
@@ -29,7 +29,7 @@ export const openaiRoutes: FastifyPluginAsync = async (app) => {
       const { api } = service;
       record.body = bodyOf(request);
       record.release = service.budgets.admit(record.caller);
-      const stream = new EventStream(reply);
+      const stream = new EventStream(reply, (error) => service.failureOf(error));
       record.onStream = () => stream.keepAlive();
       const context: RequestContext = {
         signal: record.controller.signal,
@@ -41,7 +41,7 @@ export const openaiRoutes: FastifyPluginAsync = async (app) => {
       try {
         result = await answer(api, record.body, context);
       } catch (error) {
-        const failure = toOpenAIError(error);
+        const failure = service.failureOf(error);
         if (!stream.settle()) return sendError(request, reply, failure);
         record.fail(failure);
         stream.fail(failure, wire.end);
