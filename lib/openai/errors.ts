@@ -82,7 +82,9 @@ function fromArgument(error: InvalidArgumentError, wireNames: ReadonlyMap<string
     return new OpenAIError(400, { message: 'the chat template cannot render this conversation', param }, { cause: error });
   }
   const name = /^\w*/.exec(argument)?.[0] ?? '';
-  const wire = (wireNames.get(name) ?? snakeCase(name)) + argument.slice(name.length);
+  // A form is written in one field, whatever the library calls its parts.
+  const rest = name === 'structured' ? '' : argument.slice(name.length);
+  const wire = (wireNames.get(name) ?? snakeCase(name)) + rest;
   const told = message.startsWith(argument) ? wire + message.slice(argument.length) : message;
   const text = hint === '' ? told : `${told} (${hint})`;
   return new OpenAIError(400, { message: text, param: wire === '' ? null : wire }, { cause: error });

@@ -46,13 +46,15 @@ export class BodyReader<T extends TObject> {
   }
 
   private firstProblem(fields: Record<string, unknown>): OpenAIError {
-    const [first] = this.validator.Errors(fields);
+    const all = this.validator.Errors(fields);
+    // What is inside a union is said of the union: which of its forms was meant, nobody knows.
+    const own = all.filter(({ schemaPath }) => !schemaPath.includes('/anyOf/'));
+    const first = own.find(({ keyword }) => keyword !== 'required') ?? own[0] ?? all[0];
     if (first === undefined) return badRequest(null, 'the request body does not have the expected form');
     const keys = segments(first.instancePath);
     if (first.keyword === 'boolean') return this.unknownField(pathOf(keys));
     if (first.keyword === 'required') {
-      const missing = first.params.requiredProperties[0] ?? '';
-      const path = pathOf([...keys, missing]);
+      const path = pathOf([...keys, first.params.requiredProperties[0] ?? '']);
       return badRequest(path, `${path}: missing`, 'missing_required_parameter');
     }
     const { expected, depth } = this.expectation(keys);
