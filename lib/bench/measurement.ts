@@ -67,7 +67,7 @@ export function measure(
     client_queue_time: [],
     e2el_including_client_queue: [],
   };
-  const timeline = new Timeline(Math.min(...outcomes.map((outcome) => outcome.sentAt)));
+  const timeline = new Timeline(outcomes.reduce((first, { sentAt }) => Math.min(first, sentAt), Infinity));
   const requests: RequestFigures[] = [];
   let good = 0;
   for (const outcome of outcomes) {

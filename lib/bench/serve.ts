@@ -1,4 +1,5 @@
 /** `sigmoe bench serve`: drives an OpenAI-compatible server and measures it, at one concurrency or at several in turn. */
+import { setTimeout as delay } from 'node:timers/promises';
 import type { Tokenizer } from '../index.js';
 import { BenchClient, type Target } from './client.js';
 import { type PrefixCache, prefixCacheBetween, readCounters, type Speculation, speculationBetween } from './counters.js';
@@ -6,6 +7,9 @@ import type { BenchRequest } from './dataset.js';
 import { runLoad } from './load.js';
 import { type Goodput, type Measurement, measure } from './measurement.js';
 import { sum } from './statistics.js';
+
+/** Between attempts to reach a server that is still starting. */
+const RETRY_MS = 500;
 
 export interface ServeOptions {
   target: Target;
@@ -64,6 +68,19 @@ export async function benchServe(options: ServeOptions): Promise<ServeRun> {
     };
   } finally {
     client.close();
+  }
+}
+
+/** Tries until it succeeds or the time is over; then the last error counts. For servers that are still starting. */
+export async function untilReady<T>(seconds: number, attempt: () => Promise<T>, signal?: AbortSignal): Promise<T> {
+  const end = performance.now() + seconds * 1000;
+  for (;;) {
+    try {
+      return await attempt();
+    } catch (error) {
+      if (signal?.aborted || performance.now() >= end) throw error;
+      await delay(RETRY_MS, undefined, { signal });
+    }
   }
 }
 

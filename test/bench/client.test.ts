@@ -5,7 +5,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { BenchClient, type Target } from '../../lib/bench/client.js';
 import { runLoad } from '../../lib/bench/load.js';
-import { benchServe, firstModel } from '../../lib/bench/serve.js';
+import { benchServe, firstModel, untilReady } from '../../lib/bench/serve.js';
 
 type Answer = (request: IncomingMessage, response: ServerResponse, body: Record<string, unknown>) => void | Promise<void>;
 
@@ -217,6 +217,17 @@ test('an aborted run ends at once, and its requests with it', async () => {
   });
   await expect(run).rejects.toThrow('enough');
   await expect.poll(() => dropped, { timeout: 20_000 }).toBeGreaterThan(0);
+});
+
+test('a server that is still starting is waited for, as long as asked', async () => {
+  let asked = 0;
+  answer = (_, response) => {
+    if (++asked < 3) response.writeHead(503).end('{}');
+    else response.end('{"data": [{"id": "nano"}]}');
+  };
+  await expect(untilReady(0, () => firstModel(target))).rejects.toThrow(/lists no model/);
+  expect(await untilReady(60, () => firstModel(target))).toBe('nano');
+  expect(asked).toBe(3);
 });
 
 test('the first model is found, or it is said why not', async () => {

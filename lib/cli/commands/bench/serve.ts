@@ -14,6 +14,7 @@ import {
   sglangResult,
   stamp,
   type Target,
+  untilReady,
   vllmResult,
 } from '../../../bench/index.js';
 import { Tokenizer } from '../../../index.js';
@@ -44,7 +45,11 @@ async function serve(flags: ServeFlags): Promise<void> {
       headers: { ...keyHeader(), ...flags.header },
       insecure: flags.insecure === true,
     };
-    const model = flags.model ?? (await firstModel(server, signal));
+    const waitSeconds = flags.readyCheckTimeoutSec;
+    // A server that was told its model may list none, as long as it need not be waited for.
+    const asked = flags.model === undefined || waitSeconds > 0;
+    const listed = asked ? await untilReady(waitSeconds, () => firstModel(server, signal), signal) : '';
+    const model = flags.model ?? listed;
     const tokenizerFolder = flags.tokenizer ?? ((await isFolder(model)) ? model : undefined);
     const tokenizer = tokenizerFolder === undefined ? undefined : await Tokenizer.load(tokenizerFolder);
     const chat = flags.backend === 'openai-chat';

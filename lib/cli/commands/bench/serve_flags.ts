@@ -14,6 +14,7 @@ export interface ServeFlags extends DatasetFlags {
   tokenizer?: string;
   header?: Record<string, string>;
   insecure?: boolean;
+  readyCheckTimeoutSec: number;
   requestRate?: number;
   burstiness: number;
   maxConcurrency?: number[];
@@ -55,6 +56,7 @@ export function addServeFlags(command: Command): Command {
     .option('--model <id>', 'default: the first one that the server lists')
     .option('--tokenizer <folder>', 'folder with the tokenizer.json of the model; default: the model, where it is a folder')
     .option('--header <name=value...>', 'headers of every request', pairs)
+    .option('--ready-check-timeout-sec <s>', 'how long to wait for a server that is still starting', number, 0)
     .option('--insecure', 'accept a certificate that cannot be verified')
     .optionsGroup('Load:')
     .option('--request-rate <n>', 'requests a second; default: inf, all at once', requestRate)
