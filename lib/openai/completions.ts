@@ -54,6 +54,7 @@ export function readCompletion(host: Host, given: unknown, context: RequestConte
   const sampling = samplingOptions(body, context, host.model.info.context - 1);
   sampling.maxTokens = onlyEcho ? 1 : (body.max_tokens ?? DEFAULT_MAX_TOKENS);
   sampling.logprobs = logprobs;
+  sampling.separateReasoning = false; // text is continued as it stands
   const asked = body.prompt_logprobs !== undefined;
   if (echo && logprobs !== undefined && !asked) sampling.promptLogprobs = logprobs;
   const wireNames = new Map(SAMPLING_NAMES);

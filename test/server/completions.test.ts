@@ -58,6 +58,12 @@ describe('completions', () => {
     expect(several.usage?.prompt_tokens).toBe(ids.length + tokenizer.encode('Pain').length);
   });
 
+  test('thinking stays in the text, as it was generated', async () => {
+    const { choices, usage } = await ask({ prompt: 'Is it serious?<think>\n', thinking_token_budget: 4, max_tokens: 20 });
+    expect(choices[0]?.text).toContain('</think>');
+    expect(usage?.completion_tokens_details?.reasoning_tokens).toBeGreaterThan(0);
+  });
+
   test('echo', async () => {
     const plain = await ask();
     expect((await ask({ echo: true })).choices[0]?.text).toBe(`A fever is${plain.choices[0]?.text}`);
