@@ -1,4 +1,5 @@
 /** `sigmoe bench serve`: drives an OpenAI-compatible server and measures it, at one concurrency or at several in turn. */
+import { setMaxListeners } from 'node:events';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Tokenizer } from '../index.js';
 import { BenchClient, type Target } from './client.js';
@@ -40,6 +41,8 @@ export interface ServeRun {
 /** Warms up, then measures. Fails where the server answers nothing right; single failed requests are counted. */
 export async function benchServe(options: ServeOptions): Promise<ServeRun> {
   const { target, requests, tokenizer, signal } = options;
+  // Every request under way listens to it.
+  if (signal !== undefined) setMaxListeners(0, signal);
   const client = new BenchClient(target);
   try {
     const check = await client.send(options.warmup, signal);
