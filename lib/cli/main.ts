@@ -43,9 +43,15 @@ function withSubcommands(command: Command): Command[] {
   return [command, ...command.commands.flatMap(withSubcommands)];
 }
 
+/** Published commands of vLLM spell some flags with underscores: --gpu_memory_utilization. */
+function withDashes(words: string[]): string[] {
+  if (words[2] !== 'serve' && words[2] !== 'bench') return words;
+  return words.map((word) => word.replace(/^--[a-z][\w-]*/, (flag) => flag.replaceAll('_', '-')));
+}
+
 watchOutput();
 try {
-  await buildProgram().parseAsync();
+  await buildProgram().parseAsync(withDashes(process.argv));
 } catch (error) {
   const { line, status } = describeFailure(error);
   if (line !== '') note(`sigmoe: ${line}`);
