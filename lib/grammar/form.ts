@@ -2,6 +2,8 @@
 import { InvalidArgumentError } from '../errors.js';
 import { JsonNumber, type JsonValue, parseJson } from '../json.js';
 import type { StructuredOutput } from '../types.js';
+import { readGrammar } from './ebnf.js';
+import { readRegex } from './regex.js';
 import { readSchema } from './schema.js';
 import type { Program } from './worker.js';
 
@@ -33,9 +35,9 @@ export function readForm(form: StructuredOutput): Program {
       if (value !== true) fail(where, 'expected true');
       return { kind: 'json', schema: '{"type":"object"}' };
     case 'regex':
-      return { kind: 'regex', pattern: text(value, where, MAX_REGEX) };
+      return { kind: 'regex', pattern: readRegex(text(value, where, MAX_REGEX), where) };
     case 'grammar':
-      return { kind: 'grammar', text: text(value, where, MAX_TEXT) };
+      return { kind: 'grammar', text: readGrammar(text(value, where, MAX_TEXT)) };
     case 'choice':
       return { kind: 'grammar', text: choiceGrammar(value, where) };
     case 'toolCalls':

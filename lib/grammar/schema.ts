@@ -5,6 +5,7 @@
  */
 import { InvalidArgumentError } from '../errors.js';
 import { JsonNumber, type JsonValue } from '../json.js';
+import { readRegex } from './regex.js';
 
 type Schema = Map<string, JsonValue>;
 
@@ -37,6 +38,16 @@ export function readSchema(value: JsonValue, where: string): JsonValue {
 
   for (const name of ['$defs', 'definitions']) inEach(schema, name, where);
   for (const name of ['properties', 'patternProperties']) inEach(schema, name, where);
+  const named = schema.get('patternProperties');
+  if (named instanceof Map) {
+    const path = `${where}.patternProperties`;
+    schema.set('patternProperties', new Map([...named].map(([name, inner]) => [readRegex(name, path, 'JSON string'), inner])));
+  }
+  const pattern = schema.get('pattern');
+  if (pattern !== undefined) {
+    if (typeof pattern !== 'string') fail(`${where}.pattern`, 'expected text');
+    schema.set('pattern', readRegex(pattern, `${where}.pattern`, 'JSON string'));
+  }
   for (const name of ['additionalProperties', 'unevaluatedProperties', 'propertyNames', 'items', 'unevaluatedItems']) {
     const inner = schema.get(name);
     if (inner !== undefined) schema.set(name, readSchema(inner, `${where}.${name}`));

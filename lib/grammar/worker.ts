@@ -208,7 +208,7 @@ export function workerMain(): void {
     try {
       reply = await run(job);
     } catch (error) {
-      reply = { error: said.find((line) => line.includes('[FATAL]')) ?? String(error), fatal: true };
+      reply = { error: said.find((line) => line.includes('[FATAL]')) ?? `the library failed: ${String(error)}`, fatal: true };
     }
     if (reply !== undefined) parentPort?.postMessage(reply, reply.mask === undefined ? [] : [reply.mask.buffer as ArrayBuffer]);
   }
