@@ -30,9 +30,9 @@ export class Host {
     this.fingerprint = options.fingerprint ?? `sigmoe-${model.info.device.name}-${model.info.weightFormat}`;
   }
 
-  /** Refuses a request for another model. */
+  /** Refuses a request for another model; `auto`, as the model card's example has it, is whichever there is. */
   checkModel(asked: string | undefined): void {
-    if (asked === undefined || this.names.includes(asked)) return;
+    if (asked === undefined || asked === 'auto' || this.names.includes(asked)) return;
     const message = `model: this server has no such model; it serves ${this.names.join(', ')}`;
     throw new OpenAIError(404, { message, param: 'model', code: 'model_not_found' });
   }
