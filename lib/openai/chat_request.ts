@@ -4,7 +4,7 @@ import { chatPrompt } from './chat_prompt.js';
 import { badRequest } from './errors.js';
 import type { Host } from './host.js';
 import { newId, type TokenName, tokenName } from './parts.js';
-import { type RequestContext, SAMPLING_NAMES, samplingOptions, seedOfChoice } from './sampling.js';
+import { type RequestContext, samplingOptions, seedOfChoice, WIRE_NAMES } from './sampling.js';
 import { ChatBody } from './schema.js';
 import { wantedForm } from './structured.js';
 import { formWithTools, offersTools } from './tools.js';
@@ -34,9 +34,10 @@ export async function readChat(host: Host, given: unknown, context: RequestConte
   const body = reader.read(given);
   host.checkModel(body.model);
   refuseMixtures(body);
-  const wireNames = new Map(SAMPLING_NAMES);
+  const wireNames = new Map(WIRE_NAMES);
   wireNames.set('maxTokens', body.max_completion_tokens === undefined ? 'max_tokens' : 'max_completion_tokens');
   wireNames.set('logprobs', 'top_logprobs');
+  wireNames.set('prompt', 'messages');
 
   const sampling: SamplingOptions = samplingOptions(body, context, host.model.info.context - 1);
   sampling.maxTokens = body.max_completion_tokens ?? body.max_tokens;

@@ -14,7 +14,7 @@ import {
   tokenName,
   usageOf,
 } from './parts.js';
-import { type RequestContext, SAMPLING_NAMES, samplingOptions, seedOfChoice } from './sampling.js';
+import { type RequestContext, samplingOptions, seedOfChoice, WIRE_NAMES } from './sampling.js';
 import { CompletionBody } from './schema.js';
 import { wantedForm } from './structured.js';
 import { BodyReader } from './validate.js';
@@ -57,7 +57,7 @@ export function readCompletion(host: Host, given: unknown, context: RequestConte
   sampling.separateReasoning = false; // text is continued as it stands
   const asked = body.prompt_logprobs !== undefined;
   if (echo && logprobs !== undefined && !asked) sampling.promptLogprobs = logprobs;
-  const wireNames = new Map(SAMPLING_NAMES);
+  const wireNames = new Map(WIRE_NAMES);
   const form = wantedForm(body);
   sampling.structured = form?.form;
   if (form !== undefined) wireNames.set('structured', form.field);

@@ -14,7 +14,7 @@ import { listModels, modelNamed } from './models.js';
 import { streamedResponse, wholeResponse } from './responses.js';
 import { readResponse } from './responses_request.js';
 import type { ResponseEvent, ResponseObject } from './responses_wire.js';
-import type { RequestContext } from './sampling.js';
+import { type RequestContext, WIRE_NAMES } from './sampling.js';
 import { BegunStream } from './stream.js';
 import { detokenize, tokenize } from './tokenize.js';
 import type { ChatCompletion, ChatCompletionChunk, Completion, ModelCard, ModelList, Tokens } from './wire.js';
@@ -73,7 +73,7 @@ export class Completions {
 }
 
 /** Runs a step of a request; whatever it throws becomes an error of the API. */
-async function wired<T>(step: () => T | Promise<T>, wireNames?: ReadonlyMap<string, string>): Promise<T> {
+async function wired<T>(step: () => T | Promise<T>, wireNames: ReadonlyMap<string, string> = new Map(WIRE_NAMES)): Promise<T> {
   try {
     return await step();
   } catch (error) {

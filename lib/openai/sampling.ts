@@ -28,7 +28,10 @@ export interface RequestObserver {
 }
 
 /** The library's names whose wire names are not just another spelling. */
-export const SAMPLING_NAMES: readonly (readonly [string, string])[] = [['includeStopInOutput', 'include_stop_str_in_output']];
+export const WIRE_NAMES: readonly (readonly [string, string])[] = [
+  ['includeStopInOutput', 'include_stop_str_in_output'],
+  ['variables', 'chat_template_kwargs'],
+];
 
 export function samplingOptions(body: SamplingFields & RequestFields, context: RequestContext, room: number): SamplingOptions {
   return {
