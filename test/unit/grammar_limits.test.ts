@@ -67,7 +67,7 @@ describe('forms that are wrong', () => {
     ['a broken pattern', { json: { type: 'string', pattern: '(' } }, /parenthesis/],
     ['pattern with a length', { json: { type: 'string', pattern: 'a+', maxLength: 3 } }, /not supported yet/],
     ['a broken regex', { regex: '(a' }, /parenthesis is not closed/],
-    ['a lookahead', { regex: '(?=a)a' }, /Lookahead is not supported/],
+    ['a lookahead', { regex: '(?=a)a' }, /looking ahead or behind is not supported/],
     ['regex that is no text', { regex: 5 }, /^structured.regex: expected text, found number$/],
     ['a broken grammar', { grammar: 'root ::= (' }, /line 1, column/],
     ['a grammar without root', { grammar: 'a ::= "b"' }, /root rule/],
