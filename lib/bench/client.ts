@@ -77,11 +77,10 @@ export class BenchClient {
     return outcome;
   }
 
-  /** The text of a page of the same server; undefined where it does not answer with 200. */
-  async page(path: string, signal?: AbortSignal): Promise<string | undefined> {
+  /** A page of the same server. */
+  async page(path: string, signal?: AbortSignal): Promise<{ status: number | undefined; text: string }> {
     const response = await this.open('GET', new URL(this.target.baseUrl + path), undefined, signal);
-    const text = await wholeText(response);
-    return response.statusCode === 200 ? text : undefined;
+    return { status: response.statusCode, text: await wholeText(response) };
   }
 
   close(): void {

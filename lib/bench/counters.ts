@@ -21,9 +21,9 @@ const LINE = /^\w+:((?:spec_decode_num|prefix_cache)_\w+?)(?:_total)?(?:\{([^}]*
 const MOST_POSITIONS = 64;
 
 /** From a page of Prometheus text, whatever prefix its names have. */
-export function readCounters(page: string | undefined): Counters {
+export function readCounters(page: string): Counters {
   const counters = new Map<string, number>();
-  for (const line of page?.split('\n') ?? []) {
+  for (const line of page.split('\n')) {
     const [, name, labels = '', text] = LINE.exec(line) ?? [];
     if (name === undefined) continue;
     const position = /position="(\d+)"/.exec(labels)?.[1];

@@ -3,7 +3,14 @@ import { setMaxListeners } from 'node:events';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Tokenizer } from '../index.js';
 import { BenchClient, type Target } from './client.js';
-import { type PrefixCache, prefixCacheBetween, readCounters, type Speculation, speculationBetween } from './counters.js';
+import {
+  type Counters,
+  type PrefixCache,
+  prefixCacheBetween,
+  readCounters,
+  type Speculation,
+  speculationBetween,
+} from './counters.js';
 import type { BenchRequest } from './dataset.js';
 import { runLoad } from './load.js';
 import { type Goodput, type Measurement, measure } from './measurement.js';
@@ -54,10 +61,10 @@ export async function benchServe(options: ServeOptions): Promise<ServeRun> {
     const send = (request: BenchRequest, dueAt: number) => client.send(request, signal, dueAt);
     const warmups = Array.from({ length: options.warmups }, () => options.warmup);
     await runLoad(warmups, { ...options, requestRate: Infinity, send, onDone: undefined });
-    const before = readCounters(await client.page('/metrics', signal));
+    const before = await countersOf(client, signal);
     const { outcomes, duration } = await runLoad(requests, { ...options, send });
     signal?.throwIfAborted();
-    const after = readCounters(await client.page('/metrics', signal));
+    const after = await countersOf(client, signal);
     const countTokens = (text: string) => tokenizer?.encode(text, { special: false }).length ?? 0;
     const measured = measure(outcomes, duration, options.goodput, countTokens);
     return {
@@ -72,6 +79,12 @@ export async function benchServe(options: ServeOptions): Promise<ServeRun> {
   } finally {
     client.close();
   }
+}
+
+/** None of a server that shows none. */
+async function countersOf(client: BenchClient, signal: AbortSignal | undefined): Promise<Counters> {
+  const { status, text } = await client.page('/metrics', signal);
+  return readCounters(status === 200 ? text : '');
 }
 
 /** Tries until it succeeds or the time is over; then the last error counts. For servers that are still starting. */
@@ -95,10 +108,12 @@ export async function firstModel(
   const endpoint = '/v1/models';
   const client = new BenchClient({ ...target, endpoint, api: 'completions', model: '', body: {} });
   try {
-    const page = await client.page(endpoint, signal);
-    const list = JSON.parse(page ?? '{}') as { data?: { id?: unknown }[] };
+    const { status, text } = await client.page(endpoint, signal);
+    if (status === 401) throw new Error('status 401: it wants a key; set OPENAI_API_KEY');
+    if (status !== 200) throw new Error(`status ${status}`);
+    const list = JSON.parse(text) as { data?: { id?: unknown }[] };
     const id = list.data?.[0]?.id;
-    if (typeof id !== 'string') throw new Error('it lists no model; a server with keys takes one from OPENAI_API_KEY');
+    if (typeof id !== 'string') throw new Error('it lists no model; name one with --model');
     return id;
   } catch (error) {
     throw new Error(`${client.url.href}: ${error instanceof Error ? error.message || 'no connection' : String(error)}`);

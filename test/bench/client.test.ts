@@ -225,7 +225,7 @@ test('a server that is still starting is waited for, as long as asked', async ()
     if (++asked < 3) response.writeHead(503).end('{}');
     else response.end('{"data": [{"id": "nano"}]}');
   };
-  await expect(untilReady(0, () => firstModel(target))).rejects.toThrow(/lists no model/);
+  await expect(untilReady(0, () => firstModel(target))).rejects.toThrow(/status 503/);
   expect(await untilReady(60, () => firstModel(target))).toBe('nano');
   expect(asked).toBe(3);
 });
@@ -234,7 +234,9 @@ test('the first model is found, or it is said why not', async () => {
   answer = (_, response) => void response.end('{"data": [{"id": "nano"}, {"id": "other"}]}');
   expect(await firstModel(target)).toBe('nano');
   answer = (_, response) => void response.writeHead(401).end('{}');
-  await expect(firstModel(target)).rejects.toThrow(/\/v1\/models: it lists no model; .*OPENAI_API_KEY/);
+  await expect(firstModel(target)).rejects.toThrow(/\/v1\/models: status 401: .*OPENAI_API_KEY/);
+  answer = (_, response) => void response.end('{"data": []}');
+  await expect(firstModel(target)).rejects.toThrow(/\/v1\/models: it lists no model/);
   await expect(firstModel({ ...target, baseUrl: 'http://127.0.0.1:1' })).rejects.toThrow(
     /127\.0\.0\.1:1\/v1\/models: .*ECONNREFUSED/,
   );
