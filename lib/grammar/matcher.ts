@@ -8,11 +8,10 @@
  * at fault; the other matchers walk their tokens again in another thread.
  */
 import { createHash } from 'node:crypto';
-import { createRequire } from 'node:module';
 import { AbortError, BusyError, DisposedError, InternalError, InvalidArgumentError } from '../errors.js';
-import type { Tokenizer } from '../tokenizer.js';
 import type { StructuredOutput } from '../types.js';
 import { readForm } from './form.js';
+import { type SetupOptions, setupOf } from './setup.js';
 import { GrammarThread, JobError, ThreadLost } from './thread.js';
 import type { Program, WorkerSetup } from './worker.js';
 
@@ -31,22 +30,15 @@ export interface GrammarMatcher {
   close(): void;
 }
 
-export interface GrammarsOptions {
-  tokenizer: Tokenizer;
-  /** Of the model: ids beyond the tokenizer's are never allowed. */
-  vocabSize: number;
-  stopIds: readonly number[];
+export interface GrammarsOptions extends SetupOptions {
   /** What compiling one grammar may take. Default 10 s. */
   compileMs?: number;
   /** What one mask may take. Default 10 s. */
   maskMs?: number;
-  /** What the grammars of one thread may take. Default 768 MiB. */
-  memoryBytes?: number;
 }
 
 const COMPILE_MS = 10_000;
 const MASK_MS = 10_000;
-const MEMORY_BYTES = 768 * 2 ** 20;
 /** Threads that serve matchers; one more may be compiling. */
 const MAX_SERVING = 3;
 /** Compiled grammars a thread keeps for the next request. */
@@ -264,18 +256,6 @@ class Matcher implements GrammarMatcher {
       }
     }
   }
-}
-
-function setupOf({ tokenizer, vocabSize, stopIds, memoryBytes }: GrammarsOptions): WorkerSetup {
-  const libraryPath = createRequire(import.meta.url).resolve('@mlc-ai/web-xgrammar');
-  const count = Math.min(tokenizer.vocabSize, vocabSize);
-  // Special tokens have no text, so no grammar allows them.
-  const bytesOf = (id: number) => (tokenizer.specialIds.has(id) ? undefined : tokenizer.bytesOf(id));
-  const offsets = new Uint32Array(new SharedArrayBuffer(4 * (count + 1)));
-  for (let id = 0; id < count; id++) offsets[id + 1] = (offsets[id] ?? 0) + (bytesOf(id)?.length ?? 0);
-  const bytes = new Uint8Array(new SharedArrayBuffer(offsets[count] ?? 0));
-  for (let id = 0; id < count; id++) bytes.set(bytesOf(id) ?? [], offsets[id]);
-  return { libraryPath, bytes, offsets, vocabSize, stopIds, memoryBytes: memoryBytes ?? MEMORY_BYTES };
 }
 
 function keyOf(program: Program): string {

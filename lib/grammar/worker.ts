@@ -10,10 +10,16 @@ import type { CompiledGrammar, GrammarCompiler, GrammarMatcher } from '@mlc-ai/w
 
 /** A checked form, as the thread compiles it. */
 export type Program =
-  | { kind: 'json'; schema: string }
+  | { kind: 'json'; schema: SchemaText }
   | { kind: 'grammar'; text: string }
   | { kind: 'regex'; pattern: string }
-  | { kind: 'calls'; tools: { name: string; schema: string }[]; parallel: boolean };
+  | { kind: 'calls'; tools: { name: string; schema: SchemaText }[]; parallel: boolean };
+
+/** A schema, and the ranges of decimals that its marks (schema.ts) stand for. */
+export interface SchemaText {
+  text: string;
+  ranges: string[];
+}
 
 export type Job =
   | { op: 'compile'; key: string; program: Program }
@@ -105,12 +111,23 @@ export function workerMain(): void {
   }
 
   /** Schemas become grammars without optional white space: a model cannot fill its answer with blanks. */
-  const ofSchema = (schema: string) => library.Grammar.fromJSONSchema(schema, false, -1);
+  async function ofSchema({ text, ranges }: SchemaText): Promise<string> {
+    const grammar = await library.Grammar.fromJSONSchema(text, false, -1);
+    let rules: string = grammar.toString();
+    grammar.dispose();
+    for (const [i, range] of ranges.entries()) {
+      const mark = `\\"sigmoe decimal range ${i}\\"`;
+      if (!rules.includes(mark)) throw new Error('a range of decimals was lost');
+      rules = `${rules.replaceAll(mark, `" decimal_range_${i} "`)}\ndecimal_range_${i} ::= ${range}`;
+    }
+    return rules;
+  }
 
   async function parse(program: Program) {
     switch (program.kind) {
       case 'json':
-        return ofSchema(program.schema);
+        if (program.schema.ranges.length > 0) return library.Grammar.fromEBNF(await ofSchema(program.schema));
+        return library.Grammar.fromJSONSchema(program.schema.text, false, -1);
       case 'grammar':
         return library.Grammar.fromEBNF(program.text);
       case 'regex':
@@ -118,9 +135,7 @@ export function workerMain(): void {
       case 'calls': {
         const tags = [];
         for (const { name, schema } of program.tools) {
-          const parameters = await ofSchema(schema);
-          const content = { type: 'grammar' as const, grammar: parameters.toString() };
-          parameters.dispose();
+          const content = { type: 'grammar' as const, grammar: await ofSchema(schema) };
           const begin = `<tool_call>\n{"name": ${JSON.stringify(name)}, "arguments": `;
           tags.push({ type: 'tag' as const, begin, content, end: '}\n</tool_call>' });
         }

@@ -111,6 +111,24 @@ const schemas: { name: string; schema: Fields; holds(value: unknown): boolean }[
     holds: (value) => Array.isArray(value) && value.length === 1,
   },
   {
+    name: 'decimals within bounds',
+    schema: {
+      type: 'object',
+      properties: {
+        temperature: { type: 'number', minimum: 35.5, maximum: 42 },
+        share: { type: ['number', 'null'], exclusiveMinimum: 0, maximum: 1 },
+        loss: { maximum: -0.5 },
+      },
+      required: ['temperature', 'share', 'loss'],
+    },
+    holds: (value) =>
+      isObject(value) &&
+      Number(value.temperature) >= 35.5 &&
+      Number(value.temperature) <= 42 &&
+      (value.share === null || (Number(value.share) > 0 && Number(value.share) <= 1)) &&
+      Number(value.loss) <= -0.5,
+  },
+  {
     name: 'text of a bounded length',
     schema: { type: 'string', minLength: 2, maxLength: 5 },
     holds: (value) => isText(value) && [...String(value)].length >= 2 && [...String(value)].length <= 5,

@@ -62,6 +62,11 @@ describe('forms that are wrong', () => {
     ['a reference to itself', { json: { $ref: '#' } }, /no text fits it/],
     ['minimum above maximum', { json: { type: 'integer', minimum: 2, maximum: 1 } }, /minimum greater than maximum/],
     ['a minimum in words', { json: { type: 'integer', minimum: 'two' } }, /^structured.json.minimum: expected a number$/],
+    [
+      'decimals between bounds that cross',
+      { json: { type: 'number', minimum: 2, maximum: 1.5 } },
+      /^structured.json: no number lies/,
+    ],
     ['required that is no list', { json: { required: 'a' } }, /^structured.json.required: expected a list of names$/],
     ['anyOf of none', { json: { anyOf: [] } }, /^structured.json.anyOf: expected a list of schemas$/],
     ['a broken pattern', { json: { type: 'string', pattern: '(' } }, /parenthesis/],
