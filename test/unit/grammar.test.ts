@@ -120,6 +120,7 @@ const schemas: { name: string; schema: Fields; holds(value: unknown): boolean }[
         loss: { maximum: -0.5 },
       },
       required: ['temperature', 'share', 'loss'],
+      $defs: { unused: { type: 'number', minimum: 0 } },
     },
     holds: (value) =>
       isObject(value) &&
