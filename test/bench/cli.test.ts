@@ -101,7 +101,7 @@ test('serve: a list of concurrencies over chat, keys of SGLang, a report that op
 
 test('throughput and latency: every token asked for is made and counted', async () => {
   const folder = folderWith({});
-  const sizes = ['--input-len', '20', '--random-output-len', '5', '--num-prompts', '7'];
+  const sizes = ['--input-len', '20', '--output-len', '5', '--num-prompts', '7'];
   const throughput = await sigmoe(['bench', 'throughput', nano, ...sizes, '--output-json', join(folder, 't.json')]);
   expect(complaints(throughput)).toEqual([]);
   expect(throughput.stdout).toMatch(/^Throughput: [\d.]+ requests\/s, [\d.]+ total tokens\/s, [\d.]+ output tokens\/s\n/);
@@ -124,6 +124,7 @@ test.each([
   ['an unknown dataset', ['serve', '--model', 'x', '--dataset-name', 'sharegpt'], 2, 'there are random, prompts, custom'],
   ['a rate of nothing', ['serve', '--request-rate', '0'], 2, 'expected more than 0'],
   ['an unknown metric', ['serve', '--percentile-metrics', 'ttfb'], 2, 'no "ttfb"'],
+  ['a negative target', ['serve', '--goodput', 'ttft:-1'], 2, 'no time'],
   ['an unknown target', ['serve', '--goodput', 'itl:3'], 2, 'metric:ms'],
   ['no model', ['latency'], 2, 'one model folder'],
   ['a batch of nothing', ['latency', nano, '--batch-size', '0'], 2, '--batch-size 0'],

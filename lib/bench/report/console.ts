@@ -39,8 +39,9 @@ export function serveText(setup: ServeSetup, measured: Measurement, speculation:
     row('Drafts', speculation.drafts, 0);
     row('Draft tokens', speculation.draftTokens, 0);
     row('Accepted tokens', speculation.acceptedTokens, 0);
+    if (speculation.acceptedPerPosition.length > 0) lines.push('Per-position acceptance (%):');
     speculation.acceptedPerPosition.forEach((accepted, position) => {
-      row(`  Position ${position} (%)`, (100 * accepted) / speculation.drafts, 2);
+      row(`  Position ${position}`, (100 * accepted) / speculation.drafts, 2);
     });
   }
   lines.push('='.repeat(50));

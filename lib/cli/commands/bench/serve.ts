@@ -23,7 +23,7 @@ import { integer as grouped, json } from '../../format.js';
 import { interruptible } from '../../interrupt.js';
 import { progress } from '../../progress.js';
 import { dim, note, write } from '../../terminal.js';
-import { addDatasetFlags, atLeast, type DatasetFlags, positive, readDataset } from './dataset.js';
+import { addDatasetFlags, atLeast, type DatasetFlags, lengthsOf, positive, readDataset } from './dataset.js';
 import { appendLine, commandLine, save } from './files.js';
 import { addServeFlags, type ServeFlags } from './serve_flags.js';
 
@@ -41,7 +41,10 @@ async function serve(flags: ServeFlags): Promise<void> {
   check(flags);
   await interruptible(async (signal) => {
     const server = {
-      baseUrl: (flags.baseUrl ?? `http://${flags.host}:${flags.port}`).replace(/\/+$/, ''),
+      baseUrl: (flags.baseUrl ?? `http://${flags.host.includes(':') ? `[${flags.host}]` : flags.host}:${flags.port}`).replace(
+        /\/+$/,
+        '',
+      ),
       headers: { ...keyHeader(), ...flags.header },
       insecure: flags.insecure === true,
     };
@@ -107,8 +110,10 @@ async function isFolder(path: string): Promise<boolean> {
   );
 }
 
-function extraFields({ ignoreEos, temperature, topP, topK, minP, extraBody }: ServeFlags): Record<string, unknown> {
-  const given = { ignore_eos: ignoreEos, temperature, top_p: topP, top_k: topK, min_p: minP };
+function extraFields({ datasetName, temperature, topP, topK, minP, extraBody, ...flags }: ServeFlags): Record<string, unknown> {
+  // Random text is continued by random text: without this, answers end anywhere.
+  const ignoreEos = flags.ignoreEos ?? (datasetName === 'random' ? true : undefined);
+  const given = { ignore_eos: ignoreEos || undefined, temperature, top_p: topP, top_k: topK, min_p: minP };
   return { ...Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined)), ...extraBody };
 }
 
@@ -120,6 +125,8 @@ function setupOf(
 ): ServeSetup {
   return {
     ...flags,
+    randomInputLen: flags.inputLen ?? flags.randomInputLen,
+    randomOutputLen: flags.outputLen ?? flags.randomOutputLen,
     date: new Date(),
     requestRate: flags.requestRate ?? Infinity,
     metadata: flags.metadata ?? {},
@@ -167,9 +174,10 @@ function rateFact({ requestRate = Infinity, burstiness }: ServeFlags): string {
 
 function datasetFact(flags: DatasetFlags): string {
   const { datasetName, numPrompts } = flags;
-  if (datasetName !== 'random') return `${datasetName}, ${numPrompts} requests of at most ${flags.outputLen} tokens out`;
+  const { inputLen, outputLen } = lengthsOf(flags);
+  if (datasetName !== 'random') return `${datasetName}, ${numPrompts} requests of at most ${outputLen} tokens out`;
   const prefix = flags.randomPrefixLen > 0 ? ` after ${flags.randomPrefixLen} shared` : '';
-  return `random, ${numPrompts} requests of ${flags.randomInputLen} tokens in${prefix}, ${flags.randomOutputLen} out`;
+  return `random, ${numPrompts} requests of ${inputLen} tokens in${prefix}, ${outputLen} out`;
 }
 
 // Lines where there are several results or the format is one of lines, else one object.
