@@ -43,6 +43,13 @@ export async function chatPrompt(host: Host, given: unknown, body: PromptFields,
   return { prompt: ids };
 }
 
+/** The prompt as ids: for choices that share one, and for callers who only count. */
+export async function promptIds(host: Host, prompt: ChatPrompt): Promise<number[]> {
+  if (prompt.prompt !== undefined) return prompt.prompt;
+  const { messages, ...options } = prompt;
+  return host.model.tokenizer.encodeChat(messages, options);
+}
+
 export function conversation(messages: Message[], systemPrompt: string | undefined): Message[] {
   if (systemPrompt === undefined || messages[0]?.role === 'system') return messages;
   return [{ role: 'system', content: systemPrompt }, ...messages];

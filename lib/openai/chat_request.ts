@@ -1,6 +1,6 @@
 /** Reads a body of /v1/chat/completions: what to generate, and how the answer is to look. */
 import type { GenerateRequest, SamplingOptions } from '../types.js';
-import { chatPrompt } from './chat_prompt.js';
+import { chatPrompt, promptIds } from './chat_prompt.js';
 import { badRequest } from './errors.js';
 import type { Host } from './host.js';
 import { newId, type TokenName, tokenName } from './parts.js';
@@ -52,8 +52,10 @@ export async function readChat(host: Host, given: unknown, context: RequestConte
   if (form !== undefined) wireNames.set('structured', form.field);
 
   const effort = body.reasoning_effort === undefined ? {} : { reasoning_effort: body.reasoning_effort };
-  const prompt = await chatPrompt(host, given, body, { showTools: offered, variables: effort });
-  const requests = Array.from({ length: body.n ?? 1 }, (_, i) => ({
+  const rendered = await chatPrompt(host, given, body, { showTools: offered, variables: effort });
+  const { n = 1 } = body;
+  const prompt = n > 1 ? { prompt: await promptIds(host, rendered) } : rendered;
+  const requests = Array.from({ length: n }, (_, i) => ({
     ...prompt,
     ...sampling,
     seed: seedOfChoice(body.seed, i),

@@ -24,6 +24,8 @@ const DEFAULT_MAX_TOKENS = 16;
 
 export interface CompletionPlan {
   requests: GenerateRequest[];
+  /** The prompts as they were sent. */
+  texts: (string | number[])[];
   id: string;
   stream: boolean;
   /** Choices per prompt. */
@@ -41,7 +43,7 @@ export interface CompletionPlan {
 
 const reader = new BodyReader(CompletionBody);
 
-export function readCompletion(host: Host, given: unknown, context: RequestContext): CompletionPlan {
+export async function readCompletion(host: Host, given: unknown, context: RequestContext): Promise<CompletionPlan> {
   const body = reader.read(given);
   host.checkModel(body.model);
   refuseStreamMixtures(body);
@@ -62,11 +64,15 @@ export function readCompletion(host: Host, given: unknown, context: RequestConte
   sampling.structured = form?.form;
   if (form !== undefined) wireNames.set('structured', form.field);
 
-  const requests = promptsOf(body.prompt).flatMap((prompt) =>
-    Array.from({ length: n }, (_, i) => ({ ...sampling, prompt, seed: seedOfChoice(body.seed, i) })),
-  );
+  const texts = promptsOf(body.prompt);
+  const requests: GenerateRequest[] = [];
+  for (const text of texts) {
+    const prompt = n > 1 && typeof text === 'string' ? await host.model.tokenizer.encodeAsync(text) : text;
+    for (let i = 0; i < n; i++) requests.push({ ...sampling, prompt, seed: seedOfChoice(body.seed, i) });
+  }
   return {
     requests,
+    texts,
     id: newId('cmpl-', body.request_id ?? context.requestId),
     stream: body.stream ?? false,
     choices: n,
@@ -143,7 +149,8 @@ function choiceOf(
 /** The prompt as text: as it was sent, or decoded where it was ids or was cut. */
 function echoOf(host: Host, plan: CompletionPlan, index: number, start: GenerationStart): string {
   const request = plan.requests[index];
-  if (typeof request?.prompt === 'string' && request.truncatePromptTokens === undefined) return request.prompt;
+  const text = plan.texts[Math.floor(index / plan.choices)];
+  if (typeof text === 'string' && request?.truncatePromptTokens === undefined) return text;
   const decoder = host.model.tokenizer.createDecoder({ skipSpecial: request?.skipSpecialTokens ?? true });
   return decoder.push(start.promptTokens) + decoder.flush();
 }

@@ -1,5 +1,5 @@
 /** /tokenize and /detokenize, in vLLM's shape. */
-import { chatPrompt } from './chat_prompt.js';
+import { chatPrompt, promptIds } from './chat_prompt.js';
 import { checkSpecialTokens } from './completions.js';
 import { badRequest } from './errors.js';
 import type { Host } from './host.js';
@@ -39,8 +39,5 @@ export function detokenize(host: Host, given: unknown): { prompt: string } {
 
 async function chatIds(host: Host, given: unknown, body: TokenizeBody): Promise<number[]> {
   const { messages = [], ...rest } = body;
-  const prompt = await chatPrompt(host, given, { ...rest, messages }, { showTools: true });
-  if (prompt.prompt !== undefined) return [...prompt.prompt];
-  const { messages: conversation, ...options } = prompt;
-  return host.model.tokenizer.encodeChat(conversation, options);
+  return promptIds(host, await chatPrompt(host, given, { ...rest, messages }, { showTools: true }));
 }

@@ -17,6 +17,8 @@ export interface ServerOptions extends CompletionsOptions {
   /** Logs what is asked and answered. */
   logContent?: boolean | undefined;
   tracing?: Tracing | undefined;
+  /** A stream that waits for its first token shows every so often that it lives. Default 10,000. */
+  keepAliveMs?: number | undefined;
   /** Serves the chat page at `/`. Default true. */
   page?: boolean | undefined;
 }
@@ -30,3 +32,4 @@ export interface CorsOptions {
 }
 
 export const DEFAULT_MAX_BODY_BYTES = 16 * 1024 * 1024;
+export const DEFAULT_KEEP_ALIVE_MS = 10_000;

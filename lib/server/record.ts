@@ -3,7 +3,7 @@
  * its caller. Only counts and times are kept of what was asked and answered, unless the log was told to hold content.
  */
 import type { OpenAIError, RequestObserver } from '../openai/index.js';
-import type { Budgets } from './budgets.js';
+import type { Budgets, Claim } from './budgets.js';
 import type { Caller } from './keys.js';
 import { type Logger, stackFrames } from './log.js';
 import type { Metrics } from './metrics.js';
@@ -24,8 +24,8 @@ export class RequestRecord implements RequestObserver {
   /** Aborted when the client goes away, or when the server gives up on what still runs. */
   readonly controller = new AbortController();
   caller: Caller | undefined;
-  /** Ends the request's claim on its caller's concurrency. */
-  release: () => void = () => {};
+  /** On its caller's concurrency. */
+  claim: Claim | undefined;
   body: string | undefined;
   /** Called when the body turns out to ask for a stream. */
   onStream: () => void = () => {};
@@ -50,6 +50,7 @@ export class RequestRecord implements RequestObserver {
   ) {}
 
   planned({ choices, maxTokens, stream }: { choices: number; maxTokens: number | undefined; stream: boolean }): void {
+    this.claim?.grow(choices);
     this.stream = stream;
     if (stream) this.onStream();
     this.sinks.metrics.choices.observe(choices);
@@ -114,7 +115,7 @@ export class RequestRecord implements RequestObserver {
   close(status: number): void {
     if (this.isClosed) return;
     this.isClosed = true;
-    this.release();
+    this.claim?.end();
     const { metrics, log, logContent } = this.sinks;
     const { promptTokens, cachedTokens, completionTokens } = this.totals;
     metrics.http.inc({ route: this.route, status: String(status) });

@@ -7,8 +7,6 @@ import type { ServerResponse } from 'node:http';
 import type { FastifyReply } from 'fastify';
 import type { OpenAIError } from '../openai/index.js';
 
-const KEEP_ALIVE_MS = 10_000;
-
 export class EventStream {
   private readonly raw: ServerResponse;
   private timer: NodeJS.Timeout | undefined;
@@ -21,11 +19,11 @@ export class EventStream {
   }
 
   /** Comments go out until the first event does; with the first comment the status is settled as 200. */
-  keepAlive(): void {
+  keepAlive(ms: number): void {
     this.timer = setInterval(() => {
       this.open();
       this.raw.write(': waiting\n\n');
-    }, KEEP_ALIVE_MS).unref();
+    }, ms).unref();
   }
 
   /** No more comments; false when the status is still open. */

@@ -91,6 +91,8 @@ describe('budgets', () => {
     (long as unknown as { controller: AbortController }).controller.abort();
     await expect.poll(() => server.model.stats().running, { timeout: 10_000 }).toBe(0);
     expect((await client.chat.completions.create(chat)).choices).toHaveLength(1);
+    await expect(client.chat.completions.create({ ...chat, n: 2 })).rejects.toMatchObject({ status: 400, param: 'n' });
+    await expect(client.completions.create({ model: MODEL, prompt: ['a', 'b'] })).rejects.toMatchObject({ status: 400 });
   });
 
   test('a key uses no more tokens per minute than its limit', async () => {
@@ -106,13 +108,13 @@ describe('budgets', () => {
     let now = 0;
     const budgets = new Budgets(() => now);
     const caller = { id: 'a', limits: { tokensPerMinute: 600 } };
-    budgets.admit(caller)();
+    budgets.admit(caller).end();
     budgets.charge(caller, 700);
     expect(() => budgets.admit(caller)).toThrow('600 tokens per minute');
     now += 9_000; // 90 of the 100 it is behind
     expect(() => budgets.admit(caller)).toThrow('600 tokens per minute');
     now += 2_000;
-    budgets.admit(caller)();
+    budgets.admit(caller).end();
     now += 3_600_000; // never more than one minute's worth
     budgets.charge(caller, 601);
     expect(() => budgets.admit(caller)).toThrow('600 tokens per minute');

@@ -8,7 +8,7 @@ import { clientFor, MODEL, type Serving, serving } from './serving.js';
 
 let server: Serving;
 beforeAll(async () => {
-  server = await serving({}, { maxNumSeqs: 2, maxWaiting: 2 });
+  server = await serving({ keepAliveMs: 20 }, { maxNumSeqs: 2, maxWaiting: 2 });
 });
 
 const long = { model: MODEL, messages: [{ role: 'user' as const, content: 'Hi' }], max_tokens: 1900, ignore_eos: true };
@@ -64,6 +64,17 @@ test('a full queue refuses with 429 and says when to come back', async () => {
   expect(await refused.json()).toMatchObject({ error: { type: 'rate_limit_error', code: 'queue_full' } });
   for (const controller of controllers) controller.abort();
   await Promise.all(asked);
+  await idle();
+});
+
+test('a stream that waits in the queue shows that it lives, and then answers', async () => {
+  const ahead = await Promise.all([1, 2].map(() => server.client.chat.completions.create(streaming)));
+  const body = JSON.stringify({ ...streaming, max_tokens: 3 });
+  const waiting = fetch(`${server.url}/v1/chat/completions`, { method: 'POST', body });
+  const text = await (await waiting).text(); // headers came while others still ran
+  expect(text).toMatch(/^: waiting\n\n/);
+  expect(text).toMatch(/"finish_reason":"length".*\n\ndata: \[DONE\]\n\n$/);
+  for (const stream of ahead) stream.controller.abort();
   await idle();
 });
 

@@ -157,6 +157,7 @@ describe('fails in one line', () => {
     ['an address that is not here', [nano, '--host', '203.0.113.7'], 1, 'no address of this machine'],
   ] as const)('%s', async (_name, args, status, words) => {
     const result = await sigmoe(['serve', ...args, '--port', args.includes('--host' as never) ? '8000' : '0']);
+    expect(result.stderr).toMatch(/^sigmoe: .*$/m);
     const lines = result.stderr.split('\n').filter((line) => line.startsWith('sigmoe: '));
     expect(lines).toHaveLength(1);
     expect(lines[0]).toContain(words);

@@ -2,6 +2,7 @@
 import type { FastifyPluginAsync, FastifyReply, FastifyRequest } from 'fastify';
 import { BegunStream, type Completions, OpenAIError, type RequestContext } from '../../openai/index.js';
 import { sendError } from '../errors.js';
+import { DEFAULT_KEEP_ALIVE_MS } from '../options.js';
 import { DONE, dataLine, EventStream } from '../sse.js';
 
 type Answer = object | BegunStream<object>;
@@ -28,9 +29,9 @@ export const openaiRoutes: FastifyPluginAsync = async (app) => {
       if (record?.caller === undefined) throw new OpenAIError(401, { message: 'nobody is known to have asked' });
       const { api } = service;
       record.body = bodyOf(request);
-      record.release = service.budgets.admit(record.caller);
+      record.claim = service.budgets.admit(record.caller);
       const stream = new EventStream(reply, (error) => service.failureOf(error));
-      record.onStream = () => stream.keepAlive();
+      record.onStream = () => stream.keepAlive(service.options.keepAliveMs ?? DEFAULT_KEEP_ALIVE_MS);
       const context: RequestContext = {
         signal: record.controller.signal,
         requestId: request.id,
