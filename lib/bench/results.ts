@@ -126,7 +126,6 @@ export function sglangResult(
     result[`std_${name}_ms`] = summary.std;
     for (const [percent, value] of summary.percentiles) result[`p${percent}_${name}_ms`] = value;
   }
-  result.max_itl_ms = samples.itl.reduce((most, gap) => Math.max(most, gap), 0);
   result.concurrency = sum(samples.e2el) / 1000 / duration;
   result.accept_length =
     speculation !== undefined && speculation.drafts > 0 ? 1 + speculation.acceptedTokens / speculation.drafts : null;
