@@ -53,11 +53,13 @@ test('server client', async () => {
 
 test('the bodies in docs/structured-output.md', async () => {
   const page = readFileSync(join(root, 'docs/structured-output.md'), 'utf8');
-  const bodies = [...page.matchAll(/```json\n([\s\S]*?)```/g)].map(([, body = '']) => JSON.parse(body));
+  const bodies: { messages: object[] }[] = [...page.matchAll(/```json\n([\s\S]*?)```/g)].map(([, body = '']) =>
+    JSON.parse(body),
+  );
   const client = createClient((await serving()).model);
   const texts: string[] = [];
   for (const body of bodies) {
-    const { choices } = await client.chat.completions.create({ ...body, max_tokens: 300, seed: 1, stream: false });
+    const { choices } = await client.chat.completions.create({ ...body, max_tokens: 300, seed: 1 });
     expect(choices[0]?.finish_reason).toBe('stop');
     texts.push(choices[0]?.message.content ?? '');
   }
