@@ -46,6 +46,10 @@ export class GrammarThread {
     return sum;
   }
 
+  get isEnded(): boolean {
+    return this.ended;
+  }
+
   get isIdle(): boolean {
     return this.waiting.length === 0 && this.load === 0;
   }

@@ -168,11 +168,15 @@ export function workerMain(): void {
     compiler ??= makeCompiler();
     const compiled = await (await compiler).compileGrammar(grammar);
     grammar.dispose();
-    grammars.set(key, compiled);
     const walk = await library.GrammarMatcher.createGrammarMatcher(compiled);
     const first = await walk.getNextTokenBitmask();
     walk.dispose();
-    return first.some((word: number) => word !== 0) ? {} : { error: 'no text fits it' };
+    if (first.some((word: number) => word !== 0)) {
+      grammars.set(key, compiled);
+      return {};
+    }
+    compiled.dispose();
+    return { error: 'no text fits it' };
   }
 
   async function open(matcher: number, key: string): Promise<Reply> {

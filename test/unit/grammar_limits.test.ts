@@ -60,6 +60,7 @@ describe('forms that are wrong', () => {
     ['a reference to nothing', { json: { $ref: '#/$defs/a' } }, /Cannot find field \$defs/],
     ['a reference elsewhere', { json: { $ref: 'https://example.org/a' } }, /URI should either be/],
     ['a reference to itself', { json: { $ref: '#' } }, /no text fits it/],
+    ['... and again', { json: { $ref: '#' } }, /no text fits it/],
     ['minimum above maximum', { json: { type: 'integer', minimum: 2, maximum: 1 } }, /minimum greater than maximum/],
     ['a minimum in words', { json: { type: 'integer', minimum: 'two' } }, /^structured.json.minimum: expected a number$/],
     [
