@@ -152,6 +152,20 @@ describe.skipIf(chromiumPath === undefined)('in Chromium', () => {
     expect(await message().inputValue()).toBe('Again');
   });
 
+  test('Enter sends, unless it starts a line or takes a candidate of an input method', async () => {
+    stub.steps = [{ content: 'ok' }, { finish: 'stop' }];
+    await message().fill('one');
+    await message().press('Shift+Enter');
+    await page.keyboard.type('two');
+    const composing = { key: 'Enter', isComposing: true, bubbles: true, cancelable: true };
+    await message().dispatchEvent('keydown', composing);
+    expect(await message().inputValue()).toBe('one\ntwo');
+    expect(stub.bodies).toEqual([]);
+    await message().press('Enter');
+    await finished();
+    expect(stub.bodies[0]?.messages).toEqual([{ role: 'user', content: 'one\ntwo' }]);
+  });
+
   test('regenerates the last answer, copies it, begins anew', async () => {
     stub.steps = [{ content: 'first' }, { finish: 'length' }];
     await send('Say');
