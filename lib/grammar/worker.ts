@@ -103,8 +103,9 @@ export function workerMain(): void {
 
   const library = load();
   let compiler: Promise<GrammarCompiler> | undefined;
-  const grammars = new Map<string, CompiledGrammar>();
-  const matchers = new Map<number, { walk: GrammarMatcher; broken?: string }>();
+  /** Each with matchers that were closed, for the next sequences: making one leaves a little memory behind. */
+  const grammars = new Map<string, { compiled: CompiledGrammar; unused: GrammarMatcher[] }>();
+  const matchers = new Map<number, { walk: GrammarMatcher; key: string; broken?: string }>();
 
   async function makeCompiler(): Promise<GrammarCompiler> {
     const { vocabSize, stopIds } = setup;
@@ -170,19 +171,21 @@ export function workerMain(): void {
     grammar.dispose();
     const walk = await library.GrammarMatcher.createGrammarMatcher(compiled);
     const first = await walk.getNextTokenBitmask();
-    walk.dispose();
     if (first.some((word: number) => word !== 0)) {
-      grammars.set(key, compiled);
+      grammars.set(key, { compiled, unused: [walk] });
       return {};
     }
+    walk.dispose();
     compiled.dispose();
     return { error: 'no text fits it' };
   }
 
   async function open(matcher: number, key: string): Promise<Reply> {
-    const compiled = grammars.get(key);
-    if (compiled === undefined) return { error: 'its grammar was not compiled here' };
-    matchers.set(matcher, { walk: await library.GrammarMatcher.createGrammarMatcher(compiled) });
+    const grammar = grammars.get(key);
+    if (grammar === undefined) return { error: 'its grammar was not compiled here' };
+    const walk = grammar.unused.pop() ?? (await library.GrammarMatcher.createGrammarMatcher(grammar.compiled));
+    walk.reset();
+    matchers.set(matcher, { walk, key });
     return {};
   }
 
@@ -206,6 +209,22 @@ export function workerMain(): void {
     return allowed;
   }
 
+  function close(number: number): void {
+    const matcher = matchers.get(number);
+    if (matcher === undefined) return;
+    const { unused } = grammars.get(matcher.key) ?? {};
+    if (unused !== undefined && unused.length < 64) unused.push(matcher.walk);
+    else matcher.walk.dispose();
+    matchers.delete(number);
+  }
+
+  function forget(key: string): void {
+    const grammar = grammars.get(key);
+    for (const walk of grammar?.unused ?? []) walk.dispose();
+    grammar?.compiled.dispose();
+    grammars.delete(key);
+  }
+
   function run(job: Job): Promise<Reply> | undefined {
     switch (job.op) {
       case 'compile':
@@ -215,12 +234,10 @@ export function workerMain(): void {
       case 'mask':
         return mask(job);
       case 'close':
-        matchers.get(job.matcher)?.walk.dispose();
-        matchers.delete(job.matcher);
+        close(job.matcher);
         return undefined;
       case 'forget':
-        grammars.get(job.key)?.dispose();
-        grammars.delete(job.key);
+        forget(job.key);
         return undefined;
     }
   }
