@@ -5,6 +5,8 @@ import { badRequest } from './errors.js';
 import type { Host } from './host.js';
 import type { ChatBody, ChatMessage } from './schema.js';
 
+const MAX_JSON_CHARACTERS = 1 << 17;
+
 type PromptFields = Pick<
   ChatBody,
   'messages' | 'tools' | 'add_generation_prompt' | 'continue_final_message' | 'chat_template' | 'chat_template_kwargs'
@@ -24,6 +26,8 @@ export interface PromptOptions {
 /** `given` is the body as it came: from JSON text, tools keep number text and key order, as the prompt shows them. */
 export async function chatPrompt(host: Host, given: unknown, body: PromptFields, options: PromptOptions): Promise<ChatPrompt> {
   const tools = options.showTools ? body.tools : undefined;
+  checkSize('tools', tools);
+  checkSize('chat_template_kwargs', body.chat_template_kwargs);
   const chat: ChatOptions = {
     addGenerationPrompt: body.add_generation_prompt,
     continueFinalMessage: body.continue_final_message,
@@ -41,6 +45,13 @@ export async function chatPrompt(host: Host, given: unknown, body: PromptFields,
     tools: tools as JsonObject[] | undefined,
   });
   return { prompt: ids };
+}
+
+/** What a template writes as JSON it writes on the thread that serves everybody. */
+export function checkSize(field: string, value: object | undefined): void {
+  const size = value === undefined ? 0 : JSON.stringify(value).length;
+  if (size <= MAX_JSON_CHARACTERS) return;
+  throw badRequest(field, `${field}: expected at most ${MAX_JSON_CHARACTERS} characters of JSON, found ${size}`);
 }
 
 /** The prompt as ids: for choices that share one, and for callers who only count. */
@@ -71,10 +82,6 @@ function toMessage(message: ChatMessage): Message {
 /** The tools of a body as they were written. */
 export function toolsOf(given: unknown, tools: readonly object[]): JsonObject[] {
   if (typeof given !== 'string') return tools as JsonObject[];
-  try {
-    const body = parseJson(given);
-    return (body as Map<string, unknown>).get('tools') as JsonObject[];
-  } catch {
-    throw badRequest('tools', 'tools: a body with tools may be nested at most 256 levels deep');
-  }
+  const body = parseJson(given) as Map<string, unknown>;
+  return body.get('tools') as JsonObject[];
 }

@@ -1,6 +1,6 @@
 /** Reads a body of /v1/responses. Nothing is stored, so the whole conversation comes as `input`. */
 import type { GenerateRequest, JsonObject, Message, ToolCall } from '../types.js';
-import { conversation, toolsOf } from './chat_prompt.js';
+import { checkSize, conversation, toolsOf } from './chat_prompt.js';
 import { badRequest } from './errors.js';
 import type { Host } from './host.js';
 import { newId } from './parts.js';
@@ -40,6 +40,8 @@ export function readResponse(host: Host, given: unknown, context: RequestContext
   sampling.structured = form?.form;
   if (form !== undefined) wireNames.set('structured', form.field);
 
+  checkSize('tools', tools);
+  checkSize('chat_template_kwargs', body.chat_template_kwargs);
   const effort = body.reasoning?.effort ? { reasoning_effort: body.reasoning.effort } : {};
   const messages = conversation(messagesOf(body), host.options.defaultSystemPrompt);
   const chatTemplateKwargs = { ...effort, ...body.chat_template_kwargs };

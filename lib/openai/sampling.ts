@@ -33,6 +33,8 @@ export const WIRE_NAMES: readonly (readonly [string, string])[] = [
   ['variables', 'chat_template_kwargs'],
 ];
 
+const MAX_BIASES = 4096;
+
 export function samplingOptions(body: SamplingFields & RequestFields, context: RequestContext, room: number): SamplingOptions {
   return {
     temperature: body.temperature,
@@ -42,7 +44,7 @@ export function samplingOptions(body: SamplingFields & RequestFields, context: R
     repetitionPenalty: body.repetition_penalty,
     presencePenalty: body.presence_penalty,
     frequencyPenalty: body.frequency_penalty,
-    logitBias: body.logit_bias === undefined ? undefined : new Map(Object.entries(body.logit_bias).map(biasEntry)),
+    logitBias: body.logit_bias && biasOf(body.logit_bias),
     minTokens: body.min_tokens,
     stop: body.stop,
     stopTokenIds: body.stop_token_ids,
@@ -60,9 +62,17 @@ export function samplingOptions(body: SamplingFields & RequestFields, context: R
   };
 }
 
-function biasEntry([key, bias]: [string, number]): [number, number] {
-  if (/^\d{1,9}$/.test(key)) return [Number(key), bias];
-  throw badRequest('logit_bias', 'logit_bias: expected token ids as keys');
+function biasOf(bias: Record<string, unknown>): Map<number, number> {
+  const entries = Object.entries(bias);
+  if (entries.length > MAX_BIASES) {
+    throw badRequest('logit_bias', `logit_bias: expected at most ${MAX_BIASES} tokens, found ${entries.length}`);
+  }
+  return new Map(
+    entries.map(([key, value]) => {
+      if (/^\d{1,9}$/.test(key) && typeof value === 'number') return [Number(key), value];
+      throw badRequest('logit_bias', 'logit_bias: expected an object from token ids to numbers');
+    }),
+  );
 }
 
 /** A salt of the request's own divides the cache of its caller further; it opens no other's. */

@@ -4,6 +4,9 @@
  */
 import Type, { type Static, type TProperties, type TSchema } from 'typebox';
 
+/** More than any context holds. */
+const MAX_MESSAGES = 16_384;
+
 const string = (expected = 'a string') => Type.String({ expected });
 const boolean = () => Type.Boolean({ expected: 'true or false' });
 const number = () => Type.Number({ expected: 'a number' });
@@ -12,7 +15,8 @@ const choice = <T extends string[]>(...values: [...T]) => Type.Enum<T>(values, {
 const list = <T extends TSchema>(items: T, expected: string, maxItems = 1 << 20) => Type.Array(items, { expected, maxItems });
 const strings = (maxItems?: number) => list(Type.String(), 'an array of strings', maxItems);
 const ids = () => list(Type.Integer({ minimum: 0 }), 'an array of token ids');
-const object = () => Type.Record(Type.String(), Type.Unknown(), { expected: 'an object' });
+/** Of any content: a Record would be walked through key by key, however many there are. */
+const object = () => Type.Unsafe<Record<string, unknown>>(Type.Object({}, { expected: 'an object' }));
 const nullable = <T extends TSchema>(schema: T) =>
   Type.Union([schema, Type.Null()], { expected: (schema as { expected?: string }).expected });
 const closed = <T extends TProperties>(properties: T) =>
@@ -51,7 +55,7 @@ const SAMPLING = optional({
   repetition_penalty: number(),
   presence_penalty: number(),
   frequency_penalty: number(),
-  logit_bias: Type.Record(Type.String(), Type.Number(), { expected: 'an object of token ids and numbers' }),
+  logit_bias: object(),
   seed: integer(),
   stop: Type.Union([Type.String(), strings()], { expected: 'a string or an array of strings' }),
   stop_token_ids: ids(),
@@ -116,7 +120,7 @@ const RESPONSE_FORMAT = Type.Union(
       json_schema: closed({
         name: Type.Optional(Type.String()),
         description: Type.Optional(nullable(Type.String())),
-        schema: Type.Optional(Type.Record(Type.String(), Type.Unknown())),
+        schema: Type.Optional(object()),
         strict: Type.Optional(nullable(Type.Boolean())),
       }),
     }),
@@ -184,7 +188,7 @@ const TOOLS = optional({
 // ------------------------------------------------------------------------------------------------------------- bodies
 
 export const ChatBody = closed({
-  messages: Type.Array(MESSAGE, { minItems: 1, maxItems: 1 << 16, expected: 'an array of at least one message' }),
+  messages: Type.Array(MESSAGE, { minItems: 1, maxItems: MAX_MESSAGES, expected: `an array of 1 to ${MAX_MESSAGES} messages` }),
   ...optional({
     max_tokens: integer(),
     max_completion_tokens: integer(),
@@ -266,8 +270,8 @@ const ITEM = Type.Object(
 );
 
 export const ResponseBody = closed({
-  input: Type.Union([Type.String(), Type.Array(ITEM, { minItems: 1, maxItems: 1 << 16 })], {
-    expected: 'a string or an array of input items',
+  input: Type.Union([Type.String(), Type.Array(ITEM, { minItems: 1, maxItems: MAX_MESSAGES })], {
+    expected: `a string or an array of 1 to ${MAX_MESSAGES} input items`,
   }),
   ...optional({
     instructions: string(),
@@ -291,7 +295,7 @@ export const ResponseBody = closed({
             closed({ type: Type.Enum(['text', 'json_object']) }),
             closed({
               type: Type.Literal('json_schema'),
-              schema: Type.Record(Type.String(), Type.Unknown()),
+              schema: object(),
               ...optional({ name: Type.String(), description: nullable(Type.String()), strict: nullable(Type.Boolean()) }),
             }),
           ],

@@ -7,6 +7,8 @@ import { Compile } from 'typebox/compile';
 import { badRequest, type OpenAIError } from './errors.js';
 
 const MAX_NAME_CHARACTERS = 64;
+/** Deeper values would overflow the stack of whoever walks them, JSON.stringify included. */
+const MAX_DEPTH = 128;
 
 /** A schema may carry `expected`: what it takes, in words. */
 type Described = TSchema & {
@@ -32,9 +34,12 @@ export class BodyReader<T extends TObject> {
       throw badRequest(null, `the request body: expected a JSON object, found ${kindOf(value)}`);
     }
     const fields: Record<string, unknown> = {};
-    for (const [name, field] of Object.entries(value)) {
+    for (const name of Object.keys(value)) {
       if (!this.known.has(name)) throw this.unknownField(name);
-      if (field !== null && field !== undefined) fields[name] = field;
+      const field = (value as Record<string, unknown>)[name];
+      if (field === null || field === undefined) continue;
+      if (isDeeper(field, MAX_DEPTH)) throw badRequest(name, `${name}: nested more than ${MAX_DEPTH} levels deep`);
+      fields[name] = field;
     }
     if (!this.validator.Check(fields)) throw this.firstProblem(fields);
     return fields as Static<T>;
@@ -89,6 +94,20 @@ function parseBody(text: string): unknown {
       text.trim() === '' ? 'the request body is empty: expected JSON' : 'the request body is not valid JSON',
     );
   }
+}
+
+function isDeeper(value: unknown, limit: number): boolean {
+  let level: unknown[] = [value];
+  for (let depth = 0; level.length > 0; depth++) {
+    if (depth > limit) return true;
+    const next: unknown[] = [];
+    for (const node of level) {
+      if (typeof node !== 'object' || node === null) continue;
+      for (const child of Object.values(node)) if (typeof child === 'object' && child !== null) next.push(child);
+    }
+    level = next;
+  }
+  return false;
 }
 
 function segments(pointer: string): string[] {

@@ -9,7 +9,7 @@ export interface ServerOptions extends CompletionsOptions {
   keys?: readonly ApiKey[] | undefined;
   /** Limits of every key that has none of its own; without keys, of all callers together. */
   limits?: KeyLimits | undefined;
-  /** Largest request body. Default 16 MiB. */
+  /** Largest request body. Default 4 MiB, which holds any prompt of 128K tokens several times. */
   maxBodyBytes?: number | undefined;
   cors?: CorsOptions | undefined;
   tls?: { key: string | Buffer; cert: string | Buffer } | undefined;
@@ -31,5 +31,5 @@ export interface CorsOptions {
   credentials?: boolean | undefined;
 }
 
-export const DEFAULT_MAX_BODY_BYTES = 16 * 1024 * 1024;
+export const DEFAULT_MAX_BODY_BYTES = 4 * 1024 * 1024;
 export const DEFAULT_KEEP_ALIVE_MS = 10_000;
