@@ -111,6 +111,67 @@ const schemas: { name: string; schema: Fields; holds(value: unknown): boolean }[
     holds: (value) => Array.isArray(value) && value.length === 1,
   },
   {
+    name: 'what pydantic and zod write',
+    schema: {
+      $schema: 'https://json-schema.org/draft/2020-12/schema',
+      type: 'object',
+      title: 'Record',
+      properties: {
+        sex: { $ref: '#/$defs/Sex' },
+        note: { anyOf: [{ type: 'string', minLength: 1 }, { type: 'null' }], default: null, description: 'free text' },
+        pair: { type: 'array', prefixItems: [{ type: 'integer' }, { type: 'boolean' }], minItems: 2, maxItems: 2 },
+        counts: { type: 'object', additionalProperties: { type: 'integer' } },
+        kind: { const: 'record', type: 'string' },
+        visit: { allOf: [{ $ref: '#/$defs/Visit' }], description: 'the last one' },
+        nothing: { type: 'object', properties: {}, additionalProperties: false },
+      },
+      required: ['sex', 'note', 'pair', 'counts', 'kind', 'visit', 'nothing'],
+      additionalProperties: false,
+      $defs: {
+        Sex: { enum: ['f', 'm'], title: 'Sex', type: 'string' },
+        Visit: {
+          oneOf: [
+            { type: 'object', properties: { on: { type: 'string', format: 'date' } }, required: ['on'] },
+            { type: 'object', properties: { planned: { type: 'boolean' } }, required: ['planned'] },
+          ],
+          discriminator: { propertyName: 'kind' },
+        },
+      },
+    },
+    holds: (value) => {
+      if (!isObject(value)) return false;
+      const { sex, note, pair, counts, kind, visit, nothing } = value;
+      return (
+        (sex === 'f' || sex === 'm') &&
+        (note === null || (isText(note) && note !== '')) &&
+        Array.isArray(pair) &&
+        pair.length === 2 &&
+        isInteger(pair[0]) &&
+        typeof pair[1] === 'boolean' &&
+        isObject(counts) &&
+        Object.values(counts).every(isInteger) &&
+        kind === 'record' &&
+        isObject(visit) &&
+        ('on' in visit || 'planned' in visit) &&
+        isObject(nothing) &&
+        keysWithin(nothing, [])
+      );
+    },
+  },
+  {
+    name: 'further properties beside described ones',
+    schema: {
+      type: 'object',
+      properties: { a: { type: 'integer' } },
+      required: ['a'],
+      additionalProperties: { type: 'boolean' },
+    },
+    holds: (value) =>
+      isObject(value) &&
+      isInteger(value.a) &&
+      Object.entries(value).every(([key, item]) => key === 'a' || typeof item === 'boolean'),
+  },
+  {
     name: 'decimals within bounds',
     schema: {
       type: 'object',
