@@ -1,6 +1,6 @@
 /**
  * Decimals between two bounds as a pattern, since the grammar library's own lets in numbers beyond them. Written in what
- * regular expressions and EBNF have in common: classes, parentheses, `|`, `*` and `?`.
+ * regular expressions and EBNF have in common: classes, parentheses, `|`, `?` and counts.
  */
 import { JsonNumber } from '../json.js';
 
@@ -18,8 +18,10 @@ interface Side {
 
 const MAX_DIGITS = 40;
 const NOTHING: string | undefined = undefined;
-const ANY_WHOLE = '([0]|[1-9][0-9]*)';
-const SOME_DIGITS = '[0-9][0-9]*';
+// A model that repeats itself would write digits without end, so there is one: eight more than the bounds have.
+const MORE_DIGITS = '[0-9]{0,8}';
+const SOME_DIGITS = '[0-9]{1,8}';
+const ANY_WHOLE = '([0]|[1-9][0-9]{0,17})';
 
 /** All decimals without exponent from `low` to `high`; undefined where there is none, or a bound is too long to write out. */
 export function numberRange(low: Bound | undefined, high: Bound | undefined): string | undefined {
@@ -73,7 +75,7 @@ function compareWhole(a: string, b: string): number {
 function wholes(low: string, high: string | undefined): string | undefined {
   if (high === undefined) {
     if (low === '0') return ANY_WHOLE;
-    return oneOf([sameLength(low, '9'.repeat(low.length)), `[1-9]${'[0-9]'.repeat(low.length)}[0-9]*`]);
+    return oneOf([sameLength(low, '9'.repeat(low.length)), `[1-9]${'[0-9]'.repeat(low.length)}[0-9]{0,17}`]);
   }
   const parts: string[] = [];
   for (let length = low.length; length <= high.length; length++) {
@@ -119,8 +121,8 @@ function fractions(low: Side | undefined, high: Side | undefined): Fractions {
 function someDigits(low: Side | undefined, high: Side | undefined): string | undefined {
   const isFree = low === undefined || (low.fraction === '' && !low.exclusive);
   if (isFree && high === undefined) return SOME_DIGITS;
-  if (isFree && high?.fraction === '') return high.exclusive ? NOTHING : '[0][0]*';
-  if (low?.fraction === '' && high === undefined) return '[0]*[1-9][0-9]*';
+  if (isFree && high?.fraction === '') return high.exclusive ? NOTHING : '[0]{1,8}';
+  if (low?.fraction === '' && high === undefined) return `[0]{0,8}[1-9]${MORE_DIGITS}`;
   if (low?.fraction === '' && high?.fraction === '') return NOTHING;
   const groups = new Map<string, string[]>();
   for (const digit of '0123456789') {
