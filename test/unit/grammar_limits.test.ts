@@ -1,9 +1,11 @@
 /** What a caller can send that is wrong, too large or too slow: it fails alone, with a reason, and nothing else notices. */
 import { execFileSync } from 'node:child_process';
 import { join } from 'node:path';
+import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { AbortError, DisposedError, InvalidArgumentError } from '../../lib/errors.js';
-import { Grammars } from '../../lib/grammar/matcher.js';
+import { readForm } from '../../lib/grammar/form.js';
+import { type GrammarMatcher, Grammars } from '../../lib/grammar/matcher.js';
 import { Tokenizer } from '../../lib/tokenizer.js';
 import type { StructuredOutput } from '../../lib/types.js';
 import { nano, root } from '../helpers/files.js';
@@ -100,6 +102,87 @@ describe('forms that are wrong', () => {
     const matcher = await grammars.open(fine);
     expect(idsOf(await matcher.mask()).length).toBeGreaterThan(0);
     matcher.close();
+  });
+});
+
+describe('whatever is sent', () => {
+  const words = [
+    'type',
+    'object',
+    'array',
+    'number',
+    'properties',
+    'required',
+    'items',
+    'anyOf',
+    '$ref',
+    '#/$defs/a',
+    '$defs',
+    'a',
+    'enum',
+  ];
+  const more = [
+    'const',
+    'pattern',
+    'minimum',
+    'maxLength',
+    'minItems',
+    'prefixItems',
+    'additionalProperties',
+    'patternProperties',
+    '(a|b)*',
+  ];
+  const word = fc.constantFrom(...words, ...more);
+  const { schema } = fc.letrec((tie) => ({
+    schema: fc.oneof(
+      { depthSize: 'small', withCrossShrink: true },
+      fc.oneof(word, fc.integer(), fc.boolean(), fc.constant(null), fc.string()),
+      fc.array(tie('schema'), { maxLength: 4 }),
+      fc.dictionary(word, tie('schema'), { maxKeys: 5 }),
+    ),
+  }));
+  const pattern = fc.array(fc.oneof(fc.constantFrom(...'()[]{}|*+?^$.\\-,0aé'), fc.string({ maxLength: 2 })), {
+    maxLength: 12,
+  });
+  const form = fc.oneof(
+    schema.map((json) => ({ json })),
+    pattern.map((parts) => ({ regex: parts.join('') })),
+    pattern.map((parts) => ({ grammar: `root ::= ${parts.join('')}` })),
+    pattern.map((parts) => ({ json: { type: 'string', pattern: parts.join('') } })),
+    fc.array(fc.oneof(fc.string(), schema)).map((choice) => ({ choice })),
+    schema.map((parameters) => ({ toolCalls: [{ name: 'f', parameters }] })),
+    fc.dictionary(fc.constantFrom('json', 'regex', 'choice', 'parallel', 'toolCalls', 'x'), schema),
+  );
+
+  test('is read or refused by name', () => {
+    fc.assert(
+      fc.property(form, (each) => {
+        try {
+          readForm(each as StructuredOutput);
+        } catch (error) {
+          expect(error).toBeInstanceOf(InvalidArgumentError);
+          expect((error as InvalidArgumentError).argument).toMatch(/^structured/);
+        }
+      }),
+      { numRuns: 3000 },
+    );
+  });
+
+  test('is compiled or refused, and what is compiled has a mask', async () => {
+    await fc.assert(
+      fc.asyncProperty(form, async (each) => {
+        let matcher: GrammarMatcher;
+        try {
+          matcher = await grammars.open(each as StructuredOutput);
+        } catch (error) {
+          expect(error).toBeInstanceOf(InvalidArgumentError);
+          return;
+        }
+        expect(idsOf(await matcher.mask()).length).toBeGreaterThan(0);
+        matcher.close();
+      }),
+      { numRuns: 60 },
+    );
   });
 });
 
