@@ -12,7 +12,7 @@ export class CallFinder {
   readonly found: WireToolCall[] = [];
   private readonly parser: ToolCallParser | undefined;
 
-  /** `active` false passes text through. `oneCall` leaves out calls after the first, and what follows it. */
+  /** `active` false passes text through. `oneCall` leaves out calls after the first. */
   constructor(
     active: boolean,
     private readonly oneCall: boolean,

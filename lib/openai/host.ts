@@ -1,5 +1,5 @@
 /** What every endpoint knows of the model it answers for. */
-import type { Model } from '../model.js';
+import { type Model, nativeVersion } from '../model.js';
 import { OpenAIError } from './errors.js';
 
 export interface CompletionsOptions {
@@ -11,13 +11,12 @@ export interface CompletionsOptions {
   disclaimer?: string | undefined;
   /** Accepts a chat template in a request; it runs in a thread of its own and under a time limit. */
   trustRequestChatTemplate?: boolean | undefined;
-  /** Identifies build and model in answers. */
-  fingerprint?: string | undefined;
 }
 
 export class Host {
   readonly names: readonly string[];
   readonly name: string;
+  /** Build, device and weights: what an answer depends on besides its request. */
   readonly fingerprint: string;
   readonly loadedAt = seconds();
 
@@ -27,7 +26,7 @@ export class Host {
   ) {
     this.names = typeof options.modelName === 'string' ? [options.modelName] : options.modelName;
     this.name = this.names[0] ?? model.info.path;
-    this.fingerprint = options.fingerprint ?? `sigmoe-${model.info.device.name}-${model.info.weightFormat}`;
+    this.fingerprint = `sigmoe-${nativeVersion()}-${model.info.device.name}-${model.info.weightFormat}`;
   }
 
   /** Refuses a request for another model; `auto`, as the model card's example has it, is whichever there is. */

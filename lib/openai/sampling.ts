@@ -1,7 +1,7 @@
 /** From the sampling fields of a body to the library's options: the names of the wire, and the values it spells otherwise. */
 import type { SamplingOptions } from '../types.js';
 import { badRequest } from './errors.js';
-import type { RequestFields, SamplingFields } from './schema.js';
+import type { RequestFields, SamplingFields } from './fields.js';
 
 /** What stands around a request: who asks, and how it may end early. */
 export interface RequestContext {

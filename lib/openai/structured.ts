@@ -1,7 +1,7 @@
 /** The spellings of "the answer must have this form": response_format, structured_outputs, and the older guided_*. */
 import type { StructuredOutput } from '../types.js';
 import { badRequest } from './errors.js';
-import type { ResponseFormat, StructuredFields } from './schema.js';
+import type { ResponseFormat, StructuredFields } from './fields.js';
 
 /** A form, and the field of the body that asked for it. */
 export interface WantedForm {

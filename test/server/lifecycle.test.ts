@@ -1,8 +1,8 @@
 /** Requests that end early, a queue that is full, a server that shuts down. */
 import type OpenAI from 'openai';
 import { afterEach, beforeAll, expect, test } from 'vitest';
-import { Model } from '../../lib/index.js';
-import { type RunningServer, serve } from '../../lib/server/index.js';
+import { type LoadOptions, Model } from '../../lib/index.js';
+import { type RunningServer, type ServerOptions, serve } from '../../lib/server/index.js';
 import { nano } from '../helpers/files.js';
 import { clientFor, MODEL, type Serving, serving } from './serving.js';
 
@@ -92,11 +92,15 @@ afterEach(async () => {
   for (const one of running.splice(0)) await one.close(0);
 });
 
-async function start(): Promise<{ server: RunningServer; client: OpenAI }> {
-  const one = await serve((onProgress) => Model.load(nano, { threads: 1, onProgress }), {
+async function start(
+  options: Partial<ServerOptions> = {},
+  load: LoadOptions = {},
+): Promise<{ server: RunningServer; client: OpenAI }> {
+  const one = await serve((onProgress) => Model.load(nano, { threads: 1, onProgress, ...load }), {
     modelName: MODEL,
     host: '127.0.0.1',
     port: 0,
+    ...options,
   });
   running.push(one);
   await one.ready;
@@ -119,6 +123,20 @@ test('a server that shuts down finishes what runs and takes nothing new', async 
   expect(usage?.completion_tokens).toBe(1500);
   expect(await closed).toBe(0);
   await expect(fetch(`${one.url}/health`)).rejects.toThrow();
+});
+
+test('a stream that is cut off while it waits says so where its answer would stand', async () => {
+  const { server: one, client } = await start({ keepAliveMs: 20 }, { maxNumSeqs: 1 });
+  const ahead = await client.chat.completions.create(streaming);
+  const waiting = await fetch(`${one.url}/v1/chat/completions`, { method: 'POST', body: JSON.stringify(streaming) });
+  expect(await one.close(0)).toBe(2);
+  expect(await waiting.text()).toMatch(
+    /^: waiting\n\n.*data: \{"error":\{"message":"the server is shutting down".*data: \[DONE\]\n\n$/s,
+  );
+  const read = async () => {
+    for await (const _ of ahead);
+  };
+  await expect(read()).rejects.toThrow('shutting down');
 });
 
 test('what still runs at the end of the drain is cut off and says so', async () => {
