@@ -5,7 +5,7 @@
 import Fastify, { type FastifyInstance, type FastifyReply, type FastifyRequest } from 'fastify';
 import type { Model } from '../index.js';
 import { CLIENT_CLOSED, OpenAIError } from '../openai/index.js';
-import { applyCors } from './cors.js';
+import { applyCors, isUninvited } from './cors.js';
 import { handleErrors, refuseConnection, sendError } from './errors.js';
 import { KeyRing } from './keys.js';
 import { LoadingModel } from './loading.js';
@@ -92,6 +92,10 @@ function guard(app: FastifyInstance, service: Service, options: ServerOptions): 
   const page = new Set(options.page === false ? [] : pageFiles().keys());
   app.addHook('onRequest', async (request, reply) => {
     if (options.cors !== undefined && applyCors(options.cors, request, reply)) return reply;
+    if (isUninvited(options.cors, request)) {
+      const message = 'pages of this origin may not call the server (--allowed-origins allows them)';
+      throw new OpenAIError(403, { message, code: 'origin_not_allowed' });
+    }
     if (service.isDraining) reply.header('connection', 'close');
     const route = request.routeOptions.url;
     if (route === '/health' || request.record === undefined) return undefined;

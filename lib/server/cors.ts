@@ -6,6 +6,18 @@ const METHODS = ['GET', 'POST'];
 const HEADERS = ['authorization', 'content-type', 'x-request-id'];
 const MAX_AGE_SECONDS = 600;
 
+/**
+ * Whether a browser sends this for a page of another origin that was given no permission. It would not show the page the
+ * answer; but without a check the request would be computed. Browsers alone send these headers, and pages cannot set them.
+ */
+export function isUninvited(options: CorsOptions | undefined, { headers }: FastifyRequest): boolean {
+  const site = headers['sec-fetch-site'];
+  if (site !== 'cross-site' && site !== 'same-site') return false;
+  if (headers['sec-fetch-mode'] === 'navigate') return false; // a link to the chat page
+  const origins = options?.origins ?? [];
+  return !(origins.includes('*') || (headers.origin !== undefined && origins.includes(headers.origin)));
+}
+
 /** Adds the permission, and answers a browser that asks for it beforehand: true when that was all. */
 export function applyCors(options: CorsOptions, request: FastifyRequest, reply: FastifyReply): boolean {
   const { origin } = request.headers;

@@ -61,7 +61,9 @@ describe('keys', () => {
     const own = { authorization, 'sec-fetch-site': 'same-origin' };
     expect((await server.app.inject({ url: '/v1/models', headers: own })).statusCode).toBe(200);
     const other = { authorization, 'sec-fetch-site': 'cross-site' };
-    expect((await server.app.inject({ url: '/v1/models', headers: other })).statusCode).toBe(401);
+    expect((await server.app.inject({ url: '/v1/models', headers: other })).statusCode).toBe(403);
+    const unknown = { authorization, 'sec-fetch-site': 'none' };
+    expect((await server.app.inject({ url: '/v1/models', headers: unknown })).statusCode).toBe(401);
   });
 
   test('from a file', () => {

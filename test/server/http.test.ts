@@ -190,6 +190,29 @@ describe('pages of other origins', () => {
     expect(response.headers.get('access-control-allow-origin')).toBeNull();
   });
 
+  test('another cannot make the server compute what it may not read', async () => {
+    const ask = (headers: Record<string, string>) =>
+      server.app.inject({ method: 'POST', url: '/v1/chat/completions', headers, body: JSON.stringify(chat) });
+    const uninvited = await ask({
+      origin: 'https://elsewhere.example',
+      'sec-fetch-site': 'cross-site',
+      'sec-fetch-mode': 'no-cors',
+    });
+    expect([uninvited.statusCode, uninvited.json<{ error: object }>().error]).toMatchObject([
+      403,
+      { code: 'origin_not_allowed' },
+    ]);
+    expect(
+      (await ask({ origin: 'https://ward.example', 'sec-fetch-site': 'cross-site', 'sec-fetch-mode': 'cors' })).statusCode,
+    ).toBe(200);
+    expect((await ask({ 'sec-fetch-site': 'same-origin', 'sec-fetch-mode': 'cors' })).statusCode).toBe(200);
+    const link = await server.app.inject({
+      url: '/',
+      headers: { 'sec-fetch-site': 'cross-site', 'sec-fetch-mode': 'navigate' },
+    });
+    expect(link.statusCode).toBe(200);
+  });
+
   test('a stream carries the permission too', async () => {
     const response = await post(JSON.stringify({ ...chat, stream: true }), { origin: 'https://ward.example' });
     expect(response.headers.get('access-control-allow-origin')).toBe('https://ward.example');

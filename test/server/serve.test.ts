@@ -29,8 +29,8 @@ async function serving(
 }
 
 const published = [
-  ...['--model', nano, '--tensor-parallel-size', '2', '--max-num-seqs', '200', '--gpu-memory-utilization', '0.97'],
-  ...['--served-model-name', 'AntAngelMed', '--max-model-len', '2048', '--trust-remote-code'],
+  ...['--model', nano, '--tensor-parallel-size', '2', '--max-num-seqs', '200', '--gpu_memory_utilization', '0.97'],
+  ...['--served-model-name', 'AntAngelMed', '--max-model-len', '2048', '--trust_remote_code'],
 ];
 
 test('the published command line and request work as they stand', async () => {
