@@ -52,6 +52,11 @@ test('the published command line and request work as they stand', async () => {
   expect(status).toBe(0);
   expect(stderr).toContain('--trust-remote-code changes nothing');
   expect(stderr).not.toContain(content);
+  const lines = stderr
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line) as { level: string; msg: string });
+  expect(lines.at(-1)).toMatchObject({ level: 'info', msg: 'closed' });
 });
 
 test('SIGTERM lets a stream end; the exit is clean', async () => {

@@ -6,7 +6,7 @@ import { CliError, EXIT_INTERRUPTED, EXIT_USAGE } from '../failure.js';
 import { engineOptions } from '../flags.js';
 import { readText } from '../input.js';
 import { readNotice } from '../load.js';
-import { dim, note, write } from '../terminal.js';
+import { write } from '../terminal.js';
 import { addServeFlags, readForeignFlags, type ServeFlags } from './serve/flags.js';
 
 /** The system prompt of the model card's examples. */
@@ -30,10 +30,10 @@ async function run(argument: string | undefined, flags: ServeFlags, command: Com
   const server = await import('../../server/index.js');
   const log = server.createLog(logLevel(flags), process.stderr);
   const load = await loadOptions(flags);
-  const options = await serverOptions(path, flags, log, server);
   const notice = await readNotice(path);
+  const options = await serverOptions(path, notice, flags, log, server);
   for (const line of ineffective) log.info(line);
-  if (notice !== undefined) note(dim(notice));
+  if (notice !== undefined) log.warn(notice);
 
   const aborted = new AbortController();
   const running = await listening(
@@ -126,11 +126,11 @@ function computeOf(dtype: string): 'bfloat16' | 'float32' {
 
 async function serverOptions(
   path: string,
+  notice: string | undefined,
   flags: ServeFlags,
   log: Logger,
   server: typeof import('../../server/index.js'),
 ): Promise<ServerOptions> {
-  const notice = await readNotice(path);
   const { defaultSystemPrompt: prompt, disclaimer = notice ?? 'off', allowedOrigins } = flags;
   return {
     modelName: flags.servedModelName ?? [path],
