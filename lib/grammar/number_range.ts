@@ -1,5 +1,5 @@
 /**
- * Decimals between two bounds as a pattern, since the grammar library's own lets in numbers beyond them. Written in what
+ * Numbers between two bounds as a pattern, since the grammar library's own lets in numbers beyond them. Written in what
  * regular expressions and EBNF have in common: classes, parentheses, `|`, `?` and counts.
  */
 import { JsonNumber } from '../json.js';
@@ -37,6 +37,28 @@ export function numberRange(low: Bound | undefined, high: Bound | undefined): st
     if (below !== undefined) parts.push(`[\\x2d]${below}`);
   }
   return oneOf(parts);
+}
+
+/** All integers from `low` to `high`, which need not be integers. */
+export function integerRange(low: Bound | undefined, high: Bound | undefined): string | undefined {
+  const [from, to] = [low && sideOf(low), high && sideOf(high)];
+  if (from === 'too long' || to === 'too long') return NOTHING;
+  const least = from && nextWhole(from, from.negative);
+  const most = to && -nextWhole(to, !to.negative);
+  const span = (first: bigint, last: bigint | undefined): string | undefined => {
+    return last === undefined || first <= last ? wholes(`${first}`, last === undefined ? undefined : `${last}`) : NOTHING;
+  };
+  const below =
+    least === undefined || least < 0n ? span(most === undefined || most > -1n ? 1n : -most, least && -least) : NOTHING;
+  const above = most === undefined || most >= 0n ? span(least === undefined || least < 0n ? 0n : least, most) : NOTHING;
+  return oneOf([above, below && `[\\x2d]${below}`]);
+}
+
+/** The first integer at or after a number; at or before it, with its sign turned, when `negative` is turned. */
+function nextWhole({ whole, fraction, exclusive }: Side, negative: boolean): bigint {
+  const value = BigInt(whole);
+  if (negative) return fraction === '' && exclusive ? 1n - value : -value;
+  return fraction !== '' || exclusive ? value + 1n : value;
 }
 
 function sideOf({ value, exclusive }: Bound): (Side & { negative: boolean }) | 'too long' {

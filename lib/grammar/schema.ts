@@ -5,7 +5,7 @@
  */
 import { InvalidArgumentError } from '../errors.js';
 import { JsonNumber, type JsonValue } from '../json.js';
-import { boundsOf, numberRange } from './number_range.js';
+import { boundsOf, integerRange, numberRange } from './number_range.js';
 import { readRegex } from './regex.js';
 
 type Schema = Map<string, JsonValue>;
@@ -31,11 +31,11 @@ const TYPED: readonly (readonly [type: string, keywords: readonly string[]])[] =
   ['number', OF_NUMBER],
 ];
 
-/** Stands for a range of decimals where the grammar library would write its own. */
-export const rangeMark = (index: number): string => `sigmoe decimal range ${index}`;
+/** Stands for a range of numbers where the grammar library would write its own. */
+export const rangeMark = (index: number): string => `sigmoe number range ${index}`;
 
 /**
- * The schema as the grammar library needs it; `where` names its place in errors. Ranges of decimals go to `ranges` and
+ * The schema as the grammar library needs it; `where` names its place in errors. Ranges of numbers go to `ranges` and
  * leave their mark in the schema.
  */
 export function readSchema(value: JsonValue, where: string, ranges: string[]): JsonValue {
@@ -51,11 +51,7 @@ export function readSchema(value: JsonValue, where: string, ranges: string[]): J
     const path = `${where}.patternProperties`;
     schema.set('patternProperties', new Map([...named].map(([name, inner]) => [readRegex(name, path, 'JSON string'), inner])));
   }
-  const pattern = schema.get('pattern');
-  if (pattern !== undefined) {
-    if (typeof pattern !== 'string') fail(`${where}.pattern`, 'expected text');
-    schema.set('pattern', readRegex(pattern, `${where}.pattern`, 'JSON string'));
-  }
+  setPattern(schema, where);
   for (const name of ['additionalProperties', 'unevaluatedProperties', 'propertyNames', 'items', 'unevaluatedItems']) {
     const inner = schema.get(name);
     if (inner !== undefined) schema.set(name, readSchema(inner, `${where}.${name}`, ranges));
@@ -84,6 +80,7 @@ function checkKeywords(schema: Schema, where: string): void {
   const typed = [...OF_OBJECT, ...OF_ARRAY, ...OF_STRING, ...OF_NUMBER].find((name) => schema.has(name));
   const beside = other ?? typed ?? (whole === 'const' || whole === 'enum' ? undefined : schema.has('type') && 'type');
   if (whole !== undefined && beside) fail(where, `${beside} beside ${whole} is not supported: put it into the inner schema`);
+  checkNames(schema, where);
   const all = schema.get('allOf');
   if (Array.isArray(all) && all.length > 1) fail(where, 'allOf of more than one schema is not supported: merge them');
 
@@ -92,11 +89,48 @@ function checkKeywords(schema: Schema, where: string): void {
   }
 }
 
+/** What the grammar lets through twice under one name, or without a name's own description. */
+function checkNames(schema: Schema, where: string): void {
+  const refuse = (name: string, beside: string) =>
+    fail(where, `${name} beside ${beside} is not supported: the answer could break it`);
+  const has = (name: string) => schema.has(name) && schema.get(name) !== true;
+  const described = ['properties', 'required', 'patternProperties', 'additionalProperties', 'unevaluatedProperties'];
+  const another = schema.has('propertyNames') ? described.find(has) : undefined;
+  if (another !== undefined) refuse(another, 'propertyNames');
+  const properties = schema.get('properties');
+  for (const name of ['additionalProperties', 'unevaluatedProperties', 'patternProperties']) {
+    const describes = has(name) && schema.get(name) !== false;
+    if (describes && properties instanceof Map && properties.size > 0) refuse(name, 'properties');
+  }
+  if (schema.has('patternProperties') && has('required')) refuse('required', 'patternProperties');
+  const least = schema.get('minProperties');
+  if (least instanceof JsonNumber && least.valueOf() > 1)
+    fail(where, 'minProperties of more than 1 is not supported: name what is required');
+}
+
 /** Keywords without a type restrict values of one type and let in all others; here they mean that type. */
 function setType(schema: Schema): void {
   if (schema.has('type')) return;
   const type = TYPED.find(([, keywords]) => keywords.some((name) => schema.has(name)));
   if (type !== undefined) schema.set('type', type[0]);
+}
+
+/** A pattern as the library reads it; a length is one too, as its own way with lengths lets control characters in. */
+function setPattern(schema: Schema, where: string): void {
+  const pattern = schema.get('pattern');
+  const [least, most] = ['minLength', 'maxLength'].map((name) => {
+    const length = schema.get(name);
+    if (length === undefined) return undefined;
+    const isCount = length instanceof JsonNumber && /^\d{1,6}$/.test(length.text);
+    return isCount ? length.text : fail(`${where}.${name}`, 'expected a whole number up to 999999');
+  });
+  if (least !== undefined || most !== undefined) {
+    const beside = ['pattern', 'format'].find((name) => schema.has(name));
+    if (beside !== undefined) fail(where, `${beside} beside a length is not supported: the answer could break it`);
+    for (const name of ['minLength', 'maxLength']) schema.delete(name);
+    schema.set('pattern', readRegex(`[^]{${least ?? 0},${most ?? ''}}`, `${where}.maxLength`, 'JSON string'));
+  } else if (typeof pattern === 'string') schema.set('pattern', readRegex(pattern, `${where}.pattern`, 'JSON string'));
+  else if (pattern !== undefined) fail(`${where}.pattern`, 'expected text');
 }
 
 function spellOut(schema: Schema, where: string): void {
@@ -108,21 +142,26 @@ function spellOut(schema: Schema, where: string): void {
   const properties = schema.get('properties') ?? new Map<string, JsonValue>();
   if (!(properties instanceof Map)) fail(`${where}.properties`, 'expected an object');
   if (!Array.isArray(required)) fail(`${where}.required`, 'expected a list of names');
+  // What else is allowed beside described properties is left out: it could repeat their names.
+  const others = schema.get('additionalProperties') ?? true;
+  if (properties.size > 0) for (const name of ['additionalProperties', 'unevaluatedProperties']) schema.delete(name);
   const names = required.map((name) =>
     typeof name === 'string' ? name : fail(`${where}.required`, 'expected a list of names'),
   );
-  for (const name of names) if (!properties.has(name)) properties.set(name, true);
+  for (const name of names) if (!properties.has(name)) properties.set(name, others);
   if (properties.size === 0) return;
   schema.set('properties', new Map([...properties].map(([name, inner]) => [escapedName(name), inner])));
   schema.set('required', [...new Set(names.map(escapedName))]);
 }
 
-/** The library's own ranges of decimals let in numbers beyond their ends; its ranges of integers are exact. */
+/** The library's own ranges of numbers let in numbers beyond their ends, and signs without a number. */
 function withRange(schema: Schema, where: string, ranges: string[]): Schema {
   const types = [schema.get('type') ?? []].flat();
-  if (!types.includes('number') || !OF_NUMBER.some((name) => schema.has(name))) return schema;
+  const isDecimal = types.includes('number');
+  if (!(isDecimal || types.includes('integer')) || !OF_NUMBER.some((name) => schema.has(name))) return schema;
   const { low, high } = boundsOf(schema);
-  const range = numberRange(low, high) ?? fail(where, 'no number lies between its bounds, or they have too many digits');
+  const range = isDecimal ? numberRange(low, high) : integerRange(low, high);
+  if (range === undefined) fail(where, 'no number lies between its bounds, or they have too many digits');
   const number: Schema = new Map([['const', rangeMark(ranges.push(range) - 1)]]);
   const others = types.filter((type) => type !== 'number' && type !== 'integer');
   if (others.length === 0) return number;

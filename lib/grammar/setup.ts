@@ -17,11 +17,16 @@ const MEMORY_BYTES = 768 * 2 ** 20;
 export function setupOf({ tokenizer, vocabSize, stopIds, memoryBytes }: SetupOptions): WorkerSetup {
   const libraryPath = createRequire(import.meta.url).resolve('@mlc-ai/web-xgrammar');
   const count = Math.min(tokenizer.vocabSize, vocabSize);
-  // Special tokens have no text, so no grammar allows them.
-  const bytesOf = (id: number) => (tokenizer.specialIds.has(id) ? undefined : tokenizer.bytesOf(id));
+  // Tokens without text are allowed by no grammar: special ones, and bytes that UTF-8 does not have, which the library lets through.
+  const isText = (id: number) => !tokenizer.specialIds.has(id) && !tokenizer.bytesOf(id).some(isNoUtf8);
+  const bytesOf = (id: number) => (isText(id) ? tokenizer.bytesOf(id) : undefined);
   const offsets = new Uint32Array(new SharedArrayBuffer(4 * (count + 1)));
   for (let id = 0; id < count; id++) offsets[id + 1] = (offsets[id] ?? 0) + (bytesOf(id)?.length ?? 0);
   const bytes = new Uint8Array(new SharedArrayBuffer(offsets[count] ?? 0));
   for (let id = 0; id < count; id++) bytes.set(bytesOf(id) ?? [], offsets[id]);
   return { libraryPath, bytes, offsets, vocabSize, stopIds, memoryBytes: memoryBytes ?? MEMORY_BYTES };
+}
+
+function isNoUtf8(byte: number): boolean {
+  return byte === 0xc0 || byte === 0xc1 || byte >= 0xf5;
 }

@@ -15,7 +15,7 @@ export type Program =
   | { kind: 'regex'; pattern: string }
   | { kind: 'calls'; tools: { name: string; schema: SchemaText }[]; parallel: boolean };
 
-/** A schema, and the ranges of decimals that its marks (schema.ts) stand for. */
+/** A schema, and the ranges of numbers that its marks (schema.ts) stand for. */
 export interface SchemaText {
   text: string;
   ranges: string[];
@@ -119,12 +119,12 @@ export function workerMain(): void {
     let rules: string = grammar.toString();
     grammar.dispose();
     for (const [i, range] of ranges.entries()) {
-      const mark = `\\"sigmoe decimal range ${i}\\"`;
+      const mark = `\\"sigmoe number range ${i}\\"`;
       // A definition that nothing refers to leaves none.
       if (!rules.includes(mark)) continue;
-      rules = `${rules.replaceAll(mark, `" decimal_range_${i} "`)}\ndecimal_range_${i} ::= ${range}`;
+      rules = `${rules.replaceAll(mark, `" number_range_${i} "`)}\nnumber_range_${i} ::= ${range}`;
     }
-    if (rules.includes('sigmoe decimal range')) throw new Error('a range of decimals was not found');
+    if (rules.includes('sigmoe number range')) throw new Error('a range of numbers was not found');
     return rules;
   }
 

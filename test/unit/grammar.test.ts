@@ -159,28 +159,34 @@ const schemas: { name: string; schema: Fields; holds(value: unknown): boolean }[
     },
   },
   {
-    name: 'further properties beside described ones',
-    schema: {
-      type: 'object',
-      properties: { a: { type: 'integer' } },
-      required: ['a'],
-      additionalProperties: { type: 'boolean' },
-    },
-    holds: (value) =>
-      isObject(value) &&
-      isInteger(value.a) &&
-      Object.entries(value).every(([key, item]) => key === 'a' || typeof item === 'boolean'),
+    name: 'any names, one of them required',
+    schema: { required: ['a'], additionalProperties: { type: 'boolean' } },
+    holds: (value) => isObject(value) && 'a' in value && Object.values(value).every((item) => typeof item === 'boolean'),
   },
   {
-    name: 'decimals within bounds',
+    name: 'described properties, and leave to add others: none are added, they could repeat a name',
+    schema: { type: 'object', properties: { a: { type: 'integer' } }, required: ['a'], additionalProperties: true },
+    holds: (value) => isObject(value) && isInteger(value.a) && keysWithin(value, ['a']),
+  },
+  {
+    name: 'text of a bounded length that may hold anything, controls escaped',
+    schema: { type: 'object', propertyNames: { minLength: 1, maxLength: 2 }, additionalProperties: true, maxProperties: 2 },
+    holds: (value) =>
+      isObject(value) &&
+      Object.keys(value).every((key) => [...key].length >= 1 && [...key].length <= 2) &&
+      Object.keys(value).length <= 2,
+  },
+  {
+    name: 'numbers within bounds',
     schema: {
       type: 'object',
       properties: {
         temperature: { type: 'number', minimum: 35.5, maximum: 42 },
         share: { type: ['number', 'null'], exclusiveMinimum: 0, maximum: 1 },
         loss: { maximum: -0.5 },
+        count: { type: 'integer', exclusiveMinimum: -2.5 },
       },
-      required: ['temperature', 'share', 'loss'],
+      required: ['temperature', 'share', 'loss', 'count'],
       $defs: { unused: { type: 'number', minimum: 0 } },
     },
     holds: (value) =>
@@ -188,7 +194,9 @@ const schemas: { name: string; schema: Fields; holds(value: unknown): boolean }[
       Number(value.temperature) >= 35.5 &&
       Number(value.temperature) <= 42 &&
       (value.share === null || (Number(value.share) > 0 && Number(value.share) <= 1)) &&
-      Number(value.loss) <= -0.5,
+      Number(value.loss) <= -0.5 &&
+      isInteger(value.count) &&
+      Number(value.count) >= -2,
   },
   {
     name: 'text of a bounded length',

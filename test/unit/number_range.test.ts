@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, test } from 'vitest';
-import { numberRange } from '../../lib/grammar/number_range.js';
+import { integerRange, numberRange } from '../../lib/grammar/number_range.js';
 import { JsonNumber } from '../../lib/json.js';
 
 const bound = (text: string | undefined, exclusive = false) =>
@@ -72,4 +72,33 @@ describe('numberRange', () => {
       { numRuns: 3000 },
     );
   });
+});
+
+test('integerRange lets through exactly the integers between the bounds', () => {
+  const whole = fc.oneof(fc.integer({ min: -30, max: 30 }), fc.integer({ min: -12000, max: 12000 }));
+  const value = fc.tuple(whole, fc.constantFrom('', '', '.5', '.0')).map(([integer, fraction]) => `${integer}${fraction}`);
+  const optional = fc.option(value, { nil: undefined });
+  fc.assert(
+    fc.property(
+      optional,
+      optional,
+      fc.boolean(),
+      fc.boolean(),
+      fc.array(whole, { minLength: 20 }),
+      (low, high, openLow, openHigh, others) => {
+        const matches = pattern(integerRange(bound(low, openLow), bound(high, openHigh)) ?? '(?!)');
+        const near = [low, high].flatMap((text) =>
+          text === undefined ? [] : [-1, 0, 1].map((step) => Math.trunc(Number(text)) + step),
+        );
+        for (const integer of [...others, ...near, 0]) {
+          const fits =
+            (low === undefined || (openLow ? integer > Number(low) : integer >= Number(low))) &&
+            (high === undefined || (openHigh ? integer < Number(high) : integer <= Number(high)));
+          expect(matches.test(String(integer)), `${integer} in ${low} to ${high}`).toBe(fits);
+        }
+        for (const text of ['-', '', '00', '-0', '01', '1.0', '+1']) expect(text).not.toMatch(matches);
+      },
+    ),
+    { numRuns: 3000 },
+  );
 });
