@@ -70,6 +70,7 @@ export class FakeNative implements NativeModel {
       ),
       starts: [],
       promptLogprobs: [],
+      drafts: [],
     };
     if (entries.some((entry) => entry.top)) {
       event.logprobs = Float32Array.from(entries, (entry) => entry.logprob ?? Number.NaN);
@@ -107,6 +108,10 @@ export class FakeNative implements NativeModel {
       preemptions: 0,
       prefixQueriedTokens: 0,
       prefixHitTokens: 0,
+      draftChecks: 0,
+      draftedTokens: 0,
+      acceptedTokens: 0,
+      acceptedPerPosition: [],
     };
   }
 
@@ -139,6 +144,8 @@ export class FakeNative implements NativeModel {
       tensorParallelSize: 1,
       maxNumSeqs: 2,
       maxBatchedTokens: 8,
+      speculation: 'none',
+      maxDraft: 0,
       eosIds: [6143],
     };
   }
