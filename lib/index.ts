@@ -42,6 +42,8 @@ export type {
   Prompt,
   PromptRequest,
   SamplingOptions,
+  SpeculationMethod,
+  SpeculativeOptions,
   StructuredOutput,
   TextPart,
   TokenLogprob,
