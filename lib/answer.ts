@@ -51,7 +51,7 @@ export class Answer {
 
     const wasReasoning = this.parser.isReasoning;
     const { text, match } = this.stops.push(this.decoder.push(id), this.tokens.length >= this.request.native.minTokens);
-    this.show(this.parser.push(text));
+    this.read(text);
     if (wasReasoning || this.parser.isReasoning) this.reasoningTokens = this.tokens.length;
     if (match === undefined) return false;
     this.stopReason = match.stop;
@@ -62,9 +62,10 @@ export class Answer {
   finish(): void {
     if (typeof this.stopReason !== 'string') {
       const { text } = this.stops.push(this.decoder.flush(), false);
-      this.show(this.parser.push(text + this.stops.flush()));
+      this.read(text + this.stops.flush());
     }
-    this.show(this.parser.flush());
+    const rest = this.parser.flush();
+    if (this.request.separateReasoning) this.show(rest);
   }
 
   /** What came since the last call; undefined when there is nothing. */
@@ -73,6 +74,11 @@ export class Answer {
     if (chunk.tokens.length === 0 && chunk.text === '' && chunk.reasoning === '') return undefined;
     this.fresh = emptyChunk();
     return chunk;
+  }
+
+  private read(text: string): void {
+    const part = this.parser.push(text);
+    this.show(this.request.separateReasoning ? part : { text, reasoning: '' });
   }
 
   private show({ text, reasoning }: { text: string; reasoning: string }): void {

@@ -1,5 +1,14 @@
 /** The public API: every name a caller may use, written out. */
 export {
+  type Client,
+  ClientError,
+  type ClientOptions,
+  type ClientRequestOptions,
+  ClientStream,
+  createClient,
+  type ModelPage,
+} from './client.js';
+export {
   AbortError,
   BusyError,
   CheckpointError,

@@ -28,6 +28,7 @@ const SAMPLING_FIELDS = [
   'logprobs',
   'skipSpecialTokens',
   'includeStopInOutput',
+  'separateReasoning',
   'allowedTokenIds',
   'badWords',
   'promptLogprobs',
@@ -244,6 +245,7 @@ export interface ReadRequest {
   stops: string[];
   skipSpecialTokens: boolean;
   includeStopInOutput: boolean;
+  separateReasoning: boolean;
   signal: AbortSignal | undefined;
 }
 
@@ -296,6 +298,7 @@ export function readRequest(request: GenerateRequest, limits: ModelLimits): Read
     stops: readTexts('stop', request.stop),
     skipSpecialTokens: checkBoolean('skipSpecialTokens', request.skipSpecialTokens ?? true),
     includeStopInOutput: checkBoolean('includeStopInOutput', request.includeStopInOutput ?? false),
+    separateReasoning: checkBoolean('separateReasoning', request.separateReasoning ?? true),
     signal: checkSignal(request.signal),
   };
 }

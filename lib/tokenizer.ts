@@ -4,8 +4,9 @@
  */
 import { join } from 'node:path';
 import { LING_TEMPLATE } from './chat/ling-template.js';
-import type { Markers } from './chat/markers.js';
+import { Markers } from './chat/markers.js';
 import { ChatTemplate, type ChatTemplateText } from './chat/template.js';
+import { renderApart } from './chat/template_thread.js';
 import { CheckpointError, EngineError, InvalidArgumentError } from './errors.js';
 import { type Fields, isFields, readJson, readOptionalJson, readTextFile } from './folder.js';
 import { checkFields } from './options.js';
@@ -148,6 +149,14 @@ export class Tokenizer {
     checkFields('options', options, CHAT_OPTIONS);
     const { marked, markers } = this.template.render(messages, options);
     return this.encoder.encodeAsync(this.chatSegments(marked, markers));
+  }
+
+  /** As `encodeChat`, with a template from somebody who is not trusted: rendered apart, with limits on time and memory. */
+  async encodeChatWith(template: string, messages: readonly Message[] | string, options: ChatOptions = {}): Promise<number[]> {
+    checkFields('options', options, CHAT_OPTIONS);
+    const { spellings, tokens } = this.template;
+    const { marked, marker } = await renderApart({ template, spellings, tokens, messages, options });
+    return this.encoder.encodeAsync(this.chatSegments(marked, new Markers([], [], marker)));
   }
 
   /**

@@ -210,6 +210,8 @@ export interface SamplingOptions {
   skipSpecialTokens?: boolean | undefined;
   /** Keeps a matched stop string in the text. Default false. */
   includeStopInOutput?: boolean | undefined;
+  /** Tells reasoning apart from the answer. False leaves the text as it was generated, tags included. Default true. */
+  separateReasoning?: boolean | undefined;
   /** Only these ids can be sampled. Stop tokens too must be listed, or the output ends at `maxTokens`. */
   allowedTokenIds?: readonly number[] | undefined;
   /** Texts that must not be generated. */

@@ -64,12 +64,13 @@ for (const { folder, allowed } of cppRules) {
 const imports = /(?:\bfrom\s+|\bimport\s*\(\s*|\bimport\s+|\brequire\s*\(\s*)'([^']+)'/g;
 
 // The server and the benchmarks are not part of the package's API; the commands that run them are their only callers.
-const cliDoors = ['lib/index.js', 'lib/bench/index.js'];
+const cliDoors = ['lib/index.js', 'lib/bench/index.js', 'lib/server/index.js'];
 
 for (const file of filesUnder('lib', /\.ts$/)) {
   const inCli = file.startsWith('lib/cli/');
   eachMatch(file, imports, (module, place) => {
     if (module === 'node-gyp-build' && file !== 'lib/native.ts') problems.push(`${place}: only lib/native.ts loads the addon`);
+    if (module === 'fastify' && !file.startsWith('lib/server/')) problems.push(`${place}: only lib/server speaks HTTP`);
     if (!module.startsWith('.')) return;
     const target = normalize(join(dirname(file), module));
     if (relative('lib', target).startsWith('..')) problems.push(`${place}: ${module} is outside lib`);
@@ -78,6 +79,13 @@ for (const file of filesUnder('lib', /\.ts$/)) {
     }
     if (file.startsWith('lib/bench/') && target !== 'lib/index.js' && !target.startsWith('lib/bench/')) {
       problems.push(`${place}: benchmarks measure what users of lib/index.js get, not ${module}`);
+    }
+    const serverMayUse = ['lib/index.js', 'lib/openai/index.js'].includes(target) || target.startsWith('lib/server/');
+    if (file.startsWith('lib/server/') && !serverMayUse) {
+      problems.push(`${place}: the server stands on lib/index.js and lib/openai/index.js, not on ${module}`);
+    }
+    if (!inCli && !file.startsWith('lib/server/') && target.startsWith('lib/server/')) {
+      problems.push(`${place}: the library does not know its server`);
     }
     if (!inCli && target.startsWith('lib/cli/')) problems.push(`${place}: the library does not know its CLI`);
   });

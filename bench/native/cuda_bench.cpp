@@ -18,8 +18,8 @@
 
 #include "cuda/bench_kernels.h"
 #include "cuda/cuda_backend.h"
-#include "engine/page_pool.h"
 #include "engine/graph.h"
+#include "engine/page_pool.h"
 #include "engine/synthetic.h"
 #include "nlohmann/json.hpp"
 

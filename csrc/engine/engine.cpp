@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <chrono>
 #include <condition_variable>
-#include <map>
 #include <mutex>
+#include <set>
 #include <thread>
 
 #include "backend/registry.h"
@@ -48,15 +48,12 @@ class EngineImpl : public Engine {
 
   uint64_t submit(GenerateRequest request) override {
     check_request(request, info_);
-    auto sequence = std::make_unique<Generation>(std::move(request), info_);
-    const int64_t deadline_ms = sequence->request.deadline_ms;
-    const auto deadline = deadline_ms < 0 ? kNoDeadline : sequence->submitted + std::chrono::milliseconds(deadline_ms);
-    return enqueue(std::move(sequence), deadline);
+    return enqueue(std::make_unique<Generation>(std::move(request), info_));
   }
 
   uint64_t submit(LogitsRequest request) override {
     check_request(request, info_, has_mtp_);
-    return enqueue(std::make_unique<Scoring>(std::move(request)), kNoDeadline);
+    return enqueue(std::make_unique<Scoring>(std::move(request)));
   }
 
   void set_mask(uint64_t request, int64_t position, std::vector<uint32_t> mask) override {
@@ -95,19 +92,13 @@ class EngineImpl : public Engine {
   }
 
  private:
-  static constexpr Clock::time_point kNoDeadline = Clock::time_point::max();
-
-  struct Arrival {
-    std::unique_ptr<Sequence> sequence;
-    Clock::time_point deadline;
-  };
   struct MaskUpdate {
     uint64_t request;
     int64_t position;
     std::vector<uint32_t> words;
   };
 
-  uint64_t enqueue(std::unique_ptr<Sequence> sequence, Clock::time_point deadline) {
+  uint64_t enqueue(std::unique_ptr<Sequence> sequence) {
     const std::lock_guard lock(mutex_);
     if (stopping_) throw EngineError(ErrorCode::disposed, "the model was disposed", "load it again");
     if (broken_) throw *broken_;
@@ -118,7 +109,7 @@ class EngineImpl : public Engine {
           "the queue is full: " + std::to_string(stats_.running) + " requests run and " + std::to_string(n_waiting) + " wait",
           "try again later, or raise maxWaiting");
     const uint64_t id = sequence->id = ++last_id_;
-    arrivals_.push_back({std::move(sequence), deadline});
+    arrivals_.push_back(std::move(sequence));
     changed_.notify_one();
     return id;
   }
@@ -153,9 +144,10 @@ class EngineImpl : public Engine {
       changed_.wait(lock, something_to_do);
     else
       changed_.wait_until(lock, deadlines_.begin()->first, something_to_do);
-    for (Arrival& arrival : arrivals_) {
-      if (arrival.deadline != kNoDeadline) deadlines_.emplace(arrival.deadline, arrival.sequence->id);
-      scheduler_.add(std::move(arrival.sequence));
+    for (std::unique_ptr<Sequence>& arrival : arrivals_) {
+      if (const auto deadline = deadline_of(*arrival); deadline != Clock::time_point::max())
+        deadlines_.emplace(deadline, arrival->id);
+      scheduler_.add(std::move(arrival));
     }
     arrivals_.clear();
     for (MaskUpdate& mask : masks_)
@@ -163,7 +155,7 @@ class EngineImpl : public Engine {
         static_cast<Generation*>(sequence)->set_mask(mask.position, std::move(mask.words));
     masks_.clear();
     for (const uint64_t id : aborts_)
-      if (scheduler_.remove(id)) add_end(event, id, FinishReason::aborted);
+      if (retire(id)) add_end(event, id, FinishReason::aborted);
     aborts_.clear();
     return stopping_;
   }
@@ -172,9 +164,20 @@ class EngineImpl : public Engine {
     if (deadlines_.empty()) return;
     for (const auto now = Clock::now(); !deadlines_.empty() && deadlines_.begin()->first <= now;) {
       const uint64_t id = deadlines_.begin()->second;
-      deadlines_.erase(deadlines_.begin());
-      if (scheduler_.remove(id)) add_end(event, id, FinishReason::deadline);
+      retire(id);
+      add_end(event, id, FinishReason::deadline);
     }
+  }
+
+  static Clock::time_point deadline_of(const Sequence& sequence) {
+    return sequence.samples ? static_cast<const Generation&>(sequence).deadline : Clock::time_point::max();
+  }
+
+  // Takes a sequence out for good. False when there is none of this id.
+  bool retire(uint64_t id) {
+    const std::unique_ptr<Sequence> sequence = scheduler_.remove(id);
+    if (sequence) deadlines_.erase({deadline_of(*sequence), id});
+    return sequence != nullptr;
   }
 
   bool has_work() const { return scheduler_.n_running() + scheduler_.n_waiting() > 0; }
@@ -249,7 +252,8 @@ class EngineImpl : public Engine {
   // What the step computed is in the cache from here on. Sequences that ended go, from `chunks` too.
   void commit(std::vector<Chunk>& chunks, StepEvent& event) {
     for (const Chunk& chunk : chunks) {
-      const int64_t length = chunk.begin + chunk.n - chunk.n_drafts, n_taken = chunk.sequence->length() - length;
+      const int64_t n_known = chunk.begin + chunk.n - chunk.n_drafts;
+      const int64_t n_taken = chunk.reaches_end ? chunk.sequence->length() - n_known : 0;
       count(chunk, n_taken);
       if (chunk.n_drafts > 0) {
         const bool ended = static_cast<Generation*>(chunk.sequence)->finish != FinishReason::none;
@@ -262,7 +266,7 @@ class EngineImpl : public Engine {
     std::erase_if(chunks, [this](const Chunk& chunk) {
       const bool ended =
           chunk.sequence->samples ? static_cast<Generation*>(chunk.sequence)->finish != FinishReason::none : chunk.reaches_end;
-      if (ended) scheduler_.remove(chunk.sequence->id);
+      if (ended) retire(chunk.sequence->id);
       return ended;
     });
   }
@@ -309,7 +313,7 @@ class EngineImpl : public Engine {
     for (const Chunk& chunk : chunks) {
       const bool ended = chunk.sequence->samples && static_cast<Generation*>(chunk.sequence)->finish != FinishReason::none;
       if (ended)
-        scheduler_.remove(chunk.sequence->id);  // with its last token, before this error
+        retire(chunk.sequence->id);  // with its last token, before this error
       else
         ids.push_back(chunk.sequence->id);
     }
@@ -318,7 +322,7 @@ class EngineImpl : public Engine {
       break_model(error);
     }
     for (const uint64_t id : ids) {
-      scheduler_.remove(id);
+      retire(id);
       add_end(event, id, FinishReason::error);
       event.failures.push_back({id, error.code(), error.what(), error.hint()});
     }
@@ -334,7 +338,7 @@ class EngineImpl : public Engine {
 
   void end_all(StepEvent& event, FinishReason finish) {
     for (const uint64_t id : scheduler_.ids()) {
-      scheduler_.remove(id);
+      retire(id);
       add_end(event, id, finish);
     }
   }
@@ -352,7 +356,7 @@ class EngineImpl : public Engine {
 
   // A chunk behind its prompt decodes, whatever it gave; all others read a prompt, or read one again.
   void count(const Chunk& chunk, int64_t n_taken) {
-    if (chunk.n - chunk.n_drafts == 1 && chunk.begin >= chunk.sequence->n_prompt)
+    if (n_taken > 0 && chunk.n - chunk.n_drafts == 1 && chunk.begin >= chunk.sequence->n_prompt)
       decode_tokens_ += n_taken;
     else
       prefill_tokens_ += chunk.n;
@@ -391,14 +395,14 @@ class EngineImpl : public Engine {
   PagePool pool_;
   int64_t max_waiting_;
   Scheduler scheduler_;
-  std::multimap<Clock::time_point, uint64_t> deadlines_;  // ids may have ended since
-  bool stalled_ = false;                                  // every sequence that has its turn waits for its mask
+  std::set<std::pair<Clock::time_point, uint64_t>> deadlines_;  // of live sequences that have one
+  bool stalled_ = false;                                        // every sequence that has its turn waits for its mask
   bool has_mtp_;
   uint64_t steps_ = 0, prefill_tokens_ = 0, decode_tokens_ = 0;
 
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;
-  std::vector<Arrival> arrivals_;
+  std::vector<std::unique_ptr<Sequence>> arrivals_;
   std::vector<MaskUpdate> masks_;
   std::vector<uint64_t> aborts_;
   ListenerFn listener_;

@@ -89,6 +89,7 @@ Generation::Generation(GenerateRequest from, const EngineInfo& info) : request(s
   needs_all_rows = request.n_prompt_logprobs >= 0;
   may_sample = !request.masked;
   submitted = std::chrono::steady_clock::now();
+  if (request.deadline_ms >= 0) deadline = submitted + std::chrono::milliseconds(request.deadline_ms);
   if (!request.allowed_ids.empty()) allowed_.resize(mask_words(vocab_size_));
   for (const int32_t id : request.allowed_ids) allowed_[id / 32] |= 1u << (id % 32);
   thinking_ = request.thinking.open;

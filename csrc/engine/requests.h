@@ -32,6 +32,7 @@ struct Generation : Sequence {
 
   GenerateRequest request;
   std::chrono::steady_clock::time_point submitted{}, started{};
+  std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
   int64_t n_prompt_scored = 1;               // prompt tokens whose log-probabilities were reported; the first has none
   bool needs_reset = false;                  // its slot's counts are another sequence's
   FinishReason finish = FinishReason::none;  // set with its last token

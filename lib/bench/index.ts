@@ -16,4 +16,4 @@ export {
   throughputResult,
   vllmResult,
 } from './results.js';
-export { benchServe, firstModel, type ServeRun } from './serve.js';
+export { benchServe, firstModel, type ServeRun, untilReady } from './serve.js';

@@ -7,7 +7,7 @@ import { Random } from './random.js';
 export interface Arrivals {
   /** Requests a second; Infinity sends all at once. */
   requestRate: number;
-  /** Shape of the gamma distribution of gaps: 1 is a Poisson process, less is burstier, more is steadier. */
+  /** Shape of the gamma distribution of gaps: 1 is a Poisson process, less is burstier, more is steadier, Infinity even. */
   burstiness: number;
   seed: number;
 }
@@ -26,7 +26,7 @@ export function arrivalTimes(count: number, { requestRate, burstiness, seed }: A
   const random = new Random(seed);
   let last = 0;
   const times = Array.from({ length: count }, () => {
-    last += random.gamma(burstiness, 1 / (requestRate * burstiness));
+    last += burstiness === Infinity ? 1 / requestRate : random.gamma(burstiness, 1 / (requestRate * burstiness));
     return last;
   });
   return times.map((time) => (time * count) / requestRate / last);

@@ -16,8 +16,8 @@ export const METRIC_NAMES: Record<Metric, { short: string; long: string }> = {
   tpot: { short: 'TPOT', long: 'Time per Output Token (excl. 1st token)' },
   itl: { short: 'ITL', long: 'Inter-token Latency' },
   e2el: { short: 'E2EL', long: 'End-to-end Latency' },
-  client_queue_time: { short: 'Client queue time', long: 'Wait for a Free Slot in the Client' },
-  e2el_including_client_queue: { short: 'E2EL incl. queue', long: 'End-to-end Latency incl. Client Queue' },
+  client_queue_time: { short: 'Client Queue Time', long: 'Client-side Queueing' },
+  e2el_including_client_queue: { short: 'E2EL incl. Client Queue', long: 'Queue-inclusive End-to-end Latency' },
 };
 
 /** Targets in ms that a request must meet to count as good. */
@@ -44,7 +44,7 @@ export interface Measurement {
   /** Samples in ms over the requests that completed. */
   samples: Record<Metric, number[]>;
   good: number | undefined;
-  /** The most tokens of any second of the run, and the most requests under way at one moment. */
+  /** The most tokens of any second, and the most requests under way at one moment; failed requests are in neither. */
   peakOutputPerSecond: number;
   peakConcurrency: number;
   /** Output tokens in each second of the run. */
@@ -67,7 +67,8 @@ export function measure(
     client_queue_time: [],
     e2el_including_client_queue: [],
   };
-  const timeline = new Timeline(Math.min(...outcomes.map((outcome) => outcome.sentAt)));
+  const succeeded = outcomes.filter((outcome) => outcome.error === undefined);
+  const timeline = new Timeline(succeeded.reduce((first, { sentAt }) => Math.min(first, sentAt), Infinity));
   const requests: RequestFigures[] = [];
   let good = 0;
   for (const outcome of outcomes) {
@@ -87,8 +88,8 @@ export function measure(
       text: outcome.text,
       error: outcome.error ?? '',
     });
-    timeline.underWay(sentAt, endedAt);
     if (failed) continue;
+    timeline.underWay(sentAt, endedAt);
     const tpot = outputLen > 1 ? (latency - ttft) / (outputLen - 1) : undefined;
     samples.ttft.push(ttft);
     if (tpot !== undefined) samples.tpot.push(tpot);
@@ -100,7 +101,7 @@ export function measure(
     const reached = { ttft, tpot: tpot ?? 0, e2el: latency };
     if (Object.entries(goodput ?? {}).every(([metric, target]) => reached[metric as keyof Goodput] <= target)) good++;
   }
-  const completed = outcomes.filter((outcome) => outcome.error === undefined).length;
+  const completed = succeeded.length;
   return {
     duration,
     completed,

@@ -1,6 +1,7 @@
 /** A measurement as result files have it: the keys of `vllm bench serve`, or those of SGLang's bench_serving. */
+
+import type { Speculation } from './counters.js';
 import type { Goodput, Measurement, Metric } from './measurement.js';
-import type { Speculation } from './speculation.js';
 import { mean, percentile, sorted, sum, summarize } from './statistics.js';
 
 /** What was asked for, as far as result files repeat it. */
@@ -125,7 +126,6 @@ export function sglangResult(
     result[`std_${name}_ms`] = summary.std;
     for (const [percent, value] of summary.percentiles) result[`p${percent}_${name}_ms`] = value;
   }
-  result.max_itl_ms = samples.itl.reduce((most, gap) => Math.max(most, gap), 0);
   result.concurrency = sum(samples.e2el) / 1000 / duration;
   result.accept_length =
     speculation !== undefined && speculation.drafts > 0 ? 1 + speculation.acceptedTokens / speculation.drafts : null;

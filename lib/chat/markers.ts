@@ -13,15 +13,20 @@ import { InvalidArgumentError } from '../errors.js';
 const CANDIDATES = [...range(0xfdd0, 0xfdef), ...range(0xe000, 0xf8ff)];
 
 export class Markers {
-  readonly marker: string;
   private readonly whole: RegExp | undefined;
   private readonly proper: { prefixes: ReadonlySet<string>; suffixes: ReadonlySet<string> };
   private readonly singles: ReadonlySet<string>;
   private readonly longest: number;
 
-  /** `spellings`: what no message may write. `inputs`: every string that takes part, in any of which no marker may occur. */
-  constructor(spellings: readonly string[], inputs: readonly string[]) {
-    this.marker = unusedCharacter([...inputs, ...spellings]);
+  /**
+   * `spellings`: what no message may write. `inputs`: every string that takes part, in any of which no marker may occur.
+   * `marker`: the one chosen before, to read what was rendered elsewhere.
+   */
+  constructor(
+    spellings: readonly string[],
+    inputs: readonly string[],
+    readonly marker = unusedCharacter([...inputs, ...spellings]),
+  ) {
     // Case is ignored because a template may change it.
     const folded = spellings.map((spelling) => spelling.toLowerCase());
     const prefixes = new Set<string>();

@@ -32,8 +32,8 @@ export class ChatTemplate {
    */
   constructor(
     private readonly template: ChatTemplateText,
-    private readonly spellings: readonly string[],
-    private readonly tokens: ReadonlyMap<string, string>,
+    readonly spellings: readonly string[],
+    readonly tokens: ReadonlyMap<string, string>,
   ) {
     this.source = template.source;
   }

@@ -33,7 +33,7 @@ export async function loadModel(path: string, flags: EngineFlags, signal: AbortS
 
 // sigmoe.json beside config.json: {"notice": "one line"}. One that cannot be read fails the command: a warning is not
 // dropped in silence.
-async function readNotice(folder: string): Promise<string | undefined> {
+export async function readNotice(folder: string): Promise<string | undefined> {
   const path = join(folder, 'sigmoe.json');
   try {
     await access(path);

@@ -7,6 +7,7 @@ import { chatCommand } from './commands/chat.js';
 import { devicesCommand } from './commands/devices.js';
 import { generateCommand } from './commands/generate.js';
 import { inspectCommand } from './commands/inspect.js';
+import { serveCommand } from './commands/serve.js';
 import { describeFailure } from './failure.js';
 import { note, watchOutput } from './terminal.js';
 
@@ -16,10 +17,9 @@ const { version, description } = JSON.parse(readFileSync(new URL('../../package.
 };
 
 function buildProgram(): Command {
-  const program = new Command('sigmoe').description(description).version(version);
-  for (const command of [generateCommand(), chatCommand(), inspectCommand(), benchCommand(), devicesCommand()]) {
-    program.addCommand(command);
-  }
+  const program = new Command('sigmoe').description(description).version(version).enablePositionalOptions();
+  const commands = [generateCommand(), chatCommand(), serveCommand(), inspectCommand(), benchCommand(), devicesCommand()];
+  for (const command of commands) program.addCommand(command);
   for (const command of withSubcommands(program)) {
     command
       .optionsGroup('Options:')
@@ -43,9 +43,15 @@ function withSubcommands(command: Command): Command[] {
   return [command, ...command.commands.flatMap(withSubcommands)];
 }
 
+/** Published commands of vLLM spell some flags with underscores: --gpu_memory_utilization. */
+function withDashes(words: string[]): string[] {
+  if (words[2] !== 'serve' && words[2] !== 'bench') return words;
+  return words.map((word) => word.replace(/^--[a-z][\w-]*/, (flag) => flag.replaceAll('_', '-')));
+}
+
 watchOutput();
 try {
-  await buildProgram().parseAsync();
+  await buildProgram().parseAsync(withDashes(process.argv));
 } catch (error) {
   const { line, status } = describeFailure(error);
   if (line !== '') note(`sigmoe: ${line}`);

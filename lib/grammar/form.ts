@@ -2,8 +2,10 @@
 import { InvalidArgumentError } from '../errors.js';
 import { JsonNumber, type JsonValue, parseJson } from '../json.js';
 import type { StructuredOutput } from '../types.js';
+import { readGrammar } from './ebnf.js';
+import { readRegex } from './regex.js';
 import { readSchema } from './schema.js';
-import type { Program } from './worker.js';
+import type { Program, SchemaText } from './worker.js';
 
 const MAX_TEXT = 131_072;
 const MAX_REGEX = 8_192;
@@ -28,14 +30,14 @@ export function readForm(form: StructuredOutput): Program {
   if (fields.parallel !== undefined && kind !== 'toolCalls') fail('structured.parallel', 'goes with toolCalls alone');
   switch (kind as (typeof KINDS)[number]) {
     case 'json':
-      return { kind: 'json', schema: schemaText(value, where) };
+      return { kind: 'json', schema: schemaOf(value, where) };
     case 'jsonObject':
       if (value !== true) fail(where, 'expected true');
-      return { kind: 'json', schema: '{"type":"object"}' };
+      return { kind: 'json', schema: { text: '{"type":"object"}', ranges: [] } };
     case 'regex':
-      return { kind: 'regex', pattern: text(value, where, MAX_REGEX) };
+      return { kind: 'regex', pattern: readRegex(text(value, where, MAX_REGEX), where) };
     case 'grammar':
-      return { kind: 'grammar', text: text(value, where, MAX_TEXT) };
+      return { kind: 'grammar', text: readGrammar(text(value, where, MAX_TEXT)) };
     case 'choice':
       return { kind: 'grammar', text: choiceGrammar(value, where) };
     case 'toolCalls':
@@ -43,7 +45,7 @@ export function readForm(form: StructuredOutput): Program {
   }
 }
 
-function schemaText(value: unknown, where: string): string {
+function schemaOf(value: unknown, where: string): SchemaText {
   const given = typeof value === 'string' ? value : writeJson(value, where);
   let schema: JsonValue;
   try {
@@ -52,7 +54,8 @@ function schemaText(value: unknown, where: string): string {
     if (error instanceof InvalidArgumentError && error.argument === 'json') fail(where, error.message);
     throw error;
   }
-  return writeJson(readSchema(schema, where), where);
+  const ranges: string[] = [];
+  return { text: writeJson(readSchema(schema, where, ranges), where), ranges };
 }
 
 /** The texts as literals, every character that could mean something to the notation as its code point. */
@@ -70,7 +73,7 @@ function choiceGrammar(value: unknown, where: string): string {
   return `root ::= ${literals.join(' | ')}`;
 }
 
-function toolSchemas(value: unknown, where: string): { name: string; schema: string }[] {
+function toolSchemas(value: unknown, where: string): { name: string; schema: SchemaText }[] {
   if (!Array.isArray(value) || value.length === 0) fail(where, 'expected a list of tools');
   if (value.length > MAX_TOOLS) fail(where, `expected at most ${MAX_TOOLS} tools, found ${value.length}`);
   return value.map((tool: unknown, i) => {
@@ -78,7 +81,7 @@ function toolSchemas(value: unknown, where: string): { name: string; schema: str
     if (typeof tool !== 'object' || tool === null) fail(path, 'expected a name and parameters');
     const { name, parameters } = tool as { name?: unknown; parameters?: unknown };
     const schema = parameters === undefined || parameters === null ? '{"type":"object"}' : parameters;
-    return { name: text(name, `${path}.name`, 256), schema: schemaText(schema, `${path}.parameters`) };
+    return { name: text(name, `${path}.name`, 256), schema: schemaOf(schema, `${path}.parameters`) };
   });
 }
 

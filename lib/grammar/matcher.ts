@@ -2,18 +2,18 @@
  * Grammars of one model: what tokens may come next, so that an answer has the form that was asked for. Compiling and
  * matching happen in threads of their own (worker.ts); here is decided which thread does what.
  *
- * A grammar is compiled where nobody waits: in a spare thread, which then serves it while another becomes the spare.
- * Only when there are as many serving threads as there may be does one of them compile a grammar while its matchers
- * wait, and then one that the spare has compiled within the limits. A thread that breaks or hangs takes down the request
- * at fault; the other matchers walk their tokens again in another thread.
+ * A grammar is compiled where nobody waits: in a spare thread, which then serves it. When there are as many serving
+ * threads as there may be, one of them compiles a second time what the spare has compiled within the limits; if that is
+ * slow work and matchers would wait for it, there may be a few threads more. A thread that breaks or hangs takes down the
+ * request at fault; the other matchers walk their tokens again in another thread.
  */
 import { createHash } from 'node:crypto';
-import { createRequire } from 'node:module';
-import { AbortError, BusyError, DisposedError, InternalError, InvalidArgumentError } from '../errors.js';
-import type { Tokenizer } from '../tokenizer.js';
+import { AbortError, BusyError, DisposedError, InvalidArgumentError } from '../errors.js';
 import type { StructuredOutput } from '../types.js';
 import { readForm } from './form.js';
-import { GrammarThread, JobError, ThreadLost } from './thread.js';
+import { reasonOf, SequenceMatcher, type SequenceThreads } from './sequence.js';
+import { type SetupOptions, setupOf } from './setup.js';
+import { GrammarThread, JobError } from './thread.js';
 import type { Program, WorkerSetup } from './worker.js';
 
 /** One sequence's walk through a grammar. */
@@ -31,37 +31,34 @@ export interface GrammarMatcher {
   close(): void;
 }
 
-export interface GrammarsOptions {
-  tokenizer: Tokenizer;
-  /** Of the model: ids beyond the tokenizer's are never allowed. */
-  vocabSize: number;
-  stopIds: readonly number[];
-  /** What compiling one grammar may take. Default 10 s. */
+export interface GrammarsOptions extends SetupOptions {
+  /** What compiling one grammar may take. Default 30 s. */
   compileMs?: number;
   /** What one mask may take. Default 10 s. */
   maskMs?: number;
-  /** What the grammars of one thread may take. Default 768 MiB. */
-  memoryBytes?: number;
 }
 
-const COMPILE_MS = 10_000;
+const COMPILE_MS = 30_000;
 const MASK_MS = 10_000;
-const MEMORY_BYTES = 768 * 2 ** 20;
-/** Threads that serve matchers; one more may be compiling. */
+/** Threads that serve matchers, and those with the ones added so that no matcher waits for a slow compilation. */
 const MAX_SERVING = 3;
+const MAX_SERVING_BUSY = 6;
+const SLOW_MS = 500;
+/** Grammars compiled at once: a slow one holds up half of the others at most. */
+const MAX_COMPILING = 2;
 /** Compiled grammars a thread keeps for the next request. */
 const MAX_GRAMMARS = 32;
 /** Grammars that may wait to be compiled. */
 const MAX_QUEUED = 64;
 const IDLE_MS = 300_000;
-/** Times a matcher moves to another thread before it gives up. */
-const MAX_MOVES = 3;
 
-export class Grammars {
+export class Grammars implements SequenceThreads {
   private readonly serving = new Set<GrammarThread>();
-  private spare: GrammarThread | undefined;
+  /** Threads that have nothing to do and serve nobody. */
+  private readonly spares = new Set<GrammarThread>();
   private setup: WorkerSetup | undefined;
-  private queue: Promise<unknown> = Promise.resolve();
+  private compilingNow = 0;
+  private readonly turns: (() => void)[] = [];
   /** By key, so that a hundred requests of one form compile it once. */
   private readonly compiling = new Map<string, Promise<GrammarThread>>();
   private readonly idle = new Map<GrammarThread, NodeJS.Timeout>();
@@ -73,7 +70,7 @@ export class Grammars {
   /** A matcher at the start of the form; an InvalidArgumentError where the form is wrong or too large or slow to compile. */
   async open(form: StructuredOutput, { signal }: { signal?: AbortSignal | undefined } = {}): Promise<GrammarMatcher> {
     const program = readForm(form);
-    const matcher = new Matcher(this, this.nextMatcher++, program, keyOf(program));
+    const matcher = new SequenceMatcher(this, this.nextMatcher++, program, keyOf(program));
     try {
       await unlessAborted(matcher.start(), signal);
     } catch (error) {
@@ -86,8 +83,7 @@ export class Grammars {
   /** Ends the threads; open matchers fail. */
   async close(): Promise<void> {
     this.closed = true;
-    this.spare?.end(new DisposedError());
-    for (const thread of [...this.serving]) thread.end(new DisposedError());
+    for (const thread of [...this.idle.keys()]) thread.end(new DisposedError());
   }
 
   get maskMs(): number {
@@ -109,9 +105,8 @@ export class Grammars {
       const message = `structured: ${this.compiling.size} other forms wait to be compiled`;
       return Promise.reject(new BusyError(message, 'try again in a few seconds'));
     }
-    const compiled = this.queue.then(() => this.compile(key, program)).finally(() => this.compiling.delete(key));
+    const compiled = this.inTurn(() => this.compile(key, program)).finally(() => this.compiling.delete(key));
     this.compiling.set(key, compiled);
-    this.queue = compiled.catch(() => {});
     return compiled;
   }
 
@@ -129,30 +124,49 @@ export class Grammars {
     return undefined;
   }
 
+  private async inTurn<T>(work: () => Promise<T>): Promise<T> {
+    if (this.compilingNow < MAX_COMPILING) this.compilingNow += 1;
+    else await new Promise<void>((resolve) => this.turns.push(resolve));
+    try {
+      return await work();
+    } finally {
+      const next = this.turns.shift();
+      if (next === undefined) this.compilingNow -= 1;
+      else next();
+    }
+  }
+
   private async compile(key: string, program: Program): Promise<GrammarThread> {
     const compileMs = this.options.compileMs ?? COMPILE_MS;
     if (this.closed) throw new DisposedError();
-    this.spare ??= this.startThread();
-    const { spare } = this;
+    const [spare = this.startThread()] = this.spares;
+    this.spares.delete(spare);
+    const begun = performance.now();
     try {
       await spare.call({ op: 'compile', key, program }, compileMs);
     } catch (error) {
       if (!(error instanceof JobError)) throw error;
+      if (!spare.isEnded) this.spares.add(spare);
       throw new InvalidArgumentError('structured', `structured: ${reasonOf(error)}`, hintOf(program));
     }
-    const isFull = this.serving.size >= MAX_SERVING;
-    const thread = isFull ? [...this.serving].reduce((a, b) => (b.load < a.load ? b : a)) : spare;
-    if (isFull) {
-      await thread.call({ op: 'compile', key, program }, 2 * compileMs);
+    const thread = this.hostOf(performance.now() - begun > SLOW_MS) ?? spare;
+    if (thread === spare) this.serving.add(spare);
+    else {
       spare.post({ op: 'forget', key });
-    } else {
-      this.serving.add(spare);
-      this.spare = undefined;
+      this.spares.add(spare);
+      await thread.call({ op: 'compile', key, program }, 2 * compileMs);
     }
     this.makeRoom(thread);
     thread.grammars.set(key, 0);
     this.watchIdle(thread);
     return thread;
+  }
+
+  /** The serving thread that a further grammar goes to; undefined where it should have a thread of its own. */
+  private hostOf(isSlow: boolean): GrammarThread | undefined {
+    if (this.serving.size < MAX_SERVING) return undefined;
+    const host = [...this.serving].reduce((a, b) => (b.load < a.load ? b : a));
+    return isSlow && host.load > 0 && this.serving.size < MAX_SERVING_BUSY ? undefined : host;
   }
 
   private makeRoom(thread: GrammarThread): void {
@@ -168,7 +182,7 @@ export class Grammars {
     this.setup ??= setupOf(this.options);
     const thread = new GrammarThread(this.setup, (ended) => {
       this.serving.delete(ended);
-      if (this.spare === ended) this.spare = undefined;
+      this.spares.delete(ended);
       clearTimeout(this.idle.get(ended));
       this.idle.delete(ended);
     });
@@ -184,108 +198,8 @@ export class Grammars {
   }
 }
 
-class Matcher implements GrammarMatcher {
-  private readonly ids: number[] = [];
-  /** The thread it is open in, and how many of `ids` that knows, once it has gone back by `back`. */
-  private seat: { thread: GrammarThread; known: number; back: number } | undefined;
-  private closed = false;
-
-  constructor(
-    private readonly grammars: Grammars,
-    private readonly number: number,
-    private readonly program: Program,
-    private readonly key: string,
-  ) {}
-
-  async start(): Promise<void> {
-    await this.moving(async () => {
-      await this.sit();
-    });
-  }
-
-  mask(): Promise<Int32Array> {
-    return this.moving(async () => {
-      const seat = this.seat ?? (await this.sit());
-      const job = { op: 'mask', matcher: this.number, rollback: seat.back, accept: this.ids.slice(seat.known) } as const;
-      seat.back = 0;
-      seat.known = this.ids.length;
-      const { mask } = await seat.thread.call(job, this.grammars.maskMs);
-      if (mask === undefined) throw new InternalError('a grammar thread answered without a mask');
-      return mask;
-    });
-  }
-
-  accept(id: number): void {
-    this.ids.push(id);
-  }
-
-  rollback(count: number): void {
-    if (!Number.isInteger(count) || count < 0 || count > this.ids.length) {
-      const message = `count: expected 0 to ${this.ids.length} tokens, found ${count}`;
-      throw new InvalidArgumentError('count', message);
-    }
-    this.ids.length -= count;
-    if (this.seat === undefined || this.ids.length >= this.seat.known) return;
-    this.seat.back += this.seat.known - this.ids.length;
-    this.seat.known = this.ids.length;
-  }
-
-  close(): void {
-    this.closed = true;
-    if (this.seat === undefined) return;
-    const { thread } = this.seat;
-    this.seat = undefined;
-    thread.post({ op: 'close', matcher: this.number });
-    this.grammars.use(thread, this.key, -1);
-  }
-
-  /** Opens the matcher in a thread that has its grammar. */
-  private async sit() {
-    const thread = await this.grammars.threadOf(this.key, this.program);
-    if (this.closed) throw new DisposedError('the matcher was closed', '');
-    this.grammars.use(thread, this.key, 1);
-    this.seat = { thread, known: 0, back: 0 };
-    await thread.call({ op: 'open', matcher: this.number, key: this.key }, this.grammars.maskMs);
-    return this.seat;
-  }
-
-  /** Does something again in another thread when the thread was lost through no fault of this matcher. */
-  private async moving<T>(work: () => Promise<T>): Promise<T> {
-    for (let moves = 0; ; moves++) {
-      if (this.closed) throw new DisposedError('the matcher was closed', '');
-      try {
-        return await work();
-      } catch (error) {
-        if (error instanceof JobError) throw new InvalidArgumentError('structured', `structured: ${reasonOf(error)}`);
-        if (!(error instanceof ThreadLost)) throw error;
-        if (this.grammars.isClosed) throw new DisposedError();
-        if (moves === MAX_MOVES) throw new InternalError('the grammar threads end again and again');
-        this.seat = undefined;
-      }
-    }
-  }
-}
-
-function setupOf({ tokenizer, vocabSize, stopIds, memoryBytes }: GrammarsOptions): WorkerSetup {
-  const libraryPath = createRequire(import.meta.url).resolve('@mlc-ai/web-xgrammar');
-  const count = Math.min(tokenizer.vocabSize, vocabSize);
-  // Special tokens have no text, so no grammar allows them.
-  const bytesOf = (id: number) => (tokenizer.specialIds.has(id) ? undefined : tokenizer.bytesOf(id));
-  const offsets = new Uint32Array(new SharedArrayBuffer(4 * (count + 1)));
-  for (let id = 0; id < count; id++) offsets[id + 1] = (offsets[id] ?? 0) + (bytesOf(id)?.length ?? 0);
-  const bytes = new Uint8Array(new SharedArrayBuffer(offsets[count] ?? 0));
-  for (let id = 0; id < count; id++) bytes.set(bytesOf(id) ?? [], offsets[id]);
-  return { libraryPath, bytes, offsets, vocabSize, stopIds, memoryBytes: memoryBytes ?? MEMORY_BYTES };
-}
-
 function keyOf(program: Program): string {
   return createHash('sha256').update(JSON.stringify(program)).digest('base64');
-}
-
-/** The library's own words without the place in its source, short enough for one line. */
-function reasonOf(error: Error): string {
-  const reason = error.message.replace(/^\[(?:FATAL|WARNING)\] \S+?:\d+: /, '').replace(/^Check failed: .*? is false: /, '');
-  return reason.slice(0, 300).trim();
 }
 
 function hintOf(program: Program): string {

@@ -5,6 +5,8 @@
  */
 import { InvalidArgumentError } from '../errors.js';
 import { JsonNumber, type JsonValue } from '../json.js';
+import { boundsOf, numberRange } from './number_range.js';
+import { readRegex } from './regex.js';
 
 type Schema = Map<string, JsonValue>;
 
@@ -26,20 +28,37 @@ const TYPED: readonly (readonly [type: string, keywords: readonly string[]])[] =
   ['object', OF_OBJECT],
   ['array', OF_ARRAY],
   ['string', OF_STRING],
+  ['number', OF_NUMBER],
 ];
 
-/** The schema as the grammar library needs it; `where` names its place in errors. */
-export function readSchema(value: JsonValue, where: string): JsonValue {
+/** Stands for a range of decimals where the grammar library would write its own. */
+export const rangeMark = (index: number): string => `sigmoe decimal range ${index}`;
+
+/**
+ * The schema as the grammar library needs it; `where` names its place in errors. Ranges of decimals go to `ranges` and
+ * leave their mark in the schema.
+ */
+export function readSchema(value: JsonValue, where: string, ranges: string[]): JsonValue {
   if (typeof value === 'boolean') return value;
   if (!(value instanceof Map)) fail(where, 'expected a schema: an object, true or false');
   const schema: Schema = new Map(value);
   checkKeywords(schema, where);
 
-  for (const name of ['$defs', 'definitions']) inEach(schema, name, where);
-  for (const name of ['properties', 'patternProperties']) inEach(schema, name, where);
+  for (const name of ['$defs', 'definitions']) inEach(schema, name, where, ranges);
+  for (const name of ['properties', 'patternProperties']) inEach(schema, name, where, ranges);
+  const named = schema.get('patternProperties');
+  if (named instanceof Map) {
+    const path = `${where}.patternProperties`;
+    schema.set('patternProperties', new Map([...named].map(([name, inner]) => [readRegex(name, path, 'JSON string'), inner])));
+  }
+  const pattern = schema.get('pattern');
+  if (pattern !== undefined) {
+    if (typeof pattern !== 'string') fail(`${where}.pattern`, 'expected text');
+    schema.set('pattern', readRegex(pattern, `${where}.pattern`, 'JSON string'));
+  }
   for (const name of ['additionalProperties', 'unevaluatedProperties', 'propertyNames', 'items', 'unevaluatedItems']) {
     const inner = schema.get(name);
-    if (inner !== undefined) schema.set(name, readSchema(inner, `${where}.${name}`));
+    if (inner !== undefined) schema.set(name, readSchema(inner, `${where}.${name}`, ranges));
   }
   for (const name of ['anyOf', 'oneOf', 'allOf', 'prefixItems']) {
     const list = schema.get(name);
@@ -47,13 +66,13 @@ export function readSchema(value: JsonValue, where: string): JsonValue {
     if (!Array.isArray(list) || list.length === 0) fail(`${where}.${name}`, 'expected a list of schemas');
     schema.set(
       name,
-      list.map((inner, i) => readSchema(inner, `${where}.${name}[${i}]`)),
+      list.map((inner, i) => readSchema(inner, `${where}.${name}[${i}]`, ranges)),
     );
   }
   if (WHOLE.some((name) => schema.has(name))) return schema;
   setType(schema);
   spellOut(schema, where);
-  return schema;
+  return withRange(schema, where, ranges);
 }
 
 function checkKeywords(schema: Schema, where: string): void {
@@ -68,13 +87,8 @@ function checkKeywords(schema: Schema, where: string): void {
   const all = schema.get('allOf');
   if (Array.isArray(all) && all.length > 1) fail(where, 'allOf of more than one schema is not supported: merge them');
 
-  // The grammar's ranges of decimals let in numbers beyond their ends; its ranges of integers are exact.
-  const types = [schema.get('type')].flat();
-  const bound = OF_NUMBER.find((name) => schema.has(name));
-  if (bound === undefined) return;
-  if (!(schema.get(bound) instanceof JsonNumber)) fail(`${where}.${bound}`, 'expected a number');
-  if (types.includes('number') || !types.includes('integer')) {
-    fail(where, `${bound} is supported for type integer only: the answer could break it`);
+  for (const name of OF_NUMBER) {
+    if (schema.has(name) && !(schema.get(name) instanceof JsonNumber)) fail(`${where}.${name}`, 'expected a number');
   }
 }
 
@@ -103,16 +117,32 @@ function spellOut(schema: Schema, where: string): void {
   schema.set('required', [...new Set(names.map(escapedName))]);
 }
 
+/** The library's own ranges of decimals let in numbers beyond their ends; its ranges of integers are exact. */
+function withRange(schema: Schema, where: string, ranges: string[]): Schema {
+  const types = [schema.get('type') ?? []].flat();
+  if (!types.includes('number') || !OF_NUMBER.some((name) => schema.has(name))) return schema;
+  const { low, high } = boundsOf(schema);
+  const range = numberRange(low, high) ?? fail(where, 'no number lies between its bounds, or they have too many digits');
+  const number: Schema = new Map([['const', rangeMark(ranges.push(range) - 1)]]);
+  const others = types.filter((type) => type !== 'number' && type !== 'integer');
+  if (others.length === 0) return number;
+  const rest: Schema = new Map([...schema].filter(([name]) => !OF_NUMBER.includes(name)));
+  return new Map([['anyOf', [rest.set('type', others), number]]]);
+}
+
 /** The library writes names into its grammar as they are: those with quotes and the like must come escaped for both. */
 function escapedName(name: string): string {
   return JSON.stringify(name).slice(1, -1).replace(/["\\]/g, '\\$&');
 }
 
-function inEach(schema: Schema, name: string, where: string): void {
+function inEach(schema: Schema, name: string, where: string, ranges: string[]): void {
   const inner = schema.get(name);
   if (inner === undefined) return;
   if (!(inner instanceof Map)) fail(`${where}.${name}`, 'expected an object of schemas');
-  schema.set(name, new Map([...inner].map(([key, value]) => [key, readSchema(value, `${where}.${name}.${key.slice(0, 64)}`)])));
+  schema.set(
+    name,
+    new Map([...inner].map(([key, value]) => [key, readSchema(value, `${where}.${name}.${key.slice(0, 64)}`, ranges)])),
+  );
 }
 
 function fail(where: string, message: string): never {

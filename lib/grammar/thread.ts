@@ -30,12 +30,10 @@ export class GrammarThread {
     setup: WorkerSetup,
     private readonly onEnd: (thread: GrammarThread) => void,
   ) {
-    // The process's own flags are not meant for the thread; what the library prints is not meant for the process.
+    // The process's own flags are not meant for the thread, nor what is printed there for the process.
     const options = { eval: true, execArgv: [], workerData: setup, stdout: true, stderr: true };
     this.worker = new Worker(`(${workerMain})()`, options);
     this.worker.unref();
-    this.worker.stdout.resume();
-    this.worker.stderr.resume();
     this.worker.on('message', (reply: Reply) => this.onReply(reply));
     this.worker.on('error', (error) => this.end(new JobError(`the grammar thread failed: ${error.message}`)));
     this.worker.on('exit', () => this.end(new JobError('the grammar thread ended')));
@@ -46,6 +44,10 @@ export class GrammarThread {
     let sum = 0;
     for (const users of this.grammars.values()) sum += users;
     return sum;
+  }
+
+  get isEnded(): boolean {
+    return this.ended;
   }
 
   get isIdle(): boolean {

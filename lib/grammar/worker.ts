@@ -10,10 +10,16 @@ import type { CompiledGrammar, GrammarCompiler, GrammarMatcher } from '@mlc-ai/w
 
 /** A checked form, as the thread compiles it. */
 export type Program =
-  | { kind: 'json'; schema: string }
+  | { kind: 'json'; schema: SchemaText }
   | { kind: 'grammar'; text: string }
   | { kind: 'regex'; pattern: string }
-  | { kind: 'calls'; tools: { name: string; schema: string }[]; parallel: boolean };
+  | { kind: 'calls'; tools: { name: string; schema: SchemaText }[]; parallel: boolean };
+
+/** A schema, and the ranges of decimals that its marks (schema.ts) stand for. */
+export interface SchemaText {
+  text: string;
+  ranges: string[];
+}
 
 export type Job =
   | { op: 'compile'; key: string; program: Program }
@@ -55,7 +61,9 @@ export function workerMain(): void {
 
   // What the library prints is the reason of its aborts, and may quote a caller's schema: it is read here and goes no further.
   let said: string[] = [];
-  const listen = (...words: unknown[]) => void said.push(words.map(String).join(' ').slice(0, 2000));
+  const listen = (...words: unknown[]) => {
+    if (said.length < 100) said.push(words.map(String).join(' ').slice(0, 2000));
+  };
   Object.assign(console, { log: listen, warn: listen, error: listen });
 
   const memory = (globalThis as unknown as { WebAssembly: { Memory: { prototype: WasmMemory } } }).WebAssembly.Memory.prototype;
@@ -95,8 +103,9 @@ export function workerMain(): void {
 
   const library = load();
   let compiler: Promise<GrammarCompiler> | undefined;
-  const grammars = new Map<string, CompiledGrammar>();
-  const matchers = new Map<number, { walk: GrammarMatcher; broken?: string }>();
+  /** Each with matchers that were closed, for the next sequences: making one leaves a little memory behind. */
+  const grammars = new Map<string, { compiled: CompiledGrammar; unused: GrammarMatcher[] }>();
+  const matchers = new Map<number, { walk: GrammarMatcher; key: string; broken?: string }>();
 
   async function makeCompiler(): Promise<GrammarCompiler> {
     const { vocabSize, stopIds } = setup;
@@ -105,12 +114,25 @@ export function workerMain(): void {
   }
 
   /** Schemas become grammars without optional white space: a model cannot fill its answer with blanks. */
-  const ofSchema = (schema: string) => library.Grammar.fromJSONSchema(schema, false, -1);
+  async function ofSchema({ text, ranges }: SchemaText): Promise<string> {
+    const grammar = await library.Grammar.fromJSONSchema(text, false, -1);
+    let rules: string = grammar.toString();
+    grammar.dispose();
+    for (const [i, range] of ranges.entries()) {
+      const mark = `\\"sigmoe decimal range ${i}\\"`;
+      // A definition that nothing refers to leaves none.
+      if (!rules.includes(mark)) continue;
+      rules = `${rules.replaceAll(mark, `" decimal_range_${i} "`)}\ndecimal_range_${i} ::= ${range}`;
+    }
+    if (rules.includes('sigmoe decimal range')) throw new Error('a range of decimals was not found');
+    return rules;
+  }
 
   async function parse(program: Program) {
     switch (program.kind) {
       case 'json':
-        return ofSchema(program.schema);
+        if (program.schema.ranges.length > 0) return library.Grammar.fromEBNF(await ofSchema(program.schema));
+        return library.Grammar.fromJSONSchema(program.schema.text, false, -1);
       case 'grammar':
         return library.Grammar.fromEBNF(program.text);
       case 'regex':
@@ -118,9 +140,7 @@ export function workerMain(): void {
       case 'calls': {
         const tags = [];
         for (const { name, schema } of program.tools) {
-          const parameters = await ofSchema(schema);
-          const content = { type: 'grammar' as const, grammar: parameters.toString() };
-          parameters.dispose();
+          const content = { type: 'grammar' as const, grammar: await ofSchema(schema) };
           const begin = `<tool_call>\n{"name": ${JSON.stringify(name)}, "arguments": `;
           tags.push({ type: 'tag' as const, begin, content, end: '}\n</tool_call>' });
         }
@@ -149,17 +169,23 @@ export function workerMain(): void {
     compiler ??= makeCompiler();
     const compiled = await (await compiler).compileGrammar(grammar);
     grammar.dispose();
-    grammars.set(key, compiled);
     const walk = await library.GrammarMatcher.createGrammarMatcher(compiled);
     const first = await walk.getNextTokenBitmask();
+    if (first.some((word: number) => word !== 0)) {
+      grammars.set(key, { compiled, unused: [walk] });
+      return {};
+    }
     walk.dispose();
-    return first.some((word: number) => word !== 0) ? {} : { error: 'no text fits it' };
+    compiled.dispose();
+    return { error: 'no text fits it' };
   }
 
   async function open(matcher: number, key: string): Promise<Reply> {
-    const compiled = grammars.get(key);
-    if (compiled === undefined) return { error: 'its grammar was not compiled here' };
-    matchers.set(matcher, { walk: await library.GrammarMatcher.createGrammarMatcher(compiled) });
+    const grammar = grammars.get(key);
+    if (grammar === undefined) return { error: 'its grammar was not compiled here' };
+    const walk = grammar.unused.pop() ?? (await library.GrammarMatcher.createGrammarMatcher(grammar.compiled));
+    walk.reset();
+    matchers.set(matcher, { walk, key });
     return {};
   }
 
@@ -183,6 +209,22 @@ export function workerMain(): void {
     return allowed;
   }
 
+  function close(number: number): void {
+    const matcher = matchers.get(number);
+    if (matcher === undefined) return;
+    const { unused } = grammars.get(matcher.key) ?? {};
+    if (unused !== undefined && unused.length < 64) unused.push(matcher.walk);
+    else matcher.walk.dispose();
+    matchers.delete(number);
+  }
+
+  function forget(key: string): void {
+    const grammar = grammars.get(key);
+    for (const walk of grammar?.unused ?? []) walk.dispose();
+    grammar?.compiled.dispose();
+    grammars.delete(key);
+  }
+
   function run(job: Job): Promise<Reply> | undefined {
     switch (job.op) {
       case 'compile':
@@ -192,12 +234,10 @@ export function workerMain(): void {
       case 'mask':
         return mask(job);
       case 'close':
-        matchers.get(job.matcher)?.walk.dispose();
-        matchers.delete(job.matcher);
+        close(job.matcher);
         return undefined;
       case 'forget':
-        grammars.get(job.key)?.dispose();
-        grammars.delete(job.key);
+        forget(job.key);
         return undefined;
     }
   }
@@ -208,7 +248,7 @@ export function workerMain(): void {
     try {
       reply = await run(job);
     } catch (error) {
-      reply = { error: said.find((line) => line.includes('[FATAL]')) ?? String(error), fatal: true };
+      reply = { error: said.find((line) => line.includes('[FATAL]')) ?? `the library failed: ${String(error)}`, fatal: true };
     }
     if (reply !== undefined) parentPort?.postMessage(reply, reply.mask === undefined ? [] : [reply.mask.buffer as ArrayBuffer]);
   }

@@ -5,7 +5,7 @@ import { setTimeout as delay } from 'node:timers/promises';
 import { afterEach, beforeEach, expect, test } from 'vitest';
 import { BenchClient, type Target } from '../../lib/bench/client.js';
 import { runLoad } from '../../lib/bench/load.js';
-import { benchServe, firstModel } from '../../lib/bench/serve.js';
+import { benchServe, firstModel, untilReady } from '../../lib/bench/serve.js';
 
 type Answer = (request: IncomingMessage, response: ServerResponse, body: Record<string, unknown>) => void | Promise<void>;
 
@@ -177,6 +177,7 @@ test('a run: a check, warm-ups that do not count, then the measurement', async (
     ...options,
     target,
     requests: [request, request, request],
+    warmup: request,
     tokenizer: undefined,
   });
   expect(measured).toMatchObject({ completed: 3, failed: 0, totalInput: 15, totalOutput: 12 });
@@ -184,11 +185,13 @@ test('a run: a check, warm-ups that do not count, then the measurement', async (
   expect(seen.filter(({ url }) => url === '/v1/completions')).toHaveLength(6);
 
   answer = (_, response) => void response.writeHead(404).end('no such model');
-  await expect(benchServe({ ...options, target, requests: [request], tokenizer: undefined })).rejects.toThrow(
+  await expect(benchServe({ ...options, target, requests: [request], warmup: request, tokenizer: undefined })).rejects.toThrow(
     /\/v1\/completions did not answer a first request: status 404: no such model/,
   );
   answer = stream({ choices: [{ text: 'a' }] }, '[DONE]');
-  await expect(benchServe({ ...options, target, requests: [request], tokenizer: undefined })).rejects.toThrow(/sends no usage/);
+  await expect(benchServe({ ...options, target, requests: [request], warmup: request, tokenizer: undefined })).rejects.toThrow(
+    /sends no usage/,
+  );
 });
 
 test('an aborted run ends at once, and its requests with it', async () => {
@@ -202,6 +205,7 @@ test('an aborted run ends at once, and its requests with it', async () => {
   const run = benchServe({
     target,
     requests: [request, request],
+    warmup: request,
     requestRate: Infinity,
     burstiness: 1,
     maxConcurrency: undefined,
@@ -215,11 +219,24 @@ test('an aborted run ends at once, and its requests with it', async () => {
   await expect.poll(() => dropped, { timeout: 20_000 }).toBeGreaterThan(0);
 });
 
+test('a server that is still starting is waited for, as long as asked', async () => {
+  let asked = 0;
+  answer = (_, response) => {
+    if (++asked < 3) response.writeHead(503).end('{}');
+    else response.end('{"data": [{"id": "nano"}]}');
+  };
+  await expect(untilReady(0, () => firstModel(target))).rejects.toThrow(/status 503/);
+  expect(await untilReady(60, () => firstModel(target))).toBe('nano');
+  expect(asked).toBe(3);
+});
+
 test('the first model is found, or it is said why not', async () => {
   answer = (_, response) => void response.end('{"data": [{"id": "nano"}, {"id": "other"}]}');
   expect(await firstModel(target)).toBe('nano');
   answer = (_, response) => void response.writeHead(401).end('{}');
-  await expect(firstModel(target)).rejects.toThrow(/\/v1\/models: it lists no model; .*OPENAI_API_KEY/);
+  await expect(firstModel(target)).rejects.toThrow(/\/v1\/models: status 401: .*OPENAI_API_KEY/);
+  answer = (_, response) => void response.end('{"data": []}');
+  await expect(firstModel(target)).rejects.toThrow(/\/v1\/models: it lists no model/);
   await expect(firstModel({ ...target, baseUrl: 'http://127.0.0.1:1' })).rejects.toThrow(
     /127\.0\.0\.1:1\/v1\/models: .*ECONNREFUSED/,
   );

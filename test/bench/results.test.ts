@@ -2,12 +2,12 @@
 import { expect, test } from 'vitest';
 import type { Outcome } from '../../lib/bench/client.js';
 import { compareResults } from '../../lib/bench/compare.js';
+import { prefixCacheBetween, readCounters, speculationBetween } from '../../lib/bench/counters.js';
 import { measure } from '../../lib/bench/measurement.js';
 import { serveText, throughputText } from '../../lib/bench/report/console.js';
 import { latencyReport, serveReport } from '../../lib/bench/report/page.js';
 import { cumulative, plotSvg, ticks } from '../../lib/bench/report/plots.js';
 import { latencyResult, type ServeSetup, sglangResult, throughputResult, vllmResult } from '../../lib/bench/results.js';
-import { readSpeculation, speculationBetween } from '../../lib/bench/speculation.js';
 
 const outcome = (fields: Partial<Outcome>): Outcome => ({
   error: undefined,
@@ -51,7 +51,7 @@ const setup: ServeSetup = {
 };
 
 test('figures of the three requests', () => {
-  expect(measured).toMatchObject({ completed: 2, failed: 1, totalInput: 20, totalOutput: 6, good: 1, peakConcurrency: 2 });
+  expect(measured).toMatchObject({ completed: 2, failed: 1, totalInput: 20, totalOutput: 6, good: 1, peakConcurrency: 1 });
   expect(measured.samples).toEqual({
     ttft: [100, 1100],
     tpot: [100],
@@ -111,9 +111,9 @@ test('the result has the keys of SGLang on request', () => {
     ...family('ttft', 'p99'),
     ...family('tpot', 'p99'),
     ...family('itl', 'p95', 'p99'),
-    ...['max_itl_ms', 'concurrency', 'accept_length'],
+    ...['concurrency', 'accept_length'],
   ]);
-  expect(result).toMatchObject({ input_throughput: 10, max_itl_ms: 300, concurrency: 0.85, mean_e2e_latency_ms: 850 });
+  expect(result).toMatchObject({ input_throughput: 10, concurrency: 0.85, mean_e2e_latency_ms: 850 });
 });
 
 test('the console has the headings of vllm bench serve', () => {
@@ -160,14 +160,14 @@ test('throughput and latency have the keys of theirs', () => {
   expect(latency.percentiles).toEqual({ 10: 1.2, 25: 1.5, 50: 2, 75: 2.5, 90: 2.8, 99: 2.98 });
 });
 
-test('speculation is the difference of counters, whoever serves them', () => {
+test('speculation and prefix cache are differences of counters, whoever serves them', () => {
   const page = (drafts: number, accepted: number) => `# HELP x
 vllm:spec_decode_num_drafts_total{model_name="m"} ${drafts}
 vllm:spec_decode_num_draft_tokens_total{model_name="m"} ${drafts * 4}.0
 vllm:spec_decode_num_accepted_tokens_total{model_name="m"} ${accepted}
 vllm:spec_decode_num_accepted_tokens_per_pos_total{model_name="m",position="0"} ${accepted}
 `;
-  const between = speculationBetween(readSpeculation(page(10, 5)), readSpeculation(page(30, 35)));
+  const between = speculationBetween(readCounters(page(10, 5)), readCounters(page(30, 35)));
   expect(between).toEqual({ drafts: 20, draftTokens: 80, acceptedTokens: 30, acceptedPerPosition: [30] });
   expect(vllmResult(setup, measured, between)).toMatchObject({
     spec_decode_acceptance_rate: 37.5,
@@ -176,7 +176,11 @@ vllm:spec_decode_num_accepted_tokens_per_pos_total{model_name="m",position="0"} 
     spec_decode_per_position_acceptance_rates: [1.5],
   });
   expect(serveText(setup, measured, between)).toContain('Acceptance length:                       2.50');
-  expect(speculationBetween(undefined, readSpeculation('sigmoe:num_requests_running 1\n'))).toBeUndefined();
+  const without = readCounters('sigmoe:num_requests_running 1\n');
+  expect([speculationBetween(new Map(), without), prefixCacheBetween(new Map(), without)]).toEqual([undefined, undefined]);
+  const cache = (queries: number, hits: number) =>
+    readCounters(`sigmoe:prefix_cache_queries_total{m="n"} ${queries}\nsigmoe:prefix_cache_hits_total{m="n"} ${hits}\n`);
+  expect(prefixCacheBetween(cache(10, 1), cache(30, 6))).toEqual({ queries: 20, hits: 5 });
 });
 
 test('the report is one file without script or outside address, with a plot over concurrency', () => {
@@ -184,19 +188,24 @@ test('the report is one file without script or outside address, with a plot over
     '<b>Report</b>',
     [['command', 'a & b']],
     [
-      { maxConcurrency: 1, measured },
-      { maxConcurrency: 8, measured },
+      { maxConcurrency: 1, measured, prefixCache: { queries: 90, hits: 30 } },
+      { maxConcurrency: 8, measured, prefixCache: undefined },
     ],
   );
   expect(html).toContain('<h1>&#60;b&#62;Report&#60;/b&#62;</h1>');
   expect(html).toContain('a &#38; b');
+  expect(html).toContain('<td>30 of 90</td>');
   expect(html).not.toMatch(/<script|<link|<img|src=|href=|url\(|https?:/);
   expect(html.match(/<svg /g)).toHaveLength(8);
   expect(html).toContain('Throughput against concurrency');
   expect(html).not.toContain('NaN');
-  const one = serveReport('one', [], [{ maxConcurrency: undefined, measured }]);
+  const one = serveReport('one', [], [{ maxConcurrency: undefined, measured, prefixCache: undefined }]);
   expect(one.match(/<svg /g)).toHaveLength(5);
-  const failed = serveReport('none', [], [{ maxConcurrency: 1, measured: measure(outcomes.slice(2), 1, undefined, () => 0) }]);
+  const failed = serveReport(
+    'none',
+    [],
+    [{ maxConcurrency: 1, measured: measure(outcomes.slice(2), 1, undefined, () => 0), prefixCache: undefined }],
+  );
   expect(failed).not.toMatch(/NaN|Infinity|undefined/);
   expect(latencyReport('latency', [], [1, 2, 3], [99])).toContain('2.9800');
 });

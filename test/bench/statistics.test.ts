@@ -63,5 +63,6 @@ test('arrivals keep the rate exactly, and are as bursty as asked for', () => {
   expect(variation(1)).toBeCloseTo(1, 1);
   expect(variation(100)).toBeCloseTo(0.1, 1);
   expect(variation(0.25)).toBeGreaterThan(1.7);
+  expect(arrivalTimes(4, { requestRate: 2, burstiness: Infinity, seed: 0 })).toEqual([0.5, 1, 1.5, 2]);
   expect(arrivalTimes(3, { requestRate: Infinity, burstiness: 1, seed: 0 })).toEqual([0, 0, 0]);
 });

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "backend/registry.h"
 #include "engine/model_folder.h"
@@ -105,7 +106,7 @@ std::vector<std::string> available_paths(DType compute) {
     if (report.device != "cuda" || !wanted("cuda")) continue;
     if (report.available)
       paths.push_back("cuda");
-    else
+    else if (static bool told = false; !std::exchange(told, true))
       std::printf("cuda: skipped, %s\n", report.detail.c_str());
   }
   return paths;

@@ -19,13 +19,18 @@ export interface Stub {
   /** Requests whose client went away. */
   dropped: number;
   requiredKey: string | undefined;
+  /** Percent, while the model is said to be loading. */
+  loading: number | undefined;
 }
 
 export async function startStub(): Promise<Stub> {
   const app = fastify({ forceCloseConnections: true });
-  const stub: Stub = { app, url: '', steps: [], bodies: [], keys: [], dropped: 0, requiredKey: undefined };
+  const stub: Stub = { app, url: '', steps: [], bodies: [], keys: [], dropped: 0, requiredKey: undefined, loading: undefined };
   await app.register(pageRoutes);
-  app.get('/health', () => ({ status: 'ok' }));
+  app.get('/health', (_request, reply) => {
+    if (stub.loading === undefined) return { status: 'ok' };
+    return reply.code(503).send({ status: 'loading', stage: 'loading', percent: stub.loading });
+  });
   app.get('/version', () => ({ version: '1', disclaimer: 'Not medical <b>advice</b>.' }));
   app.get('/v1/models', (request, reply) => {
     if (stub.requiredKey === undefined || request.headers.authorization === `Bearer ${stub.requiredKey}`) {

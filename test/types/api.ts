@@ -2,6 +2,8 @@
 import {
   AbortError,
   type Chunk,
+  ClientStream,
+  createClient,
   EngineError,
   type ErrorCode,
   type GenerateResult,
@@ -13,6 +15,7 @@ import {
   type ModelInfo,
   Tokenizer,
 } from '../../lib/index.js';
+import type { ChatChoice, ChatChunkChoice } from '../../lib/openai/index.js';
 
 type Equal<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true : false;
 const same = <A, B>(_: Equal<A, B>): void => {};
@@ -41,7 +44,7 @@ export async function examples(signal: AbortSignal): Promise<void> {
   for await (const chunk of generation) same<typeof chunk, Chunk>(true);
   const result = await generation.result;
   same<typeof result, GenerateResult>(true);
-  same<typeof result.finishReason, 'stop' | 'length' | 'abort'>(true);
+  same<typeof result.finishReason, 'stop' | 'length' | 'abort' | 'deadline'>(true);
   same<typeof result.stopReason, string | number | null>(true);
 
   model.generate({ prompt: 'text' });
@@ -74,6 +77,21 @@ export async function examples(signal: AbortSignal): Promise<void> {
   new Model();
   // @ts-expect-error facts are read only
   model.info = await inspect('models/nano');
+}
+
+export async function clients(model: Model, stream: boolean): Promise<void> {
+  const client = createClient(model, { modelName: 'nano' });
+  const body = { messages: [{ role: 'user', content: 'Hi' }] };
+  const whole = await client.chat.completions.create(body);
+  same<typeof whole.choices, ChatChoice[]>(true);
+  for await (const chunk of await client.chat.completions.create({ ...body, stream: true })) {
+    same<typeof chunk.choices, ChatChunkChoice[]>(true);
+  }
+  const either = await client.chat.completions.create({ ...body, stream });
+  if (either instanceof ClientStream) same<typeof either.controller, AbortController>(true);
+  else same<typeof either.choices, ChatChoice[]>(true);
+  // @ts-expect-error a conversation is needed
+  client.chat.completions.create({ prompt: 'Hi' });
 }
 
 export async function tokenizers(): Promise<void> {

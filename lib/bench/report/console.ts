@@ -1,7 +1,8 @@
 /** What a run prints: the blocks and headings that users of `vllm bench` know. */
+
+import type { Speculation } from '../counters.js';
 import { METRIC_NAMES, type Measurement } from '../measurement.js';
 import { LATENCY_PERCENTS, type ServeSetup, vllmResult } from '../results.js';
-import type { Speculation } from '../speculation.js';
 import { mean, percentile, sorted } from '../statistics.js';
 
 /** The console block of one run, as users of `vllm bench serve` know it. */
@@ -38,8 +39,9 @@ export function serveText(setup: ServeSetup, measured: Measurement, speculation:
     row('Drafts', speculation.drafts, 0);
     row('Draft tokens', speculation.draftTokens, 0);
     row('Accepted tokens', speculation.acceptedTokens, 0);
+    if (speculation.acceptedPerPosition.length > 0) lines.push('Per-position acceptance (%):');
     speculation.acceptedPerPosition.forEach((accepted, position) => {
-      row(`  Position ${position} (%)`, (100 * accepted) / speculation.drafts, 2);
+      row(`  Position ${position}`, (100 * accepted) / speculation.drafts, 2);
     });
   }
   lines.push('='.repeat(50));

@@ -1,4 +1,5 @@
 /** The HTML report: one file that opens without a network. What was run, what came out, how the figures are defined. */
+import type { PrefixCache } from '../counters.js';
 import { METRIC_NAMES, type Measurement } from '../measurement.js';
 import { sorted, summarize } from '../statistics.js';
 import { cumulative, escapeHtml, type Plot, plotSvg } from './plots.js';
@@ -7,6 +8,7 @@ import { cumulative, escapeHtml, type Plot, plotSvg } from './plots.js';
 export interface ReportRun {
   maxConcurrency: number | undefined;
   measured: Measurement;
+  prefixCache: PrefixCache | undefined;
 }
 
 export type Facts = readonly (readonly [string, string])[];
@@ -107,8 +109,9 @@ function throughputTable(runs: readonly ReportRun[]): Table {
       'all tok/s',
       'peak output tok/s',
       'peak requests',
+      'prompt tokens cached',
     ],
-    rows: runs.map(({ maxConcurrency, measured }) => [
+    rows: runs.map(({ maxConcurrency, measured, prefixCache }) => [
       maxConcurrency === undefined ? 'no limit' : String(maxConcurrency),
       String(measured.completed),
       String(measured.failed),
@@ -118,6 +121,7 @@ function throughputTable(runs: readonly ReportRun[]): Table {
       ((measured.totalInput + measured.totalOutput) / measured.duration).toFixed(1),
       measured.peakOutputPerSecond.toFixed(0),
       String(measured.peakConcurrency),
+      prefixCache === undefined ? 'unknown' : `${prefixCache.hits} of ${prefixCache.queries}`,
     ]),
   };
 }
@@ -146,7 +150,8 @@ const SERVE_DEFINITIONS = [
   'ITL: the gaps between chunks with content. A chunk may hold several tokens (speculation, a slow reader): then TPOT is the fair figure.',
   'E2EL: from sending a request to its last chunk.',
   'Tokens are counted from the usage the server sends, not from chunks. Warm-up requests do not count. Percentiles are interpolated as numpy does.',
-  'One run is one sample: compare means of at least three, and say whether the prefix cache was on.',
+  'Prompt tokens cached: what the server found in its prefix cache during the run, by its own metrics.',
+  'One run is one sample: compare means of at least three.',
 ];
 
 const STYLE = `
@@ -158,7 +163,7 @@ body { margin: 2rem auto; max-width: 76rem; padding: 0 1.5rem; background: var(-
 h1 { font-size: 1.35rem; } h2 { font-size: 1.05rem; margin: 2rem 0 .5rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; } .scroll { overflow-x: auto; }
 th, td { padding: .25rem .9rem .25rem 0; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--soft); font-weight: 500; } .facts td, .facts th { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
+th { color: var(--soft); font-weight: 500; } .facts { width: 100%; } .facts td, .facts th { text-align: left; vertical-align: top; } .facts td { width: 100%; white-space: normal; overflow-wrap: anywhere; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1.5rem 2rem; }
 figure { margin: 0; } figcaption { font-weight: 600; font-size: .92rem; } svg { width: 100%; height: auto; }
 svg text { fill: var(--soft); font-size: 12px; } .grid { stroke: var(--line); } polyline { fill: none; stroke-width: 2; }

@@ -1,5 +1,5 @@
 /**
- * The chat page's HTML. Texts are filled in by script.ts from texts.ts: `data-text` is content, `data-label` the accessible
+ * The chat page's HTML. Texts are filled in by chat_script.ts from texts.ts: `data-text` is content, `data-label` the accessible
  * name, `data-placeholder` the placeholder. Links are relative, so the page also works below a path of a reverse proxy.
  */
 
@@ -18,6 +18,7 @@ export const markup = `<!doctype html>
   <link rel="icon" href="page/icon.svg" type="image/svg+xml">
   <link rel="stylesheet" href="page/style.css">
   <script src="page/texts.js" defer></script>
+  <script src="page/server.js" defer></script>
   <script src="page/chat.js" defer></script>
 </head>
 <body>

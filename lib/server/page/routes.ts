@@ -3,8 +3,9 @@
  * to its own server, nothing else, so not even a fault in the page could carry a conversation elsewhere.
  */
 import type { FastifyPluginAsync } from 'fastify';
+import { chatScript } from './chat_script.js';
 import { icon, markup } from './markup.js';
-import { script } from './script.js';
+import { serverScript } from './server_script.js';
 import { style } from './style.js';
 import { textsScript } from './texts.js';
 
@@ -30,7 +31,8 @@ export function pageFiles(): ReadonlyMap<string, PageFile> {
     ['/', { type: 'text/html; charset=utf-8', body: markup }],
     ['/page/style.css', { type: 'text/css; charset=utf-8', body: style }],
     ['/page/texts.js', { type: 'text/javascript; charset=utf-8', body: textsScript }],
-    ['/page/chat.js', { type: 'text/javascript; charset=utf-8', body: script }],
+    ['/page/server.js', { type: 'text/javascript; charset=utf-8', body: serverScript }],
+    ['/page/chat.js', { type: 'text/javascript; charset=utf-8', body: chatScript }],
     ['/page/icon.svg', { type: 'image/svg+xml', body: icon }],
   ]);
 }

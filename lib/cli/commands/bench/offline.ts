@@ -33,9 +33,7 @@ interface OfflineFlags extends EngineFlags {
   json?: boolean;
 }
 
-interface ThroughputFlags extends OfflineFlags, DatasetFlags {
-  inputLen?: number;
-}
+interface ThroughputFlags extends OfflineFlags, DatasetFlags {}
 
 interface LatencyFlags extends OfflineFlags {
   inputLen: number;
@@ -52,8 +50,7 @@ export function benchThroughputCommand(): Command {
     .description(
       'Answers all requests at once in this process, each to its full length. Keys are those of `vllm bench throughput`.',
     )
-    .argument('[model]', 'model folder')
-    .option('--input-len <tokens>', 'as --random-input-len', integer);
+    .argument('[model]', 'model folder');
   return addEngineFlags(addDatasetFlags(addOfflineFlags(command))).action(throughput);
 }
 
@@ -86,8 +83,7 @@ function addOfflineFlags(command: Command): Command {
 
 async function throughput(folder: string | undefined, flags: ThroughputFlags): Promise<void> {
   await withModel(folder, flags, async (model, signal) => {
-    const dataset = { ...flags, randomInputLen: flags.inputLen ?? flags.randomInputLen };
-    const requests = await readDataset(dataset, model.tokenizer);
+    const { requests } = await readDataset(flags, model.tokenizer);
     const bar = progress('requests');
     try {
       const onDone = (done: number) => bar.update(done, requests.length, '');

@@ -14,6 +14,7 @@ import {
   sglangResult,
   stamp,
   type Target,
+  untilReady,
   vllmResult,
 } from '../../../bench/index.js';
 import { Tokenizer } from '../../../index.js';
@@ -22,7 +23,7 @@ import { integer as grouped, json } from '../../format.js';
 import { interruptible } from '../../interrupt.js';
 import { progress } from '../../progress.js';
 import { dim, note, write } from '../../terminal.js';
-import { addDatasetFlags, atLeast, type DatasetFlags, positive, readDataset } from './dataset.js';
+import { addDatasetFlags, atLeast, type DatasetFlags, lengthsOf, positive, readDataset } from './dataset.js';
 import { appendLine, commandLine, save } from './files.js';
 import { addServeFlags, type ServeFlags } from './serve_flags.js';
 
@@ -40,25 +41,34 @@ async function serve(flags: ServeFlags): Promise<void> {
   check(flags);
   await interruptible(async (signal) => {
     const server = {
-      baseUrl: (flags.baseUrl ?? `http://${flags.host}:${flags.port}`).replace(/\/+$/, ''),
+      baseUrl: (flags.baseUrl ?? `http://${flags.host.includes(':') ? `[${flags.host}]` : flags.host}:${flags.port}`).replace(
+        /\/+$/,
+        '',
+      ),
       headers: { ...keyHeader(), ...flags.header },
       insecure: flags.insecure === true,
     };
-    const model = flags.model ?? (await firstModel(server, signal));
+    const waitSeconds = flags.readyCheckTimeoutSec;
+    // A server that was told its model may list none, as long as it need not be waited for.
+    const asked = flags.model === undefined || waitSeconds > 0;
+    const listed = asked ? await untilReady(waitSeconds, () => firstModel(server, signal), signal) : '';
+    const model = flags.model ?? listed;
     const tokenizerFolder = flags.tokenizer ?? ((await isFolder(model)) ? model : undefined);
     const tokenizer = tokenizerFolder === undefined ? undefined : await Tokenizer.load(tokenizerFolder);
-    const requests = await readDataset(flags, tokenizer);
     const chat = flags.backend === 'openai-chat';
     const endpoint = flags.endpoint ?? (chat ? '/v1/chat/completions' : '/v1/completions');
     const target: Target = { ...server, endpoint, api: chat ? 'chat' : 'completions', model, body: extraFields(flags) };
     const requestRate = flags.requestRate ?? Infinity;
     const runs: { setup: ServeSetup; run: ServeRun }[] = [];
-    for (const maxConcurrency of flags.maxConcurrency ?? [undefined]) {
+    for (const [index, maxConcurrency] of (flags.maxConcurrency ?? [undefined]).entries()) {
+      // Other random prompts for every run: none finds those of the one before it in the prefix cache.
+      const { requests, warmup } = await readDataset({ ...flags, seed: flags.seed + index }, tokenizer);
       const bar = progress(maxConcurrency === undefined ? 'requests' : `concurrency ${maxConcurrency}`);
       try {
         const run = await benchServe({
           target,
           requests,
+          warmup,
           requestRate,
           burstiness: flags.burstiness,
           seed: flags.seed,
@@ -100,8 +110,10 @@ async function isFolder(path: string): Promise<boolean> {
   );
 }
 
-function extraFields({ ignoreEos, temperature, topP, topK, minP, extraBody }: ServeFlags): Record<string, unknown> {
-  const given = { ignore_eos: ignoreEos, temperature, top_p: topP, top_k: topK, min_p: minP };
+function extraFields({ datasetName, temperature, topP, topK, minP, extraBody, ...flags }: ServeFlags): Record<string, unknown> {
+  // Random text is continued by random text: without this, answers end anywhere.
+  const ignoreEos = flags.ignoreEos ?? (datasetName === 'random' ? true : undefined);
+  const given = { ignore_eos: ignoreEos || undefined, temperature, top_p: topP, top_k: topK, min_p: minP };
   return { ...Object.fromEntries(Object.entries(given).filter(([, value]) => value !== undefined)), ...extraBody };
 }
 
@@ -113,6 +125,8 @@ function setupOf(
 ): ServeSetup {
   return {
     ...flags,
+    randomInputLen: flags.inputLen ?? flags.randomInputLen,
+    randomOutputLen: flags.outputLen ?? flags.randomOutputLen,
     date: new Date(),
     requestRate: flags.requestRate ?? Infinity,
     metadata: flags.metadata ?? {},
@@ -149,7 +163,7 @@ async function report(flags: ServeFlags, target: Target, runs: readonly { setup:
     ['command', commandLine()],
     ...Object.entries(flags.metadata ?? {}),
   ];
-  const pages = runs.map(({ setup, run }) => ({ maxConcurrency: setup.maxConcurrency, measured: run.measured }));
+  const pages = runs.map(({ setup, run }) => ({ ...run, maxConcurrency: setup.maxConcurrency }));
   await save(flags.html, serveReport(`Serving benchmark of ${target.model}`, facts, pages));
   note(dim(`report: ${flags.html}`));
 }
@@ -160,9 +174,10 @@ function rateFact({ requestRate = Infinity, burstiness }: ServeFlags): string {
 
 function datasetFact(flags: DatasetFlags): string {
   const { datasetName, numPrompts } = flags;
-  if (datasetName !== 'random') return `${datasetName}, ${numPrompts} requests of at most ${flags.outputLen} tokens out`;
+  const { inputLen, outputLen } = lengthsOf(flags);
+  if (datasetName !== 'random') return `${datasetName}, ${numPrompts} requests of at most ${outputLen} tokens out`;
   const prefix = flags.randomPrefixLen > 0 ? ` after ${flags.randomPrefixLen} shared` : '';
-  return `random, ${numPrompts} requests of ${flags.randomInputLen} tokens in${prefix}, ${flags.randomOutputLen} out`;
+  return `random, ${numPrompts} requests of ${inputLen} tokens in${prefix}, ${outputLen} out`;
 }
 
 // Lines where there are several results or the format is one of lines, else one object.

@@ -14,6 +14,7 @@ export interface ServeFlags extends DatasetFlags {
   tokenizer?: string;
   header?: Record<string, string>;
   insecure?: boolean;
+  readyCheckTimeoutSec: number;
   requestRate?: number;
   burstiness: number;
   maxConcurrency?: number[];
@@ -55,14 +56,16 @@ export function addServeFlags(command: Command): Command {
     .option('--model <id>', 'default: the first one that the server lists')
     .option('--tokenizer <folder>', 'folder with the tokenizer.json of the model; default: the model, where it is a folder')
     .option('--header <name=value...>', 'headers of every request', pairs)
+    .option('--ready-check-timeout-sec <s>', 'how long to wait for a server that is still starting', number, 0)
     .option('--insecure', 'accept a certificate that cannot be verified')
     .optionsGroup('Load:')
-    .option('--request-rate <n>', 'requests a second; default: inf, all at once', requestRate)
-    .option('--burstiness <shape>', 'of the gamma distribution of arrivals; 1: Poisson, less: burstier', number, 1)
+    .option('--request-rate <n>', 'requests a second; default: inf, all at once', rate)
+    .option('--burstiness <shape>', 'of the gamma distribution of arrivals; 1: Poisson, less: burstier, inf: even', rate, 1)
     .option('--max-concurrency <n,...>', 'requests under way at once; a list measures one after the other', concurrencies)
     .option('--num-warmups <n>', 'requests before those that count', integer, 0)
     .optionsGroup('Request:')
-    .option('--ignore-eos', 'every answer to its full length (an extra of vLLM and sigmoe)')
+    .option('--ignore-eos', 'every answer to its full length (an extra of vLLM and sigmoe); the default of random prompts')
+    .option('--no-ignore-eos', 'answers may end by themselves')
     .option('--temperature <n>', '', number)
     .option('--top-p <n>', '', number)
     .option('--top-k <n>', '', number)
@@ -103,7 +106,7 @@ function pairs(text: string, before: Record<string, string> = {}): Record<string
   return { ...before, [text.slice(0, at)]: text.slice(at + 1) };
 }
 
-function requestRate(text: string): number {
+function rate(text: string): number {
   return text === 'inf' ? Infinity : number(text);
 }
 
@@ -150,6 +153,7 @@ function goodput(text: string, before: Goodput = {}): Goodput {
       throw new InvalidArgumentError('Write targets as metric:ms, of ttft, tpot and e2el.');
     }
     targets[metric] = number(value);
+    if (!(number(value) >= 0)) throw new InvalidArgumentError(`${JSON.stringify(value)} is no time in ms.`);
   }
   return targets;
 }

@@ -1,14 +1,12 @@
 /**
- * The chat page's program, as text for the browser. It speaks /v1/chat/completions as any client does. Whatever comes from
- * the server becomes text nodes, never HTML. The conversation lives in this script's memory, the API key in sessionStorage.
+ * The chat page's program, as text for the browser: the conversation and what is shown of it. Whatever comes from the server
+ * becomes text nodes, never HTML. The conversation lives in this script's memory alone.
  */
 
-export const script = String.raw`'use strict';
+export const chatScript = `'use strict';
 (() => {
   const $ = (id) => document.getElementById(id);
-  const KEY = 'sigmoe.key';
   const NEAR_END_PX = 80;
-  const RETRY_MS = 1000;
   const SAMPLING = { temperature: 'temperature', topP: 'top_p', topK: 'top_k', maxTokens: 'max_tokens', seed: 'seed' };
 
   let language = (navigator.language || 'en').toLowerCase().startsWith('zh') ? 'zh' : 'en';
@@ -49,86 +47,39 @@ export const script = String.raw`'use strict';
 
   // ---- the server --------------------------------------------------------------------------------------------------
 
-  function headers(extra) {
-    const key = $('key').value.trim();
-    return key === '' ? extra : Object.assign({ authorization: 'Bearer ' + key }, extra);
-  }
-
-  async function failureOf(response) {
-    if (response.status === 401) {
-      openSettings(true);
-      return say('needsKey');
-    }
-    try {
-      const { error } = await response.json();
-      return String(error.message);
-    } catch {
-      return say('failed') + ' ' + response.status;
-    }
-  }
-
-  // Who answers, and what its operator wants every reader to know. Waits for a model that is still loading.
   async function introduce() {
-    for (;;) {
-      let health;
-      try {
-        health = await fetch('health');
-      } catch {
-        return problem(say('unreachable'));
-      }
-      if (health.status !== 503) break;
-      const { percent } = await health.json().catch(() => ({}));
-      problem(say('loading') + (Number.isFinite(percent) ? ' (' + Math.floor(percent) + '%)' : '…'));
-      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
-    }
     try {
-      const [models, version] = await Promise.all([
-        fetch('v1/models', { headers: headers({}) }),
-        fetch('version', { headers: headers({}) }),
-      ]);
-      if (!models.ok) return problem(await failureOf(models));
-      model = (await models.json()).data[0].id;
+      await server.ready((percent) => {
+        problem(say('loading') + (Number.isFinite(percent) ? ' (' + Math.floor(percent) + '%)' : '…'));
+      });
+      const facts = await server.facts();
+      model = facts.model;
       $('model').textContent = model;
-      const disclaimer = version.ok ? (await version.json()).disclaimer : undefined;
-      $('disclaimer').textContent = typeof disclaimer === 'string' ? disclaimer : '';
+      $('disclaimer').textContent = facts.disclaimer || '';
       $('disclaimer').hidden = $('disclaimer').textContent === '';
+      $('system').placeholder = facts.systemPrompt || '';
       problem('');
-    } catch {
-      problem(say('unreachable'));
+    } catch (error) {
+      problem(explain(error));
     }
+  }
+
+  function explain(error) {
+    if (error.text === 'needsKey') openSettings(true);
+    return error.text ? say(error.text) + error.detail : error.message;
   }
 
   function requestBody() {
     const system = $('system').value.trim();
     const messages = conversation.filter((turn) => turn.content !== '').map(({ role, content }) => ({ role, content }));
     const body = {
-      model,
+      model: model || undefined,
       messages: system === '' ? messages : [{ role: 'system', content: system }].concat(messages),
       stream: true,
       stream_options: { include_usage: true, continuous_usage_stats: true },
     };
     for (const [id, name] of Object.entries(SAMPLING)) if ($(id).value !== '') body[name] = Number($(id).value);
     return body;
-  }
-
-  // The JSON of each event as it arrives; ends at [DONE].
-  async function* events(response) {
-    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
-    let rest = '';
-    for (;;) {
-      const { value, done } = await reader.read();
-      if (done) throw new Error(say('broken'));
-      const lines = (rest + value).split('\n');
-      rest = lines.pop();
-      for (const line of lines) {
-        if (!line.startsWith('data:')) continue;
-        const data = line.slice(5).trim();
-        if (data === '[DONE]') return;
-        const event = JSON.parse(data);
-        if (event.error) throw new Error(event.error.message);
-        yield event;
-      }
-    }
   }
 
   // ---- one answer --------------------------------------------------------------------------------------------------
@@ -141,26 +92,19 @@ export const script = String.raw`'use strict';
     showRunning();
     const started = performance.now();
     try {
-      const response = await fetch('v1/chat/completions', {
-        method: 'POST',
-        headers: headers({ 'content-type': 'application/json' }),
-        body: JSON.stringify(body),
-        signal: controller.signal,
-      });
-      if (!response.ok) throw new Error(await failureOf(response));
-      for await (const event of events(response)) take(turn, event, performance.now() - started);
+      for await (const chunk of server.chat(body, controller.signal)) take(turn, chunk, performance.now() - started);
     } catch (error) {
       if (controller.signal.aborted) turn.ended = 'stopped';
-      else fail(turn, error instanceof TypeError ? say(turn.content === '' ? 'unreachable' : 'broken') : error.message);
+      else fail(turn, explain(error));
     }
     if (running !== controller) return; // a new conversation was begun meanwhile
     running = null;
     finish(turn);
   }
 
-  function take(turn, event, elapsed) {
-    if (event.usage) turn.tokens = event.usage.completion_tokens;
-    const choice = event.choices[0];
+  function take(turn, chunk, elapsed) {
+    if (chunk.usage) turn.tokens = chunk.usage.completion_tokens;
+    const choice = chunk.choices[0];
     if (!choice) return;
     const delta = choice.delta;
     const reasoning = delta.reasoning || delta.reasoning_content || '';
@@ -361,11 +305,11 @@ export const script = String.raw`'use strict';
   $('theme').addEventListener('click', switchTheme);
   $('toggle-settings').addEventListener('click', () => openSettings($('settings').hidden));
   $('key').addEventListener('change', () => {
-    sessionStorage.setItem(KEY, $('key').value.trim());
+    server.key = $('key').value.trim();
     introduce();
   });
 
-  $('key').value = sessionStorage.getItem(KEY) || '';
+  $('key').value = server.key;
   setLanguage(language);
   grow();
   introduce();
