@@ -6,14 +6,18 @@
 namespace sigmoe {
 namespace {
 
-constexpr double kBlend = 1.0 / 32;         // weight of a new measurement
-constexpr double kMostSurprise = 1.5;       // a measurement counts as at most this much off: other programs run too
+constexpr double kBlend = 1.0 / 32;  // weight of a new measurement
+// What a measurement counts as, at most: stalls by other programs only ever add time, and add without bound.
+constexpr double kLeastRatio = 0.6, kMostRatio = 1.2;
+constexpr int kUnsettled = 4;               // first measurements of a size, of which the shortest counts
+constexpr int kSettled = 24;                // measurements of a size that is known well
 constexpr float kOwnBlend = 1.0f / 16;      // of a sequence's own drafts
 constexpr float kCommonBlend = 1.0f / 128;  // of everybody's
 constexpr float kFirstRate = 0.6f;          // what is hoped of a draft before any was seen
 constexpr double kLeastGain = 1.03;         // drafting must promise this much more than plain decoding
 constexpr double kTrialShare = 0.01;        // of the time, for drafts that are not expected to pay
 constexpr double kLeastSpread = 1.25;       // of sizes, before the cost of a row can be told from noise
+constexpr int kPlainEvery = 32;             // drafting steps before one goes without drafts
 constexpr int kSteady = 32;                 // drafting steps before one goes a place deeper, to see what that is worth
 constexpr int kLeastPatience = 8, kMostPatience = 1024;
 constexpr int kFollowOneIn = 8;  // new sequences, while drafting does not pay
@@ -26,25 +30,31 @@ int CostBySize::index_of(int size) {
   return std::min(kPoints - 1, 8 + static_cast<int>(std::log(size / 8.0) / std::log(1.2)));
 }
 
-// A machine that slows down does so for all sizes: a surprise at one of them moves the others a little too.
+// A machine that slows down does so for all sizes: a surprise at one of them moves the others a little too. And more never
+// costs less: what a size was just seen to cost bounds the smaller ones, or drafting that looked cheap beside a plain step
+// wrongly held to be dear would go on for ever.
 void CostBySize::observe(int size, double ms) {
   Point& point = points_[index_of(size)];
-  if (point.n == 0) {
-    point = {static_cast<double>(size), ms, 1};
-    return;
+  if (point.n < kUnsettled) {
+    point = {static_cast<double>(size), point.n == 0 ? ms : std::min(ms, point.ms), point.n + 1};
+  } else {
+    const double ratio = std::clamp(ms / point.ms, kLeastRatio, kMostRatio);
+    for (Point& other : points_)
+      if (&other != &point) other.ms *= 1 + (ratio - 1) * kBlend / 4;
+    point.ms *= 1 + (ratio - 1) * std::max(kBlend, 2.0 / ++point.n);
+    point.size += (size - point.size) * kBlend;
   }
-  const double ratio = std::clamp(ms / point.ms, 1 / kMostSurprise, kMostSurprise);
-  const double blend = std::max(kBlend, 1.0 / ++point.n);
   for (Point& other : points_)
-    if (other.n > 0 && &other != &point) other.ms *= 1 + (ratio - 1) * kBlend / 4;
-  point.ms *= 1 + (ratio - 1) * blend;
-  point.size += (size - point.size) * blend;
+    if (other.n > 0 && other.size < point.size) other.ms = std::min(other.ms, point.ms);
 }
 
+// Sizes seen rarely count only where no two are known well.
 double CostBySize::at(int size) const {
+  const auto n_known = std::count_if(points_.begin(), points_.end(), [](const Point& point) { return point.n >= kSettled; });
+  const int least_n = n_known >= 2 ? kSettled : 1;
   const Point *first = nullptr, *last = nullptr, *below = nullptr, *above = nullptr;
   for (const Point& point : points_) {
-    if (point.n == 0) continue;
+    if (point.n < least_n) continue;
     if (!first) first = &point;
     last = &point;
     if (point.size <= size) below = &point;
@@ -111,6 +121,10 @@ void DepthControl::choose(std::vector<DraftCandidate>& candidates, int n_rows) {
     candidate.depth = adaptive_ ? 0 : candidate.most;
   }
   if (!adaptive_ || candidates.empty()) return;
+  if (++n_since_plain_ > kPlainEvery) {  // what a step without drafts costs changes too
+    n_since_plain_ = 0;
+    return;
+  }
   const double plain = try_depth(candidates, n_rows, 0, 0).rate();
   double best = plain * kLeastGain;
   int best_depth = 0;
@@ -120,6 +134,7 @@ void DepthControl::choose(std::vector<DraftCandidate>& candidates, int n_rows) {
   }
   try_depth(candidates, n_rows, best_depth, plain);
   paying_ += ((best_depth > 0 ? 1.0 : 0.0) - paying_) * kCommonBlend;
+  int n_drafting = 0;
   for (DraftCandidate& candidate : candidates) {
     DraftRecord& record = *candidate.record;
     record.on_trial = candidate.depth == 0 && candidate.most > 0 && ++record.n_idle >= patience(record, n_rows);
@@ -129,7 +144,9 @@ void DepthControl::choose(std::vector<DraftCandidate>& candidates, int n_rows) {
       ++candidate.depth;
       record.n_steady = 0;
     }
+    n_drafting += candidate.depth > 0;
   }
+  if (n_drafting == 0) n_since_plain_ = 0;
 }
 
 // Idle steps before a sequence's next trial. A trial goes on while its drafts come true, so that it lasts long enough to change

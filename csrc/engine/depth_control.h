@@ -78,7 +78,7 @@ class DepthControl {
   CostBySize steps_, passes_;
   std::array<float, kMaxDraftDepth> rate_;  // over all sequences
   double paying_ = 1.0;                     // share of recent choices in which drafting paid
-  int n_unfollowed_ = 0;
+  int n_unfollowed_ = 0, n_since_plain_ = 0;
 };
 
 }  // namespace sigmoe

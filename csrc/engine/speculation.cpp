@@ -23,7 +23,10 @@ void Speculation::begin(Generation& generation) {
 
 // Rows of prompts are read right after the step, and lie in the order of the step behind the rings.
 void Speculation::place_features(const std::vector<Chunk>& chunks, StepInputs& inputs) const {
-  if (!drafter_->reads_features()) return;
+  const auto is_followed = [](const Chunk& chunk) {
+    return chunk.sequence->samples && static_cast<Generation*>(chunk.sequence)->drafting.followed;
+  };
+  if (!drafter_->reads_features() || std::none_of(chunks.begin(), chunks.end(), is_followed)) return;
   inputs.feature_rows.reserve(inputs.n_tokens());
   for (const Chunk& chunk : chunks) {
     const int32_t staged = n_ring_rows_ + static_cast<int32_t>(inputs.feature_rows.size());

@@ -73,10 +73,14 @@ void CpuBackend::sample(const SampleArgs& args) {
 
 void CpuBackend::copy_rows(const float* from, const int32_t* from_ids, int64_t from_stride, float* to, const int32_t* to_ids,
                            int64_t to_stride, int n_rows, int width) {
-  pool_.parallel_for(n_rows, [&](int64_t i, int) {
-    std::memcpy(to + (to_ids ? to_ids[i] : i) * to_stride, from + (from_ids ? from_ids[i] : i) * from_stride,
-                static_cast<size_t>(width) * sizeof(float));
-  });
+  // Waking the others costs more than a decode step's rows.
+  constexpr int64_t kBytesAlone = 256 << 10;
+  const size_t row_bytes = static_cast<size_t>(width) * sizeof(float);
+  const auto copy = [&](int64_t i, int) {
+    std::memcpy(to + (to_ids ? to_ids[i] : i) * to_stride, from + (from_ids ? from_ids[i] : i) * from_stride, row_bytes);
+  };
+  if (n_rows * static_cast<int64_t>(row_bytes) > kBytesAlone) return pool_.parallel_for(n_rows, copy);
+  for (int64_t i = 0; i < n_rows; ++i) copy(i, 0);
 }
 
 std::unique_ptr<Backend> create_cpu_backend(const BackendOptions& options) {

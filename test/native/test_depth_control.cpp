@@ -104,6 +104,27 @@ TEST_CASE("depth control: fixed depth drafts what it may; new sequences are foll
   CHECK(n == 10);
 }
 
+TEST_CASE("depth control: stalls of the machine, the first step among them, do not make it draft what never comes true") {
+  for (uint32_t seed = 0; seed < 20; ++seed) {
+    CAPTURE(seed);
+    DepthControl control(5, true);
+    std::mt19937 random(seed);
+    DraftRecord record = control.begin();
+    int n_drafted = 0, depth = 0;
+    for (int step = 0; step < 2000; ++step) {
+      const double stall = step == 0 || random() % 10 == 0 ? 1 + random() % 30 : 1;
+      control.observe_drafts(record, depth, 0);
+      control.observe_step(1 + depth, (0.2 + 0.1 * depth) * stall);
+      std::vector<DraftCandidate> candidates{{&record, 5}};
+      control.choose(candidates, 1);
+      depth = candidates[0].depth;
+      n_drafted += depth > 0;
+      if (depth > 0) control.observe_drafting(1, depth, 0.05 * depth);
+    }
+    CHECK(n_drafted < 100);
+  }
+}
+
 TEST_CASE("depth control: costs by size are followed, interpolated, and survive a stall of the machine") {
   CostBySize cost;
   CHECK(cost.at(5) == 0.0);
