@@ -76,7 +76,7 @@ void CpuBackend::copy_rows(const float* from, const int32_t* from_ids, int64_t f
   // Waking the others costs more than a decode step's rows.
   constexpr int64_t kBytesAlone = 256 << 10;
   const size_t row_bytes = static_cast<size_t>(width) * sizeof(float);
-  const auto copy = [&](int64_t i, int) {
+  auto copy = [&](int64_t i, int) {
     std::memcpy(to + (to_ids ? to_ids[i] : i) * to_stride, from + (from_ids ? from_ids[i] : i) * from_stride, row_bytes);
   };
   if (n_rows * static_cast<int64_t>(row_bytes) > kBytesAlone) return pool_.parallel_for(n_rows, copy);
