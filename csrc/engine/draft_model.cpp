@@ -23,12 +23,12 @@ struct ModelDrafter::Pass {
     positions.push_back(static_cast<int32_t>(position));
     next_ids.push_back(next_id);
   }
-  void add_tables(const std::vector<DraftTask>& tasks, size_t n_tasks) {
+  void add_tables(std::span<const DraftTask> tasks) {
     constexpr int kWidthStep = 8;  // as in step_builder.cpp
-    for (size_t b = 0; b < n_tasks; ++b) max_pages = std::max(max_pages, static_cast<int>(tasks[b].sequence->pages.size()));
+    for (const DraftTask& task : tasks) max_pages = std::max(max_pages, static_cast<int>(task.sequence->pages.size()));
     max_pages = (max_pages + kWidthStep - 1) / kWidthStep * kWidthStep;
-    page_tables.assign(n_tasks * max_pages, 0);
-    for (size_t b = 0; b < n_tasks; ++b)
+    page_tables.assign(tasks.size() * max_pages, 0);
+    for (size_t b = 0; b < tasks.size(); ++b)
       std::copy(tasks[b].sequence->pages.begin(), tasks[b].sequence->pages.end(), page_tables.begin() + b * max_pages);
   }
 };
@@ -51,42 +51,55 @@ ModelDrafter::ModelDrafter(RankRunner& target, const DrafterLimits& limits, int6
 void ModelDrafter::draft(std::vector<DraftTask>& tasks, DraftTrace* trace) {
   // Those that go deepest first: every pass is over the first few.
   std::stable_sort(tasks.begin(), tasks.end(), [](const DraftTask& a, const DraftTask& b) { return a.depth > b.depth; });
+  for (size_t first = 0; first < tasks.size();) first = take_in(tasks, first, trace);
   const auto n_deeper = [&](int depth) {
-    return static_cast<int>(
+    return static_cast<size_t>(
         std::count_if(tasks.begin(), tasks.end(), [&](const DraftTask& task) { return task.depth > depth; }));
   };
-  Pass first;
-  for (const DraftTask& task : tasks) {
-    for (int64_t p = task.begin; p < task.end; ++p) {
-      first.add(p, task.sequence->tokens[p + 1]);
-      first.feature_rows.push_back(task.feature_row(p));
-    }
-    first.seq_offsets.push_back(static_cast<int32_t>(first.positions.size()));
-    if (task.depth > 0) first.last_rows.push_back(first.seq_offsets.back() - 1);
-  }
-  if (first.positions.empty()) return;
-  SIGMOE_CHECK(static_cast<int64_t>(first.positions.size()) <= limits_.max_rows, "a drafting pass of too many rows");
-  first.add_tables(tasks, tasks.size());
-  run_pass(first, true, trace);
-  int n = n_deeper(0);
-  if (n == 0) return;
-  const auto* last_rows = reinterpret_cast<const int32_t*>(input_.as<std::byte>() + last_rows_at_);
-  append_drafts(tasks, n, last_rows, trace);
-  if (n_deeper(1) == 0) return;
-  // The rows that go on move together.
   const int width = static_cast<int>(width_);
-  backend_.copy_rows(state(), last_rows, width_, hidden_.as<float>(), nullptr, width_, n, width);
-  backend_.copy_rows(hidden_.as<float>(), nullptr, width_, state(), nullptr, width_, n, width);
+  size_t n = n_deeper(1);
+  backend_.copy_rows(hidden_.as<float>(), nullptr, width_, state(), nullptr, width_, static_cast<int>(n), width);
   for (int depth = 1; (n = n_deeper(depth)) > 0; ++depth) {
+    const std::span<DraftTask> going_on(tasks.data(), n);
     Pass next;
-    for (int b = 0; b < n; ++b) {
-      next.add(tasks[b].end - 1 + depth, tasks[b].drafts.back());
-      next.seq_offsets.push_back(b + 1);
+    for (const DraftTask& task : going_on) {
+      next.add(task.end - 1 + depth, task.drafts.back());
+      next.seq_offsets.push_back(static_cast<int32_t>(next.positions.size()));
     }
-    next.add_tables(tasks, n);
+    next.add_tables(going_on);
     run_pass(next, false, trace);
-    append_drafts(tasks, n, nullptr, trace);
+    append_drafts(going_on, nullptr, trace);
   }
+}
+
+// The true features of as many tasks from `first` on as fit a pass, and the first draft of those that want any; returns the
+// first task that did not fit. hidden_ then holds the hidden states behind which the second draft is made, by task.
+size_t ModelDrafter::take_in(std::vector<DraftTask>& tasks, size_t first, DraftTrace* trace) {
+  Pass pass;
+  size_t end = first, n_drafting = 0;
+  for (; end < tasks.size(); ++end) {
+    const DraftTask& task = tasks[end];
+    const auto n_rows = static_cast<int64_t>(pass.positions.size()) + task.end - task.begin;
+    if (n_rows > limits_.max_rows && end > first) break;
+    SIGMOE_CHECK(n_rows <= limits_.max_rows, "a drafting pass of too many rows");
+    for (int64_t p = task.begin; p < task.end; ++p) {
+      pass.add(p, task.sequence->tokens[p + 1]);
+      pass.feature_rows.push_back(task.feature_row(p));
+    }
+    pass.seq_offsets.push_back(static_cast<int32_t>(pass.positions.size()));
+    if (task.depth == 0) continue;
+    pass.last_rows.push_back(pass.seq_offsets.back() - 1);
+    ++n_drafting;
+  }
+  if (pass.positions.empty()) return end;
+  pass.add_tables(std::span(tasks).subspan(first, end - first));
+  run_pass(pass, true, trace);
+  if (n_drafting == 0) return end;
+  const auto* last_rows = reinterpret_cast<const int32_t*>(input_.as<std::byte>() + last_rows_at_);
+  append_drafts(std::span(tasks).subspan(first, n_drafting), last_rows, trace);
+  backend_.copy_rows(state(), last_rows, width_, hidden_.as<float>() + first * width_, nullptr, width_,
+                     static_cast<int>(n_drafting), static_cast<int>(width_));
+  return end;
 }
 
 void ModelDrafter::run_pass(const Pass& pass, bool takes_features, DraftTrace* trace) {
@@ -111,9 +124,9 @@ void ModelDrafter::run_pass(const Pass& pass, bool takes_features, DraftTrace* t
   forward(batch, at(next_ids));
 }
 
-// The most likely token of each of the first n_tasks tasks; its row of the pass is row_ids[task], or the task's own number.
-void ModelDrafter::append_drafts(std::vector<DraftTask>& tasks, int n_tasks, const int32_t* row_ids, DraftTrace* trace) {
-  const int at_once = std::min(kHeadRows, limits_.max_seqs);
+// The most likely token of each task; its row of the pass is row_ids[task], or the task's own number.
+void ModelDrafter::append_drafts(std::span<DraftTask> tasks, const int32_t* row_ids, DraftTrace* trace) {
+  const int at_once = std::min(kHeadRows, limits_.max_seqs), n_tasks = static_cast<int>(tasks.size());
   drafted_.resize(n_tasks);
   if (trace) trace->logits.emplace_back(n_tasks * vocab_size_);
   for (int first = 0; first < n_tasks; first += at_once) {

@@ -2,6 +2,7 @@
 // hidden states, a pass per draft over all sequences. What EAGLE3 and MTP differ in is their layer.
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "engine/drafter.h"
@@ -33,11 +34,12 @@ class ModelDrafter : public Drafter {
  private:
   struct Pass;
   void run_pass(const Pass& pass, bool takes_features, DraftTrace* trace);
-  void append_drafts(std::vector<DraftTask>& tasks, int n_tasks, const int32_t* row_ids, DraftTrace* trace);
+  size_t take_in(std::vector<DraftTask>& tasks, size_t first, DraftTrace* trace);
+  void append_drafts(std::span<DraftTask> tasks, const int32_t* row_ids, DraftTrace* trace);
 
   DrafterLimits limits_;
   int64_t vocab_size_, width_;
-  DeviceBuffer hidden_;  // (sequences, D) between the first pass and the second
+  DeviceBuffer hidden_;  // (sequences, D) behind which the second draft is made
   DeviceBuffer logits_, tokens_, greedy_rows_;
   DeviceBuffer input_;       // what a pass uploads, in one piece
   size_t last_rows_at_ = 0;  // bytes into it

@@ -50,9 +50,8 @@ class Drafter {
 struct DraftFolder;
 struct DraftWeights;
 
-// What a draft model's pass may hold: rows of prompts and the feature rings of all sequences.
 struct DrafterLimits {
-  int64_t max_rows = 0;
+  int64_t max_rows = 0;  // of a pass: at least what a step takes of one sequence, and as many as a step has sequences
   int max_seqs = 0;
   int64_t n_positions = 0, n_pages = 0;
 };

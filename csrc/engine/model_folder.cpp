@@ -264,6 +264,7 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
   loaded.prefix_cache = options.prefix_cache;
   MemoryPlan plan;
   DraftWeights draft_weights;
+  const int64_t most_rows = std::max<int64_t>(options.max_batched_tokens, Speculation::kRingRows);  // of a draft's pass
   const auto make_rank = [&](int rank, Comm* comm) {
     auto backend = create_backend(device, backend_options(options));
     const uint64_t free_before = backend->free_bytes();
@@ -299,7 +300,7 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
     if (drafting.reads_features()) {
       limits.features.n_rows = Speculation::n_feature_rows(options.max_num_seqs, options.max_batched_tokens);
       if (drafting.folder) limits.features.layers = drafting.folder->config.feature_layers;
-      if (drafting.method == "mtp") limits.max_tokens = limits.features.n_rows;  // its passes run in the model's workspace
+      if (drafting.method == "mtp") limits.max_tokens = most_rows;  // its passes run in the model's workspace
     }
     limits.max_seqs = options.max_num_seqs;
     limits.n_positions = plan.context;
@@ -309,8 +310,7 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
   };
   loaded.world = std::make_unique<World>(world, make_rank);
   if (drafting.method != "none") {
-    const DrafterLimits limits{Speculation::n_feature_rows(options.max_num_seqs, options.max_batched_tokens),
-                               options.max_num_seqs, plan.context, plan.kv_cache_tokens / kPageTokens};
+    const DrafterLimits limits{most_rows, options.max_num_seqs, plan.context, plan.kv_cache_tokens / kPageTokens};
     RankRunner& target = loaded.world->rank(0);
     loaded.drafter = drafting.folder ? make_eagle3_drafter(*drafting.folder, std::move(draft_weights), target, limits)
                      : drafting.method == "mtp" ? make_mtp_drafter(target, limits)

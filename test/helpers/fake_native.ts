@@ -22,6 +22,8 @@ export interface Entry {
   top?: [id: number, logprob: number][];
   failure?: Omit<NativeFailure, 'request'>;
   logits?: Float32Array;
+  /** Drafts of the request that this step checked. */
+  checked?: { drafted: number; accepted: number };
 }
 
 export class FakeNative implements NativeModel {
@@ -70,7 +72,7 @@ export class FakeNative implements NativeModel {
       ),
       starts: [],
       promptLogprobs: [],
-      drafts: [],
+      drafts: entries.flatMap(({ request, checked }) => (checked ? [{ request, ...checked }] : [])),
     };
     if (entries.some((entry) => entry.top)) {
       event.logprobs = Float32Array.from(entries, (entry) => entry.logprob ?? Number.NaN);
