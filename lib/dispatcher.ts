@@ -19,6 +19,8 @@ export interface RequestListener {
   /** Scores of the prompt's tokens, in order from the second on. */
   promptScore?(token: Omit<SampledToken, 'id'>): void;
   logits?(values: Float32Array): void;
+  /** Drafts that the step checked; those accepted are among its tokens. */
+  drafts?(checked: { drafted: number; accepted: number }): void;
   finished(reason: 'stop' | 'length' | 'deadline'): void;
   failed(error: EngineError): void;
 }
@@ -74,6 +76,7 @@ export class Dispatcher {
       }
     }
     for (const { request, ...start } of event.starts) this.listeners.get(request)?.started?.(start);
+    for (const { request, ...checked } of event.drafts) this.listeners.get(request)?.drafts?.(checked);
     for (const { request, values } of event.logits) this.listeners.get(request)?.logits?.(values);
     for (const [i, request] of event.requests.entries()) {
       // A listener may drop its request at any token; what the step holds of it beyond that is not its output.

@@ -38,6 +38,8 @@ export class Generation implements AsyncIterable<Chunk> {
   private lastTokenAt = 0;
   private prompt: Int32Array = new Int32Array(0);
   private prefill: Omit<GenerationStart, 'promptTokens'> = { cachedTokens: 0, queueMs: 0 };
+  private draftedTokens = 0;
+  private acceptedTokens = 0;
   private masks: MaskFeeder | undefined;
   private read: ReadRequest | undefined;
   private answer: Answer | undefined;
@@ -166,6 +168,10 @@ export class Generation implements AsyncIterable<Chunk> {
       },
       promptScore: (score) =>
         this.answer?.pushPromptScore({ ...score, id: this.prompt[this.answer.promptLogprobs.length] ?? -1 }),
+      drafts: ({ drafted, accepted }) => {
+        this.draftedTokens += drafted;
+        this.acceptedTokens += accepted;
+      },
       token: (token) => this.takeToken(token),
       stepEnded: () => this.wake(),
       finished: (reason) => this.end(reason),
@@ -239,6 +245,8 @@ export class Generation implements AsyncIterable<Chunk> {
         totalTokens: this.prompt.length + tokens.length,
         reasoningTokens: answer?.reasoningTokens ?? 0,
         cachedTokens: this.prefill.cachedTokens,
+        draftedTokens: this.draftedTokens,
+        acceptedTokens: this.acceptedTokens,
       },
       timings: {
         queueMs: this.prefill.queueMs,

@@ -51,6 +51,8 @@ export type {
   Prompt,
   PromptRequest,
   SamplingOptions,
+  SpeculationMethod,
+  SpeculativeOptions,
   StructuredOutput,
   TextPart,
   TokenLogprob,

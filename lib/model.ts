@@ -28,6 +28,7 @@ import type {
   LogitsOptions,
   ModelInfo,
   ModelStats,
+  SpeculationMethod,
 } from './types.js';
 
 /** Requests of a batch handed to the engine ahead of those it runs. */
@@ -341,6 +342,8 @@ function describe(path: string, info: NativeInfo, chatTemplate: ChatTemplateSour
       kvCacheTokens: info.kvCacheTokens,
       tensorParallelSize: info.tensorParallelSize,
     },
+    speculation:
+      info.speculation === 'none' ? null : { method: info.speculation as SpeculationMethod, maxDepth: info.maxDraft },
     chatTemplate,
   };
 }

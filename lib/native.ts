@@ -22,6 +22,13 @@ export interface NativeEngineOptions {
   maxWaiting: number;
   prefixCache: boolean;
   mtp: boolean;
+  /** none | auto | eagle3 | mtp | ngram */
+  speculation: string;
+  /** Folder of an EAGLE3 draft; empty: none. */
+  draft: string;
+  /** 0: what suits the method. */
+  maxDraft: number;
+  adaptiveDepth: boolean;
 }
 
 export interface NativeInfo {
@@ -57,6 +64,9 @@ export interface NativeInfo {
   tensorParallelSize: number;
   maxNumSeqs: number;
   maxBatchedTokens: number;
+  /** The method that runs, or none. */
+  speculation: string;
+  maxDraft: number;
   eosIds: number[];
 }
 
@@ -92,6 +102,8 @@ export interface NativeGenerateRequest {
   priority: number;
   /** From submission; -1: none. */
   deadlineMs: number;
+  /** Tokens drafted at once; 0: none; -1: as many as the model was loaded for. */
+  maxDraft: number;
   /** 128 bits as four words. */
   cacheSalt: Int32Array;
 }
@@ -109,7 +121,10 @@ export const Finish = { none: 0, stop: 1, length: 2, aborted: 3, error: 4, deadl
 /** Alternatives reported per token: the width of `topIds` and `topLogprobs`. */
 export const MAX_LOGPROBS = 20;
 
-/** What one engine step produced: entry i is one sampled token, or one request's end without a token (token -1). */
+/**
+ * What one engine step produced: entry i is one sampled token, or one request's end without a token (token -1). A request whose
+ * drafts came true has several entries, in order.
+ */
 export interface NativeStepEvent {
   requests: Float64Array;
   tokens: Int32Array;
@@ -131,6 +146,8 @@ export interface NativeStepEvent {
     topIds: Int32Array;
     topLogprobs: Float32Array;
   }[];
+  /** Drafts of a request that the step checked, and those of them that are among its tokens. */
+  drafts: { request: number; drafted: number; accepted: number }[];
 }
 
 export interface NativeStats {
@@ -146,6 +163,10 @@ export interface NativeStats {
   preemptions: number;
   prefixQueriedTokens: number;
   prefixHitTokens: number;
+  draftChecks: number;
+  draftedTokens: number;
+  acceptedTokens: number;
+  acceptedPerPosition: number[];
 }
 
 /** A loaded model. Calls after `dispose()` throw an error with code ERR_DISPOSED. */

@@ -36,6 +36,7 @@ const SAMPLING_FIELDS = [
   'structured',
   'priority',
   'deadlineMs',
+  'speculative',
   'cacheSalt',
   'truncatePromptTokens',
   'signal',
@@ -54,12 +55,16 @@ const LOAD_FIELDS = [
   'maxWaiting',
   'prefixCache',
   'mtp',
+  'draft',
+  'speculative',
   'chatTemplate',
   'onProgress',
   'signal',
 ] as const satisfies readonly (keyof LoadOptions)[];
 
 const INT32_MAX = 2 ** 31 - 1;
+/** As in csrc/engine/depth_control.h. */
+const MAX_DRAFT_DEPTH = 15;
 const MAX_TEXTS = 64;
 const MAX_TEXT_CHARACTERS = 1024;
 
@@ -162,6 +167,30 @@ export function readLoadOptions(options: LoadOptions): NativeEngineOptions {
     maxWaiting: count('maxWaiting', 1024, 1, 1 << 20),
     prefixCache: checkBoolean('prefixCache', options.prefixCache ?? true),
     mtp: checkBoolean('mtp', options.mtp ?? false),
+    ...readSpeculation(options),
+  };
+}
+
+type SpeculationFields = Pick<NativeEngineOptions, 'speculation' | 'draft' | 'maxDraft' | 'adaptiveDepth'>;
+
+function readSpeculation({ draft, speculative }: LoadOptions): SpeculationFields {
+  if (draft !== undefined && (typeof draft !== 'string' || draft === '' || draft.includes('\0'))) {
+    throw new InvalidArgumentError('draft', `draft: expected the path of a draft folder, found ${show(draft)}`);
+  }
+  const asked = speculative === undefined && draft !== undefined ? {} : speculative;
+  if (asked === undefined || asked === false) {
+    return { speculation: 'none', draft: draft ?? '', maxDraft: 0, adaptiveDepth: true };
+  }
+  checkFields('speculative', asked, ['method', 'maxDepth', 'adaptive']);
+  const { method = 'auto', maxDepth, adaptive = true } = asked;
+  return {
+    speculation: checkOneOf('speculative.method', method, ['auto', 'eagle3', 'mtp', 'ngram']),
+    draft: draft ?? '',
+    maxDraft:
+      maxDepth === undefined
+        ? 0
+        : checkNumber('speculative.maxDepth', maxDepth, { min: 1, max: MAX_DRAFT_DEPTH, integer: true }),
+    adaptiveDepth: checkBoolean('speculative.adaptive', adaptive),
   };
 }
 
@@ -256,6 +285,7 @@ export function readRequest(request: GenerateRequest, limits: ModelLimits): Read
       masked: request.structured !== undefined,
       priority: count('priority', 0, -INT32_MAX - 1, INT32_MAX),
       deadlineMs: count('deadlineMs', -1, 0, INT32_MAX),
+      maxDraft: readMaxDraft(request.speculative),
       cacheSalt: readCacheSalt(request.cacheSalt),
       ...readLogitBias(request.logitBias, vocabSize),
     },
@@ -295,6 +325,16 @@ function readSeed(seed: unknown): bigint {
   if (typeof seed === 'number' && Number.isSafeInteger(seed) && seed >= 0) return BigInt(seed);
   const expected = 'an integer from 0 to 2^53 - 1, or a bigint below 2^64';
   throw new InvalidArgumentError('seed', `seed: expected ${expected}, found ${show(seed)}`);
+}
+
+/** -1: as many as the model was loaded for. */
+function readMaxDraft(speculative: SamplingOptions['speculative']): number {
+  if (speculative === undefined) return -1;
+  if (speculative === false) return 0;
+  checkFields('speculative', speculative, ['maxDepth']);
+  const { maxDepth } = speculative;
+  if (maxDepth === undefined) return -1;
+  return checkNumber('speculative.maxDepth', maxDepth, { min: 0, max: MAX_DRAFT_DEPTH, integer: true });
 }
 
 function readAllowedIds(ids: SamplingOptions['allowedTokenIds'], vocabSize: number): Int32Array {

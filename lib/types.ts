@@ -33,6 +33,13 @@ export interface LoadOptions {
   prefixCache?: boolean | undefined;
   /** Loads the MTP layers, so that `logits(ids, { mtp: true })` works. Default false. */
   mtp?: boolean | undefined;
+  /** Folder of an EAGLE3 draft of this model: tokens are drafted ahead and checked several in one step. */
+  draft?: string | undefined;
+  /**
+   * How tokens are drafted ahead; false: not at all. Default: by `draft` where that is given, else not at all. It changes how
+   * fast tokens come, never which.
+   */
+  speculative?: SpeculativeOptions | false | undefined;
   /** Jinja text used in place of the folder's own chat template. */
   chatTemplate?: string | undefined;
   /** Called while weights are read, at most about 20 times a second and once at the end. */
@@ -69,9 +76,23 @@ export interface ModelInfo {
   parameters: { total: number; active: number; parts: { part: string; parameters: number }[] };
   memory: { checkpointBytes: number; weightBytes: number; kvBytes: number; kvBytesPerToken: number; workspaceBytes: number };
   limits: { maxNumSeqs: number; maxBatchedTokens: number; kvCacheTokens: number; tensorParallelSize: number };
+  /** Who drafts tokens ahead and how many at most; null when nobody does. */
+  speculation: { method: SpeculationMethod; maxDepth: number } | null;
   /** Where the chat template came from: the option, a file of the folder, or the one built in. */
   chatTemplate: ChatTemplateSource;
 }
+
+export interface SpeculativeOptions {
+  /** Default `auto`: the draft folder, or the checkpoint's MTP layer, or `ngram`, which needs no weights. */
+  method?: SpeculationMethod | 'auto' | undefined;
+  /** Most tokens drafted at once, 1 to 15. Default: what suits the method. */
+  maxDepth?: number | undefined;
+  /** Drafts fewer tokens, down to none, where more would not pay. Default true. */
+  adaptive?: boolean | undefined;
+}
+
+/** An EAGLE3 draft folder, the checkpoint's own MTP layer, or looking up what followed the same words earlier in the text. */
+export type SpeculationMethod = 'eagle3' | 'mtp' | 'ngram';
 
 export type ChatTemplateSource = 'option' | 'chat_template.jinja' | 'tokenizer_config.json' | 'built-in';
 
@@ -90,6 +111,12 @@ export interface ModelStats {
   /** Prompt tokens looked up in the prefix cache, and those found there. */
   prefixQueriedTokens: number;
   prefixHitTokens: number;
+  /** Chains of drafts that steps checked, the tokens in them, and those that came true: steps saved. */
+  draftChecks: number;
+  draftedTokens: number;
+  acceptedTokens: number;
+  /** Of accepted drafts: how many by place in their chain. */
+  acceptedPerPosition: number[];
 }
 
 export interface DeviceStatus {
@@ -199,6 +226,11 @@ export interface SamplingOptions {
   priority?: number | undefined;
   /** Milliseconds from now at which the output ends, finishReason `deadline`. */
   deadlineMs?: number | undefined;
+  /**
+   * Tokens drafted ahead at once, where the model was loaded with speculation: 0 to 15, default what the model was loaded for;
+   * false is 0. It changes how fast tokens come, never which.
+   */
+  speculative?: { maxDepth?: number | undefined } | false | undefined;
   /** Prompts share cached pages only with prompts of the same salt. */
   cacheSalt?: string | undefined;
   /** Keeps this many tokens of the prompt's end. */
@@ -260,7 +292,16 @@ export interface GenerateResult {
   /** The stop string or token id that ended the output; null for other ends. */
   stopReason: string | number | null;
   seed: bigint;
-  usage: { promptTokens: number; completionTokens: number; totalTokens: number; reasoningTokens: number; cachedTokens: number };
+  usage: {
+    promptTokens: number;
+    completionTokens: number;
+    totalTokens: number;
+    reasoningTokens: number;
+    cachedTokens: number;
+    /** Tokens guessed ahead and checked by the model, and those of them that it would have sampled: steps saved. */
+    draftedTokens: number;
+    acceptedTokens: number;
+  };
   timings: { queueMs: number; ttftMs: number; totalMs: number; tokensPerSecond: number };
   logprobs?: TokenLogprob[];
   /** One per prompt token; null for the first, which nothing comes before. */

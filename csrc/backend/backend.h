@@ -172,8 +172,13 @@ struct ExpertWeights {
 };
 
 // One row to sample: everything the sampler needs besides logits and counts. Plain data, uploaded as it is.
+//
+// A chain checks drafted tokens: rows that follow each other, all of one slot, of which every row but the first names in
+// if_previous the token that was drafted for the row before it. Such a row is sampled only if the row before it was sampled and
+// gave that very token; otherwise its token is -1 and nothing is counted. A chain's rows run in order, each seeing the counts
+// that those before it left, so a chain gives exactly the tokens that sampling one by one would have given.
 struct SampleRow {
-  int32_t slot = 0;          // row of the counts table; rows of one step use distinct slots. -1: none, for rows without
+  int32_t slot = 0;          // row of the counts table; chains of one step use distinct slots. -1: none, for rows without
                              // penalties that are not counted
   int32_t position = 0;      // position of the token being sampled: the counter of the random stream
   uint64_t seed = 0;         // its key
@@ -189,6 +194,7 @@ struct SampleRow {
   int32_t ban_begin = 0, ban_end = 0;    // range in ban_ids: tokens that must not be sampled now
   int32_t mask_row = -1;                 // row of masks: tokens that may be sampled; -1: all
   int32_t forced_token = -1;             // this token whatever the logits say, its logprobs as ever; -1: sample one
+  int32_t if_previous = -1;              // the token that the row before must have given; -1: the first row of a chain
 };
 
 constexpr int kMaxLogprobs = 20;
@@ -205,7 +211,7 @@ struct SampleArgs {
   const int32_t* ban_ids = nullptr;
   const uint32_t* masks = nullptr;  // (mask rows, mask_words(V)): bit id % 32 of word id / 32 set: may be sampled
   uint32_t* counts = nullptr;       // (slots, V): bit 31 = token is in the prompt, low bits = times generated
-  int32_t* tokens = nullptr;        // (R) out; counts[slot][token] is incremented too
+  int32_t* tokens = nullptr;        // (R) out, -1 where a chain has ended; else counts[slot][token] is incremented too
   float* logprobs = nullptr;        // (R) out: log-softmax of the unmodified logits at the token; 0 where not asked
   int32_t* top_ids = nullptr;       // (R, kMaxLogprobs) out: most likely first, -1 past n_logprobs
   float* top_logprobs = nullptr;    // (R, kMaxLogprobs) out
@@ -284,8 +290,8 @@ class Backend {
   virtual void experts(const float* x, const ExpertWeights& weights, const Routing& routing, int n_active, int n_tokens,
                        int width, float* out) = 0;
 
-  // logits (R, V of all ranks) f32 = rows of x (T, D) picked by row_ids (R) on the device, times lm_head^T (this rank's
-  // vocab_widths[rank] rows), gathered over ranks.
+  // logits (R, V of all ranks) f32 = rows of x (T, D) picked by row_ids (R) on the device (null: 0, 1, 2, ...), times lm_head^T
+  // (this rank's vocab_widths[rank] rows), gathered over ranks.
   virtual void head_logits(const float* x, const int32_t* row_ids, int n_rows, const LinearWeight& lm_head, Comm* comm,
                            const std::vector<int64_t>& vocab_widths, float* logits) = 0;
 
@@ -302,6 +308,11 @@ class Backend {
   // eh_proj and, with its own norms, of a draft layer.
   virtual void join_norms(const float* embedding, const float* embedding_norm, const float* hidden, const float* hidden_norm,
                           float eps, int n_tokens, int width, float* out) = 0;
+
+  // Row i of n_rows: `width` floats from `from` + from_ids[i] * from_stride to `to` + to_ids[i] * to_stride. Null ids count
+  // 0, 1, 2, ...; ids are device memory. Rows are written once each and none is read that is written.
+  virtual void copy_rows(const float* from, const int32_t* from_ids, int64_t from_stride, float* to, const int32_t* to_ids,
+                         int64_t to_stride, int n_rows, int width) = 0;
 };
 
 }  // namespace sigmoe

@@ -25,6 +25,10 @@ EngineOptions engine_options(const Napi::Object& in) {
   options.max_waiting = integer32(in.Get("maxWaiting"), "maxWaiting");
   options.prefix_cache = boolean(in.Get("prefixCache"), "prefixCache");
   options.with_mtp = boolean(in.Get("mtp"), "mtp");
+  options.speculation = text(in.Get("speculation"), "speculation");
+  options.draft = text(in.Get("draft"), "draft");
+  options.max_draft = integer32(in.Get("maxDraft"), "maxDraft");
+  options.adaptive_depth = boolean(in.Get("adaptiveDepth"), "adaptiveDepth");
   return options;
 }
 

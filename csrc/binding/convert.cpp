@@ -50,6 +50,7 @@ Napi::Object to_js(Napi::Env env, const EngineInfo& info) {
       {"tensorParallelSize", info.tensor_parallel},
       {"maxNumSeqs", info.max_num_seqs},
       {"maxBatchedTokens", info.max_batched_tokens},
+      {"maxDraft", info.max_draft},
   };
   for (const auto& [name, value] : numbers) out.Set(name, Napi::Number::New(env, static_cast<double>(value)));
   Napi::Array parts = Napi::Array::New(env, info.parts.size());
@@ -60,6 +61,7 @@ Napi::Object to_js(Napi::Env env, const EngineInfo& info) {
     parts.Set(static_cast<uint32_t>(i), part);
   }
   out.Set("parts", parts);
+  out.Set("speculation", info.speculation);
   Napi::Array eos = Napi::Array::New(env, info.eos_ids.size());
   for (size_t i = 0; i < info.eos_ids.size(); ++i) eos.Set(static_cast<uint32_t>(i), Napi::Number::New(env, info.eos_ids[i]));
   out.Set("eosIds", eos);
@@ -80,6 +82,13 @@ Napi::Object to_js(Napi::Env env, const EngineStats& stats) {
   out.Set("preemptions", count(env, stats.preemptions));
   out.Set("prefixQueriedTokens", count(env, stats.prefix_queried_tokens));
   out.Set("prefixHitTokens", count(env, stats.prefix_hit_tokens));
+  out.Set("draftChecks", count(env, stats.draft_checks));
+  out.Set("draftedTokens", count(env, stats.drafted_tokens));
+  out.Set("acceptedTokens", count(env, stats.accepted_tokens));
+  Napi::Array accepted_at = Napi::Array::New(env, stats.accepted_at.size());
+  for (size_t i = 0; i < stats.accepted_at.size(); ++i)
+    accepted_at.Set(static_cast<uint32_t>(i), count(env, stats.accepted_at[i]));
+  out.Set("acceptedPerPosition", accepted_at);
   return out;
 }
 
@@ -141,6 +150,15 @@ Napi::Object to_js(Napi::Env env, const StepEvent& event) {
     prompt_logprobs.Set(static_cast<uint32_t>(i), entry);
   }
   out.Set("promptLogprobs", prompt_logprobs);
+  Napi::Array drafts = Napi::Array::New(env, event.drafts.size());
+  for (size_t i = 0; i < event.drafts.size(); ++i) {
+    Napi::Object entry = Napi::Object::New(env);
+    entry.Set("request", count(env, event.drafts[i].request));
+    entry.Set("drafted", count(env, event.drafts[i].n_drafted));
+    entry.Set("accepted", count(env, event.drafts[i].n_accepted));
+    drafts.Set(static_cast<uint32_t>(i), entry);
+  }
+  out.Set("drafts", drafts);
   return out;
 }
 

@@ -202,6 +202,7 @@ Napi::Value ModelWrap::submit(const Napi::CallbackInfo& call) {
   request.masked = boolean(in.Get("masked"), "masked");
   request.priority = integer32(in.Get("priority"), "priority");
   request.deadline_ms = integer(in.Get("deadlineMs"), "deadlineMs");
+  request.max_draft = integer32(in.Get("maxDraft"), "maxDraft");
   const std::vector<int32_t> salt = int32_array(in.Get("cacheSalt"), "cacheSalt");
   if (salt.size() != 4) throw_expected(env, "cacheSalt", "four 32-bit words");
   for (size_t i = 0; i < 4; ++i)

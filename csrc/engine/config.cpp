@@ -113,12 +113,13 @@ void parse_yarn(const Fields& rope, ModelConfig& out) {
     out.context = std::max(out.context, static_cast<int64_t>(extended));
 }
 
-// rope_theta with rope_scaling, or everything in rope_parameters; reference/model.md 1.1 and 2.4.
-void parse_rope(const Fields& fields, ModelConfig& out) {
+}  // namespace
+
+void parse_rope(const Fields& fields, std::optional<double> default_theta, ModelConfig& out) {
   Problems& problems = fields.problems();
   out.context = fields.integer("max_position_embeddings", 1, kMostPositions);
   const Fields parameters = fields.object("rope_parameters"), scaling = fields.object("rope_scaling");
-  out.rope_theta = either(fields, parameters, "rope_theta", 1.0 + 1e-6, 1e12, std::nullopt);
+  out.rope_theta = either(fields, parameters, "rope_theta", 1.0 + 1e-6, 1e12, default_theta);
   const double rotated = either(fields, parameters, "partial_rotary_factor", 1e-3, 1.0, 1.0);
   const int64_t from_factor = static_cast<int64_t>(static_cast<double>(out.head_dim) * rotated);
   out.rotary_dim = fields.integer("rotary_dim", 2, 1024, from_factor);
@@ -140,8 +141,6 @@ void parse_rope(const Fields& fields, ModelConfig& out) {
     problems.unsupported(rope.path("rope_type") + " is '" + shortened(type) + "', must be default or yarn");
 }
 
-}  // namespace
-
 ModelConfig parse_model_config(const std::string& text, const std::string& hf_quant_config) {
   const nlohmann::json config = parse_json(text, "config.json");
   const nlohmann::json modelopt =
@@ -156,7 +155,7 @@ ModelConfig parse_model_config(const std::string& text, const std::string& hf_qu
   check_architecture(fields, out);
   parse_sizes(fields, out);
   parse_experts(fields, out);
-  parse_rope(fields, out);
+  parse_rope(fields, std::nullopt, out);
   out.quant = parse_quant_config(fields, quant_fields);
   if (out.quant.method == QuantMethod::int4_group)
     for (const auto& [name, width] :

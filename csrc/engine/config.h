@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -78,6 +79,11 @@ struct ModelConfig {
 // Parses and validates config.json text. Every wrong field is named in one EngineError (bad_checkpoint or unsupported).
 // `hf_quant_config` is the text of hf_quant_config.json (ModelOpt), or empty.
 ModelConfig parse_model_config(const std::string& text, const std::string& hf_quant_config = {});
+
+class Fields;
+// rope_theta with rope_scaling, or everything in rope_parameters, and the context; reference/model.md 1.1 and 2.4. Needs
+// head_dim. Without default_theta a config must name its own.
+void parse_rope(const Fields& fields, std::optional<double> default_theta, ModelConfig& out);
 
 // cos and sin tables, each (n_positions, rotary_dim / 2) f32, computed in double. reference/model.md 2.3 and 2.4:
 // inv_freq_j = theta^(-2j/d); under YaRN blended with inv_freq_j / factor, and both tables times the attention factor.

@@ -13,6 +13,7 @@
 #include "engine/requests.h"
 #include "engine/runner.h"
 #include "engine/scheduler.h"
+#include "engine/speculation.h"
 #include "engine/step_builder.h"
 
 namespace sigmoe {
@@ -29,6 +30,9 @@ class EngineImpl : public Engine {
         max_waiting_(model.max_waiting),
         scheduler_({info_.max_batched_tokens, info_.max_num_seqs}, pool_),
         has_mtp_(model.has_mtp) {
+    if (model.drafter)
+      speculation_ =
+          std::make_unique<Speculation>(std::move(model.drafter), info_.max_draft, model.adaptive_depth, info_.max_num_seqs);
     snapshot_stats();
     thread_ = std::thread([this] { loop(); });
   }
@@ -83,6 +87,7 @@ class EngineImpl : public Engine {
       changed_.notify_one();
     }
     if (thread_.joinable()) thread_.join();
+    speculation_.reset();  // before the model it drafts for
     world_.reset();
   }
 
@@ -178,7 +183,7 @@ class EngineImpl : public Engine {
   bool has_work() const { return scheduler_.n_running() + scheduler_.n_waiting() > 0; }
 
   void step(StepEvent& event) {
-    const std::vector<Chunk> chunks = scheduler_.plan();
+    std::vector<Chunk> chunks = scheduler_.plan();
     for (Sequence* sequence : scheduler_.admitted())
       if (sequence->samples) begin(*static_cast<Generation*>(sequence));
     stalled_ = chunks.empty();
@@ -187,11 +192,15 @@ class EngineImpl : public Engine {
       StepInputs inputs;
       StepOutputs outputs;
       const StepBuilder builder(chunks, inputs);
+      if (speculation_) speculation_->place_features(chunks, inputs);
+      const auto start = Clock::now();
       world_->run(inputs, outputs);
-      for (const Chunk& chunk : chunks) scheduler_.commit(chunk);
-      count(chunks, inputs);
-      take_logits(chunks, outputs, event);
+      if (speculation_)
+        speculation_->observe_step(chunks, std::chrono::duration<double, std::milli>(Clock::now() - start).count());
       take_samples(builder.sampled_rows(), outputs, event);
+      take_logits(chunks, outputs, event);
+      commit(chunks, event);
+      if (speculation_) speculation_->draft(chunks, scheduler_, info_.context);
     } catch (const EngineError& error) {
       fail(chunks, error, event);
     } catch (const std::bad_alloc&) {
@@ -206,8 +215,9 @@ class EngineImpl : public Engine {
   }
 
   // It has a slot of its own from now on, and has waited until now if it is the first time.
-  static void begin(Generation& generation) {
+  void begin(Generation& generation) {
     generation.needs_reset = true;
+    if (speculation_) speculation_->begin(generation);
     if (generation.started == Clock::time_point{}) generation.started = Clock::now();
   }
 
@@ -226,17 +236,39 @@ class EngineImpl : public Engine {
         continue;
       }
       Generation& generation = *rows[r].generation;
+      if (outputs.tokens[r] < 0 || generation.finish != FinishReason::none) continue;  // behind the end of a chain
       if (generation.n_generated() == 0)
         event.starts.push_back({generation.id, generation.n_found,
                                 std::chrono::duration<double, std::milli>(generation.started - generation.submitted).count()});
       const int32_t token = outputs.tokens[r];
-      const FinishReason finish = generation.take(token, info_.context);
+      generation.finish = generation.take(token, info_.context);
       event.requests.push_back(generation.id);
       event.tokens.push_back(token);
-      event.finish.push_back(finish);
+      event.finish.push_back(generation.finish);
       if (logprobs) append_logprobs(outputs, r, event.logprobs, event.top_ids, event.top_logprobs);
-      if (finish != FinishReason::none) retire(generation.id);
     }
+  }
+
+  // What the step computed is in the cache from here on. Sequences that ended go, from `chunks` too.
+  void commit(std::vector<Chunk>& chunks, StepEvent& event) {
+    for (const Chunk& chunk : chunks) {
+      const int64_t n_known = chunk.begin + chunk.n - chunk.n_drafts;
+      const int64_t n_taken = chunk.reaches_end ? chunk.sequence->length() - n_known : 0;
+      count(chunk, n_taken);
+      if (chunk.n_drafts > 0) {
+        const bool ended = static_cast<Generation*>(chunk.sequence)->finish != FinishReason::none;
+        speculation_->observe(chunk, n_taken, ended);
+        event.drafts.push_back({chunk.sequence->id, chunk.n_drafts, n_taken - 1});
+      }
+      scheduler_.commit(chunk);
+    }
+    ++steps_;
+    std::erase_if(chunks, [this](const Chunk& chunk) {
+      const bool ended =
+          chunk.sequence->samples ? static_cast<Generation*>(chunk.sequence)->finish != FinishReason::none : chunk.reaches_end;
+      if (ended) retire(chunk.sequence->id);
+      return ended;
+    });
   }
 
   static void take_prompt_score(const SampledRow& row, const StepOutputs& outputs, size_t r, StepEvent& event) {
@@ -272,14 +304,19 @@ class EngineImpl : public Engine {
       const int64_t total_rows = scoring.length() - (scoring.mtp ? 1 : 0);
       event.logits.push_back({scoring.id, total_rows, info_.vocab_size, std::move(scoring.values)});
       add_end(event, scoring.id, FinishReason::stop);
-      retire(scoring.id);
     }
   }
 
   // Ends the step's sequences with `error`. A device error is sticky: the model is broken from here on, and says so.
   void fail(const std::vector<Chunk>& chunks, const EngineError& error, StepEvent& event) {
     std::vector<uint64_t> ids;
-    for (const Chunk& chunk : chunks) ids.push_back(chunk.sequence->id);
+    for (const Chunk& chunk : chunks) {
+      const bool ended = chunk.sequence->samples && static_cast<Generation*>(chunk.sequence)->finish != FinishReason::none;
+      if (ended)
+        retire(chunk.sequence->id);  // with its last token, before this error
+      else
+        ids.push_back(chunk.sequence->id);
+    }
     if (error.code() == ErrorCode::device) {
       ids = scheduler_.ids();
       break_model(error);
@@ -317,12 +354,12 @@ class EngineImpl : public Engine {
     }
   }
 
-  void count(const std::vector<Chunk>& chunks, const StepInputs& inputs) {
-    uint64_t decode = 0;
-    for (const Chunk& chunk : chunks) decode += chunk.n == 1 && chunk.begin >= chunk.sequence->n_prompt;
-    ++steps_;
-    decode_tokens_ += decode;
-    prefill_tokens_ += inputs.n_tokens() - decode;
+  // A chunk behind its prompt decodes, whatever it gave; all others read a prompt, or read one again.
+  void count(const Chunk& chunk, int64_t n_taken) {
+    if (n_taken > 0 && chunk.n - chunk.n_drafts == 1 && chunk.begin >= chunk.sequence->n_prompt)
+      decode_tokens_ += n_taken;
+    else
+      prefill_tokens_ += chunk.n;
   }
 
   void snapshot_stats() {
@@ -338,11 +375,22 @@ class EngineImpl : public Engine {
               decode_tokens_,
               scheduler_.n_preemptions(),
               scheduler_.n_queried_tokens(),
-              scheduler_.n_found_tokens()};
+              scheduler_.n_found_tokens(),
+              0,
+              0,
+              0,
+              {}};
+    if (!speculation_) return;
+    const SpeculationStats& drafts = speculation_->stats();
+    stats_.draft_checks = drafts.n_checks;
+    stats_.drafted_tokens = drafts.n_drafted;
+    stats_.accepted_tokens = drafts.n_accepted;
+    stats_.accepted_at.assign(drafts.accepted_at.begin(), drafts.accepted_at.begin() + info_.max_draft);
   }
 
   EngineInfo info_;
   std::unique_ptr<World> world_;
+  std::unique_ptr<Speculation> speculation_;  // null: none was asked for
   // Owned by the engine thread:
   PagePool pool_;
   int64_t max_waiting_;

@@ -31,6 +31,11 @@ struct EngineOptions {
   int max_waiting = 1024;            // requests beyond those running that are accepted before submit says busy
   bool prefix_cache = true;          // pages of ended sequences are found again by prompts that begin alike
   bool with_mtp = false;             // load MTP layers, so that logits(mtp) works
+  // Speculation: tokens are drafted ahead and checked several in one step. It changes how fast tokens come, never which.
+  std::string speculation = "none";  // none | auto | eagle3 (needs draft) | mtp (the checkpoint's own layer) | ngram
+  std::string draft;                 // folder of an EAGLE3 draft
+  int max_draft = 0;                 // most tokens drafted at once; 0 = what suits the method
+  bool adaptive_depth = true;        // draft fewer, down to none, where it would not pay
 };
 
 struct EngineLoadProgress {
@@ -52,6 +57,8 @@ struct EngineInfo {
   uint64_t checkpoint_bytes = 0, weight_bytes = 0, kv_bytes_per_token = 0, kv_bytes = 0, workspace_bytes = 0;
   int64_t kv_cache_tokens = 0;
   int n_threads = 0, tensor_parallel = 1, max_num_seqs = 0, max_batched_tokens = 0;
+  std::string speculation = "none";  // the method that runs
+  int max_draft = 0;
   std::vector<int32_t> eos_ids;  // of config.json
 };
 
@@ -83,6 +90,7 @@ struct GenerateRequest {
   bool masked = false;                   // every token waits for its set_mask()
   int32_t priority = 0;                  // lower runs first
   int64_t deadline_ms = -1;              // from now; -1: none
+  int max_draft = -1;                    // tokens drafted at once; 0: none; -1: as many as the model was loaded for
   std::array<uint64_t, 2> cache_salt{};  // prompts share cached pages only with prompts of the same salt
 };
 
@@ -91,7 +99,8 @@ struct LogitsRequest {
   bool mtp = false;  // logits of the first MTP layer instead: row t predicts token t + 2 from tokens <= t + 1
 };
 
-// What one step produced, as flat arrays: entry i is one sampled token, or one request's end without a token (-1).
+// What one step produced, as flat arrays: entry i is one sampled token, or one request's end without a token (-1). A request
+// whose drafts came true has several entries, in order.
 struct StepEvent {
   std::vector<uint64_t> requests;
   std::vector<int32_t> tokens;
@@ -127,6 +136,12 @@ struct StepEvent {
     std::vector<float> top_logprobs;  // (n, 20)
   };
   std::vector<PromptLogprobs> prompt_logprobs;
+  // Drafts of a request that the step checked, and those of them that are among its tokens above.
+  struct Drafts {
+    uint64_t request;
+    int64_t n_drafted, n_accepted;
+  };
+  std::vector<Drafts> drafts;
 
   bool empty() const { return requests.empty() && prompt_logprobs.empty(); }
 };
@@ -136,6 +151,9 @@ struct EngineStats {
   int64_t running = 0, waiting = 0;
   uint64_t steps = 0, prefill_tokens = 0, decode_tokens = 0, preemptions = 0;
   uint64_t prefix_queried_tokens = 0, prefix_hit_tokens = 0;  // of prompts looked up in the prefix cache
+  uint64_t draft_checks = 0;                                  // chains of drafts that steps checked
+  uint64_t drafted_tokens = 0, accepted_tokens = 0;           // tokens in them, and those that came true
+  std::vector<uint64_t> accepted_at;                          // by place in the chain, as many as are drafted at most
 };
 
 class Engine {

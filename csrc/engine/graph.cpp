@@ -58,14 +58,31 @@ Graph::Graph(const ModelConfig& config, const ModelWeights& weights, const HeadS
   router_shape_.scaling = config.routed_scaling;
 }
 
-void Graph::forward(const BatchView& batch, Trace* trace) {
+void Graph::forward(const BatchView& batch, Trace* trace, const FeatureSink* features) {
   const Tensor table(weights_.embedding.data(), weights_.embedding_dtype, {config_.vocab_size, config_.hidden_size});
   backend_.embed(table, batch.token_ids, batch.n_tokens, ws_.residual.as<float>());
   pending_slots_ = 0;
   moe_index_ = 0;
-  for (size_t i = 0; i < weights_.layers.size(); ++i) decoder_layer(weights_.layers[i], kv_.layer(i), batch, trace);
+  const int64_t n_layers = static_cast<int64_t>(weights_.layers.size());
+  for (int64_t i = 0; i < n_layers; ++i)
+    decoder_layer(weights_.layers[i], kv_.layer(i), batch, trace, [&] { keep_features(features, i, batch.n_tokens); });
   add_pending_and_norm(weights_.final_norm, batch.n_tokens);
   record_hidden(trace, ws_.normed, batch.n_tokens);
+  keep_features(features, n_layers, batch.n_tokens);
+}
+
+// The residual stream as it enters `layer`, if it is wanted.
+void Graph::keep_features(const FeatureSink* sink, int64_t layer, int n_tokens) {
+  if (!sink) return;
+  const int64_t width = config_.hidden_size, stride = sink->tap.width(width);
+  const auto keep = [&](const DeviceBuffer& from, int64_t column) {
+    backend_.copy_rows(from.as<float>(), nullptr, width, sink->rows + column * width, sink->row_ids, stride, n_tokens,
+                       static_cast<int>(width));
+  };
+  const std::vector<int64_t>& layers = sink->tap.layers;
+  for (size_t column = 0; column < layers.size(); ++column)
+    if (layers[column] == layer) keep(ws_.residual, static_cast<int64_t>(column));
+  if (layers.empty() && layer == static_cast<int64_t>(weights_.layers.size())) keep(ws_.normed, 0);
 }
 
 void Graph::forward_mtp(const BatchView& batch, const int32_t* next_ids, Trace* trace) {
@@ -79,12 +96,13 @@ void Graph::forward_mtp(const BatchView& batch, const int32_t* next_ids, Trace* 
   backend_.join_norms(embedded, mtp.embedding_norm.as<float>(), ws_.normed.as<float>(), mtp.hidden_norm.as<float>(),
                       config_.rms_eps, n_tokens, width, ws_.mtp_joined.as<float>());
   backend_.linear(ws_.mtp_joined.as<float>(), *mtp.join, n_tokens, ws_.residual.as<float>());
-  decoder_layer(mtp.layer, kv_.layer(static_cast<int64_t>(weights_.layers.size())), batch, trace);
+  decoder_layer(mtp.layer, kv_.layer(static_cast<int64_t>(weights_.layers.size())), batch, trace, [] {});
   add_pending_and_norm(mtp.final_norm, n_tokens);
 }
 
 // x += attention(norm(x)); x += mlp(norm(x)). The second sum stays pending until the next norm, which does it in passing.
-void Graph::decoder_layer(const LayerWeights& layer, const KvView& kv, const BatchView& batch, Trace* trace) {
+void Graph::decoder_layer(const LayerWeights& layer, const KvView& kv, const BatchView& batch, Trace* trace,
+                          const std::function<void()>& on_entry) {
   const int n_tokens = batch.n_tokens;
   const int width = static_cast<int>(config_.hidden_size);
   float* normed = ws_.normed.as<float>();
@@ -92,6 +110,7 @@ void Graph::decoder_layer(const LayerWeights& layer, const KvView& kv, const Bat
 
   add_pending_and_norm(layer.input_norm, n_tokens);
   record_hidden(trace, ws_.residual, n_tokens);
+  on_entry();
   backend_.linear(normed, *layer.qkv, n_tokens, ws_.qkv.as<float>());
   backend_.qk_norm_rope_store(batch, attention_shape_, ws_.qkv.as<float>(), layer.q_norm.as<float>(), layer.k_norm.as<float>(),
                               config_.rms_eps, ws_.rope_cos.as<float>(), ws_.rope_sin.as<float>(), kv, ws_.query.as<float>());

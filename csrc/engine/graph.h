@@ -1,7 +1,9 @@
 // The forward pass of BailingMoeV2 on one rank: reference/model.md section 2, op by op.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "backend/backend.h"
@@ -39,20 +41,38 @@ struct Trace {
   std::vector<std::vector<int32_t>> forced_ids;   // when not empty: the choice of each MoE layer
 };
 
+// What a draft model reads of its target, a row per token: the residual stream as it enters some layers (n_layers: as it leaves
+// the last), side by side; or, without layers, the final norm's output.
+struct FeatureTap {
+  std::vector<int64_t> layers;
+  int64_t n_rows = 0;  // of the buffer they are kept in; 0: nothing is kept
+  int64_t width(int64_t hidden_size) const { return hidden_size * std::max<int64_t>(1, static_cast<int64_t>(layers.size())); }
+};
+
+// Where the features of one step's rows go.
+struct FeatureSink {
+  const FeatureTap& tap;
+  float* rows;             // (tap.n_rows, width)
+  const int32_t* row_ids;  // (T) on the device
+};
+
 class Graph {
  public:
   Graph(const ModelConfig& config, const ModelWeights& weights, const HeadShard& heads, Backend& backend, Comm* comm,
         KvCache& kv, Workspace& workspace);
 
   // Runs the main layers over the batch; workspace.normed holds the final hidden states (T, D).
-  void forward(const BatchView& batch, Trace* trace = nullptr);
+  void forward(const BatchView& batch, Trace* trace = nullptr, const FeatureSink* features = nullptr);
 
-  // The first MTP layer over the same batch, after forward(): next_ids (T) on the device is each row's next token.
-  // workspace.normed then holds the MTP hidden states. reference/model.md 3.3.
+  // The first MTP layer over a batch: workspace.normed holds the rows' hidden states, as forward() left them or those of this
+  // layer one position before, next_ids (T) on the device is each row's next token. workspace.normed then holds the MTP hidden
+  // states. reference/model.md 3.3.
   void forward_mtp(const BatchView& batch, const int32_t* next_ids, Trace* trace = nullptr);
 
  private:
-  void decoder_layer(const LayerWeights& layer, const KvView& kv, const BatchView& batch, Trace* trace);
+  void decoder_layer(const LayerWeights& layer, const KvView& kv, const BatchView& batch, Trace* trace,
+                     const std::function<void()>& on_entry);
+  void keep_features(const FeatureSink* sink, int64_t layer, int n_tokens);
   void add_pending_and_norm(const DeviceBuffer& weight, int n_tokens);
   void record_hidden(Trace* trace, const DeviceBuffer& hidden, int n_tokens);
 

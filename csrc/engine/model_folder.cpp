@@ -2,10 +2,14 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <optional>
 #include <thread>
 
 #include "backend/registry.h"
+#include "engine/checkpoint_spec.h"
+#include "engine/draft_checkpoint.h"
 #include "engine/page_pool.h"
+#include "engine/speculation.h"
 
 namespace sigmoe {
 namespace {
@@ -15,17 +19,6 @@ constexpr uint64_t kMaxConfigBytes = 4u << 20;
 // users, and most of an accelerator, which has none.
 constexpr uint64_t kHostKvBytes = 1ull << 30;
 constexpr double kDeviceUtilization = 0.9;
-
-std::string read_small_file(const std::filesystem::path& path) {
-  const auto file = open_file(path.string());
-  if (file->size() > kMaxConfigBytes)
-    throw EngineError(ErrorCode::bad_checkpoint,
-                      path.string() + " has " + std::to_string(file->size()) + " bytes; a config has a few thousand",
-                      "pass a folder that holds a Hugging Face model");
-  std::string text(file->size(), '\0');
-  file->read(0, text.data(), text.size());
-  return text;
-}
 
 std::string weight_format_text(const ModelConfig& config, const Checkpoint& checkpoint) {
   if (config.quant.method != QuantMethod::none) return quant_method_name(config.quant.method);
@@ -67,6 +60,7 @@ void check_options(const EngineOptions& options) {
   in_range(options.max_batched_tokens, 1, 65536, "maxBatchedTokens");
   in_range(options.kv_cache_tokens, 0, int64_t{1} << 40, "kvCacheTokens");
   in_range(options.max_waiting, 1, 1 << 20, "maxWaiting");
+  in_range(options.max_draft, 0, kMaxDraftDepth, "speculative.maxDepth");
   if (!(options.memory_utilization >= 0 && options.memory_utilization <= 1))
     throw EngineError(ErrorCode::invalid_argument,
                       "memoryUtilization is " + std::to_string(options.memory_utilization) + ", outside (0, 1]");
@@ -76,6 +70,17 @@ void check_options(const EngineOptions& options) {
 }
 
 }  // namespace
+
+std::string read_small_file(const std::filesystem::path& path) {
+  const auto file = open_file(path.string());
+  if (file->size() > kMaxConfigBytes)
+    throw EngineError(ErrorCode::bad_checkpoint,
+                      path.string() + " has " + std::to_string(file->size()) + " bytes; a config has a few thousand",
+                      "pass a folder that holds a Hugging Face model");
+  std::string text(file->size(), '\0');
+  file->read(0, text.data(), text.size());
+  return text;
+}
 
 ModelFolder open_model_folder(const std::string& folder) {
   namespace fs = std::filesystem;
@@ -94,7 +99,7 @@ ModelFolder open_model_folder(const std::string& folder) {
   return model;
 }
 
-MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, DType kv_dtype, uint64_t kv_bytes) {
+MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, uint64_t bytes_per_token, uint64_t kv_bytes) {
   MemoryPlan plan;
   plan.context = config.context;
   if (options.max_model_len > 0) {
@@ -115,8 +120,7 @@ MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, 
                         "raise kvCacheTokens or lower maxModelLen");
     return plan;
   }
-  const int64_t layers = config.n_layers + (options.with_mtp && config.n_mtp_layers > 0 ? 1 : 0);
-  const int64_t affordable = static_cast<int64_t>(kv_bytes / kv_bytes_per_token(config, kv_dtype, layers));
+  const int64_t affordable = static_cast<int64_t>(kv_bytes / bytes_per_token);
   const int64_t wanted = one_context * options.max_num_seqs;
   plan.kv_cache_tokens = std::max(one_context, std::min(wanted, affordable) / kPageTokens * kPageTokens);
   return plan;
@@ -131,6 +135,48 @@ uint64_t kv_budget(const EngineOptions& options, const std::string& device, uint
   const double share = options.memory_utilization > 0 ? options.memory_utilization : kDeviceUtilization;
   const double allowed = share * static_cast<double>(free_before) / (host ? options.tensor_parallel : 1);
   return static_cast<uint64_t>(std::max(0.0, allowed - static_cast<double>(weight_bytes)));
+}
+
+}  // namespace
+
+namespace {
+
+// What drafts, and with what.
+struct DraftPlan {
+  std::string method = "none";
+  int max_draft = 0;
+  std::optional<DraftFolder> folder;
+  bool reads_features() const { return method == "eagle3" || method == "mtp"; }
+};
+
+DraftPlan plan_drafting(const ModelFolder& model, const EngineOptions& options) {
+  const auto refuse = [](ErrorCode code, const std::string& message, const std::string& hint) {
+    throw EngineError(code, message, hint);
+  };
+  const bool has_mtp = model.config.n_mtp_layers > 0 && layer_is_stored(model.checkpoint, model.config.n_layers);
+  const bool one_rank = options.tensor_parallel == 1;
+  DraftPlan plan;
+  plan.method = options.speculation;
+  if (plan.method == "auto") plan.method = !options.draft.empty() ? "eagle3" : has_mtp && one_rank ? "mtp" : "ngram";
+  const std::string asked = "speculation '" + plan.method + "' asked for: ";
+  if (plan.method != "none" && plan.method != "eagle3" && plan.method != "mtp" && plan.method != "ngram")
+    refuse(ErrorCode::invalid_argument, asked + "no such method", "known are none, auto, eagle3, mtp and ngram");
+  if (plan.method != "eagle3" && !options.draft.empty())
+    refuse(ErrorCode::invalid_argument, asked + "the draft folder would not be used", "leave out the draft, or use eagle3");
+  if (plan.method == "eagle3" && options.draft.empty())
+    refuse(ErrorCode::invalid_argument, asked + "it needs a draft folder", "pass draft, or use mtp or ngram");
+  if (plan.method == "mtp" && !has_mtp)
+    refuse(ErrorCode::not_found, asked + "the checkpoint has no MTP layer", "use eagle3 with a draft, or ngram");
+  if (plan.reads_features() && !one_rank)
+    refuse(ErrorCode::unsupported,
+           asked + "draft models run on one rank, tensorParallelSize is " + std::to_string(options.tensor_parallel),
+           "use ngram, or tensorParallelSize 1");
+  if (plan.method == "none") return plan;
+  // Chains much deeper than this rarely pay; depth control goes below wherever they do not.
+  const int usual = plan.method == "eagle3" ? 5 : plan.method == "mtp" ? 3 : 7;
+  plan.max_draft = options.max_draft > 0 ? options.max_draft : usual;
+  if (plan.method == "eagle3") plan.folder = open_draft_folder(options.draft, model.config);
+  return plan;
 }
 
 }  // namespace
@@ -201,13 +247,24 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
   LoadedModel loaded;
   loaded.info = describe_model(config);
   EngineInfo& info = loaded.info;
-  loaded.has_mtp = options.with_mtp && config.n_mtp_layers > 0;
+  const DraftPlan drafting = plan_drafting(model, options);
+  info.speculation = drafting.method;
+  info.max_draft = drafting.max_draft;
+  loaded.adaptive_depth = options.adaptive_depth;
+  loaded.has_mtp = (options.with_mtp || drafting.method == "mtp") && config.n_mtp_layers > 0;
   const std::string device = resolve_device(options.device, info.device_reason);
 
-  plan_memory(config, options, DType::bf16, kHostKvBytes);  // refuses what it must before the weights are read
+  const auto bytes_per_token = [&](DType kv_dtype) {
+    uint64_t bytes = kv_bytes_per_token(config, kv_dtype, config.n_layers + (loaded.has_mtp ? 1 : 0));
+    if (drafting.folder) bytes += draft_kv_bytes_per_token(drafting.folder->config, kv_dtype);
+    return bytes;
+  };
+  plan_memory(config, options, bytes_per_token(DType::bf16), kHostKvBytes);  // refuses what it must before weights are read
   loaded.max_waiting = options.max_waiting;
   loaded.prefix_cache = options.prefix_cache;
   MemoryPlan plan;
+  DraftWeights draft_weights;
+  const int64_t most_rows = std::max<int64_t>(options.max_batched_tokens, Speculation::kRingRows);  // of a draft's pass
   const auto make_rank = [&](int rank, Comm* comm) {
     auto backend = create_backend(device, backend_options(options));
     const uint64_t free_before = backend->free_bytes();
@@ -217,8 +274,7 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
       info.kernels = backend->info().kernels;
       info.compute = backend->info().compute == DType::f32 ? "float32" : "bfloat16";
       info.n_threads = backend->info().n_threads;
-      info.kv_bytes_per_token =
-          kv_bytes_per_token(config, backend->info().kv_dtype, config.n_layers + (loaded.has_mtp ? 1 : 0));
+      info.kv_bytes_per_token = bytes_per_token(backend->info().kv_dtype);
     }
     LoadOptions load;
     load.rank = rank;
@@ -232,10 +288,20 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
       };
     ModelWeights weights = load_weights(config, model.checkpoint, *backend, load);
     info.weight_bytes += weights.bytes;
+    if (drafting.folder) {
+      draft_weights = load_draft_weights(*drafting.folder, config, *backend, load.n_threads, cancelled);
+      info.weight_bytes += draft_weights.bytes;
+    }
     if (rank == 0)
-      plan = plan_memory(config, options, backend->info().kv_dtype, kv_budget(options, device, free_before, weights.bytes));
+      plan = plan_memory(config, options, info.kv_bytes_per_token,
+                         kv_budget(options, device, free_before, weights.bytes + draft_weights.bytes));
     RunnerLimits limits;
     limits.max_tokens = options.max_batched_tokens;
+    if (drafting.reads_features()) {
+      limits.features.n_rows = Speculation::n_feature_rows(options.max_num_seqs, options.max_batched_tokens);
+      if (drafting.folder) limits.features.layers = drafting.folder->config.feature_layers;
+      if (drafting.method == "mtp") limits.max_tokens = most_rows;  // its passes run in the model's workspace
+    }
     limits.max_seqs = options.max_num_seqs;
     limits.n_positions = plan.context;
     limits.n_pages = plan.kv_cache_tokens / kPageTokens;
@@ -243,6 +309,15 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
     return std::make_unique<RankRunner>(config, std::move(backend), std::move(weights), comm, rank, world, limits);
   };
   loaded.world = std::make_unique<World>(world, make_rank);
+  if (drafting.method != "none") {
+    const DrafterLimits limits{most_rows, options.max_num_seqs, plan.context, plan.kv_cache_tokens / kPageTokens};
+    RankRunner& target = loaded.world->rank(0);
+    loaded.drafter = drafting.folder ? make_eagle3_drafter(*drafting.folder, std::move(draft_weights), target, limits)
+                     : drafting.method == "mtp" ? make_mtp_drafter(target, limits)
+                                                : make_ngram_drafter();
+    info.kv_bytes += loaded.drafter->kv_bytes();
+    info.workspace_bytes += loaded.drafter->bytes();
+  }
   constexpr int64_t kWarmTokens = 32;
   warm_up(*loaded.world, std::min<int64_t>({kWarmTokens, options.max_batched_tokens, plan.context}));
 

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <atomic>
+#include <filesystem>
 #include <memory>
 #include <string>
 
 #include "engine/config.h"
+#include "engine/drafter.h"
 #include "engine/engine.h"
 #include "engine/runner.h"
 #include "engine/safetensors.h"
@@ -20,13 +22,16 @@ struct ModelFolder {
 // Reads config.json (and hf_quant_config.json) and all tensor headers, and checks them against each other.
 ModelFolder open_model_folder(const std::string& folder);
 
+// The text of a config: bad_checkpoint when it is far too large to be one.
+std::string read_small_file(const std::filesystem::path& path);
+
 // Sizes that follow from a config and options, before any memory is taken.
 struct MemoryPlan {
   int64_t context = 0;          // tokens a sequence may hold
   int64_t kv_cache_tokens = 0;  // a multiple of kPageTokens
 };
-// kv_bytes is what the KV cache may take when the options do not say.
-MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, DType kv_dtype, uint64_t kv_bytes);
+// kv_bytes is what the KV cache may take when the options do not say, bytes_per_token what a token takes of it.
+MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, uint64_t bytes_per_token, uint64_t kv_bytes);
 
 struct LoadedModel {
   EngineInfo info;
@@ -34,6 +39,8 @@ struct LoadedModel {
   bool has_mtp = false;
   int max_waiting = 0;
   bool prefix_cache = true;
+  std::unique_ptr<Drafter> drafter;  // null: no speculation
+  bool adaptive_depth = true;
 };
 
 LoadedModel load_model(const std::string& folder, const EngineOptions& options, const Engine::ProgressFn& on_progress,

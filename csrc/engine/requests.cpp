@@ -59,6 +59,7 @@ void check_request(const GenerateRequest& request, const EngineInfo& info) {
   check_ids(request.stop_ids, "stopTokenIds", info);
   check_ids(request.allowed_ids, "allowedTokenIds", info);
   for (const std::vector<int32_t>& word : request.bad_words) check_tokens(word, "badWords", info);
+  check_range(request.max_draft, -1, kMaxDraftDepth, "speculative.maxDepth");
   check_ids(request.thinking.begin_ids, "thinking", info);
   check_ids(request.thinking.end_ids, "thinking", info);
   require(request.thinking.budget < 0 || !request.thinking.end_ids.empty(),

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "engine/depth_control.h"
 #include "engine/engine.h"
 #include "engine/scheduler.h"
 
@@ -32,8 +33,18 @@ struct Generation : Sequence {
   GenerateRequest request;
   std::chrono::steady_clock::time_point submitted{}, started{};
   std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
-  int64_t n_prompt_scored = 1;  // prompt tokens whose log-probabilities were reported; the first has none
-  bool needs_reset = false;     // its slot's counts are another sequence's
+  int64_t n_prompt_scored = 1;               // prompt tokens whose log-probabilities were reported; the first has none
+  bool needs_reset = false;                  // its slot's counts are another sequence's
+  FinishReason finish = FinishReason::none;  // set with its last token
+
+  // What speculation knows of it; speculation.h.
+  struct Drafting {
+    bool followed = false;    // a draft model sees its tokens
+    int64_t n_seen = 0;       // tokens whose features it has taken in
+    int32_t staged_row = -1;  // of the step's first row, when its features are not in the ring
+    DraftRecord record;
+  };
+  Drafting drafting;
 
  private:
   void follow_thinking();

@@ -1,32 +1,16 @@
 #include "engine/runner.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "backend/thread_name.h"
+#include "engine/packer.h"
 
 namespace sigmoe {
 namespace {
 
 // Logits exist for a block of rows at a time: 157,184 floats a row add up. A batch larger than a block reads the head again.
+// A chain of drafts never straddles blocks, and is shorter than the smallest.
 constexpr int kLeastHeadRows = 32, kMostHeadRows = 128;
-
-// Lays arrays one behind the other, 64-byte aligned, so that a step is one upload.
-class Packer {
- public:
-  explicit Packer(std::vector<std::byte>& bytes) : bytes_(bytes) { bytes_.clear(); }
-
-  template <typename T>
-  size_t put(const std::vector<T>& values) {
-    const size_t at = (bytes_.size() + 63) / 64 * 64;
-    bytes_.resize(at + values.size() * sizeof(T));
-    if (!values.empty()) std::memcpy(bytes_.data() + at, values.data(), values.size() * sizeof(T));
-    return at;
-  }
-
- private:
-  std::vector<std::byte>& bytes_;
-};
 
 // Where the sampler puts what it finds for `rows` rows: one piece of memory, so that one download brings it all.
 struct SampledBlock {
@@ -44,8 +28,8 @@ struct SampledBlock {
 };
 
 // Tells apart steps whose kernels take other arguments.
-uint64_t step_key(const BatchView& batch) {
-  uint64_t key = reinterpret_cast<uintptr_t>(batch.token_ids);
+uint64_t step_key(const BatchView& batch, const int32_t* feature_rows) {
+  uint64_t key = reinterpret_cast<uintptr_t>(batch.token_ids) ^ reinterpret_cast<uintptr_t>(feature_rows) << 1;
   for (const int size : {batch.n_tokens, batch.max_pages}) key = (key ^ static_cast<uint64_t>(size)) * 0x9e3779b97f4a7c15ull;
   return key;
 }
@@ -54,6 +38,7 @@ uint64_t step_key(const BatchView& batch) {
 
 struct RankRunner::DeviceStep {
   BatchView batch;
+  const int32_t* feature_rows;  // null: no features are wanted
   const int32_t* next_ids;
   const int32_t* sample_row_ids;
   const int32_t* logits_row_ids;
@@ -76,22 +61,25 @@ RankRunner::RankRunner(const ModelConfig& config, std::unique_ptr<Backend> backe
       graph_(config_, weights_, heads_, *backend_, comm, kv_, workspace_),
       logits_(backend_->alloc(sizeof(float) * head_rows_ * config.vocab_size, "logits")),
       step_output_(backend_->alloc(head_rows_ * SampledBlock::kRowBytes, "sampled tokens")) {
+  const FeatureTap& tap = limits.features;
+  if (tap.n_rows > 0) features_ = backend_->alloc(sizeof(float) * tap.n_rows * tap.width(config.hidden_size), "draft features");
   if (rank == 0) counts_ = backend_->alloc(sizeof(uint32_t) * limits.max_seqs * config.vocab_size, "token counts");
 }
 
 uint64_t RankRunner::workspace_bytes() const {
-  return workspace_.bytes() + logits_.bytes() + counts_.bytes() + step_input_.bytes() + step_output_.bytes();
+  return workspace_.bytes() + features_.bytes() + logits_.bytes() + counts_.bytes() + step_input_.bytes() +
+         step_output_.bytes();
 }
 
 RankRunner::DeviceStep RankRunner::upload(const StepInputs& inputs) {
   Packer packer(staging_);
   const size_t token_ids = packer.put(inputs.token_ids), positions = packer.put(inputs.positions),
                seq_offsets = packer.put(inputs.seq_offsets), page_tables = packer.put(inputs.page_tables),
-               next_ids = packer.put(inputs.next_ids), sample_row_ids = packer.put(inputs.sample_row_ids),
-               sample_rows = packer.put(inputs.sample_rows), bias_ids = packer.put(inputs.bias_ids),
-               bias_values = packer.put(inputs.bias_values), ban_ids = packer.put(inputs.ban_ids),
-               masks = packer.put(inputs.masks), logits_row_ids = packer.put(inputs.logits_row_ids),
-               mtp_row_ids = packer.put(inputs.mtp_row_ids);
+               feature_rows = packer.put(inputs.feature_rows), next_ids = packer.put(inputs.next_ids),
+               sample_row_ids = packer.put(inputs.sample_row_ids), sample_rows = packer.put(inputs.sample_rows),
+               bias_ids = packer.put(inputs.bias_ids), bias_values = packer.put(inputs.bias_values),
+               ban_ids = packer.put(inputs.ban_ids), masks = packer.put(inputs.masks),
+               logits_row_ids = packer.put(inputs.logits_row_ids), mtp_row_ids = packer.put(inputs.mtp_row_ids);
   if (step_input_.bytes() < staging_.size()) step_input_ = backend_->alloc(staging_.size() * 2, "step inputs");
   backend_->upload(step_input_.data(), staging_.data(), staging_.size());
 
@@ -102,6 +90,7 @@ RankRunner::DeviceStep RankRunner::upload(const StepInputs& inputs) {
   DeviceStep step;
   step.batch = {inputs.n_tokens(),  inputs.n_seqs(),      inputs.max_pages,    at(token_ids, i32),
                 at(positions, i32), at(seq_offsets, i32), at(page_tables, i32)};
+  step.feature_rows = inputs.feature_rows.empty() ? nullptr : at(feature_rows, i32);
   step.next_ids = at(next_ids, i32);
   step.sample_row_ids = at(sample_row_ids, i32);
   step.logits_row_ids = at(logits_row_ids, i32);
@@ -126,10 +115,12 @@ void RankRunner::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trac
   // A pure decode step enqueues the same work whenever its sizes and addresses are the same: the batch's arrays come first in
   // the upload, so their sizes fix their places.
   const bool decode = inputs.n_tokens() == inputs.n_seqs();
+  const FeatureSink sink{limits_.features, features_.as<float>(), step.feature_rows};
+  const FeatureSink* features = step.feature_rows ? &sink : nullptr;
   if (decode && !trace && !comm_)
-    backend_->run_recorded(step_key(step.batch), [&] { graph_.forward(step.batch); });
+    backend_->run_recorded(step_key(step.batch, step.feature_rows), [&] { graph_.forward(step.batch, nullptr, features); });
   else
-    graph_.forward(step.batch, trace);
+    graph_.forward(step.batch, trace, features);
   sample(inputs, step, outputs);
   download_logits(step.logits_row_ids, static_cast<int>(inputs.logits_row_ids.size()), outputs.logits);
   if (!inputs.next_ids.empty()) {
@@ -139,9 +130,12 @@ void RankRunner::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trac
 }
 
 // Final hidden states to logits, a block of rows at a time: with_logits(first, n) finds rows [first, first + n) in logits_.
-void RankRunner::head(const int32_t* row_ids, int n_rows, const std::function<void(int, int)>& with_logits) {
-  for (int first = 0; first < n_rows; first += head_rows_) {
-    const int n = std::min(head_rows_, n_rows - first);
+// No block begins at a row for which begins_block is false.
+void RankRunner::head(const int32_t* row_ids, int n_rows, const std::function<bool(int row)>& begins_block,
+                      const std::function<void(int, int)>& with_logits) {
+  for (int first = 0, n = 0; first < n_rows; first += n) {
+    n = std::min(head_rows_, n_rows - first);
+    while (first + n < n_rows && !begins_block(first + n)) --n;
     backend_->head_logits(workspace_.normed.as<float>(), row_ids + first, n, *weights_.lm_head, comm_, weights_.vocab_widths,
                           logits_.as<float>());
     if (rank_ == 0) with_logits(first, n);
@@ -163,7 +157,8 @@ void RankRunner::sample(const StepInputs& inputs, const DeviceStep& step, StepOu
   args.logprobs = on_device.logprobs;
   args.top_ids = on_device.top_ids;
   args.top_logprobs = on_device.top_logprobs;
-  head(step.sample_row_ids, n_rows, [&](int first, int n) {
+  const auto begins_chain = [&](int row) { return inputs.sample_rows[row].if_previous < 0; };
+  head(step.sample_row_ids, n_rows, begins_chain, [&](int first, int n) {
     args.rows = step.sample.rows + first;
     args.n_rows = n;
     backend_->sample(args);
@@ -182,8 +177,9 @@ void RankRunner::sample(const StepInputs& inputs, const DeviceStep& step, StepOu
 void RankRunner::download_logits(const int32_t* row_ids, int n_rows, std::vector<float>& out) {
   const size_t vocab = config_.vocab_size;
   out.resize(rank_ == 0 ? n_rows * vocab : 0);
-  head(row_ids, n_rows,
-       [&](int first, int n) { backend_->download(out.data() + first * vocab, logits_.data(), n * vocab * sizeof(float)); });
+  head(
+      row_ids, n_rows, [](int) { return true; },
+      [&](int first, int n) { backend_->download(out.data() + first * vocab, logits_.data(), n * vocab * sizeof(float)); });
 }
 
 World::World(int n_ranks, const MakeRank& make_rank) {

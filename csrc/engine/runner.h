@@ -27,7 +27,8 @@ struct StepInputs {
   std::vector<int32_t> seq_offsets;           // (B + 1)
   std::vector<int32_t> page_tables;           // (B, max_pages)
   int max_pages = 0;
-  std::vector<int32_t> next_ids;  // (T) each row's next token; empty unless MTP logits are wanted
+  std::vector<int32_t> feature_rows;  // (T) where each row's features go; empty: none are wanted
+  std::vector<int32_t> next_ids;      // (T) each row's next token; empty unless MTP logits are wanted
   std::vector<SlotReset> resets;
   std::vector<int32_t> sample_row_ids;  // (R) rows in [0, T) that get a token
   std::vector<SampleRow> sample_rows;   // (R)
@@ -56,6 +57,7 @@ struct RunnerLimits {
   int64_t n_positions = 0;   // RoPE tables: positions [0, n_positions)
   int64_t n_pages = 0;
   bool mtp = false;
+  FeatureTap features;  // what a draft model reads of this one
 };
 
 class RankRunner {
@@ -68,14 +70,18 @@ class RankRunner {
 
   Backend& backend() { return *backend_; }
   Graph& graph() { return graph_; }
+  const ModelConfig& config() const { return config_; }
   const ModelWeights& weights() const { return weights_; }
+  Workspace& workspace() { return workspace_; }
+  const float* features() const { return features_.as<float>(); }  // (limits.features.n_rows, its width)
   uint64_t kv_bytes() const { return kv_.bytes(); }
   uint64_t workspace_bytes() const;
 
  private:
   struct DeviceStep;
   DeviceStep upload(const StepInputs& inputs);
-  void head(const int32_t* row_ids, int n_rows, const std::function<void(int first, int n)>& with_logits);
+  void head(const int32_t* row_ids, int n_rows, const std::function<bool(int row)>& begins_block,
+            const std::function<void(int first, int n)>& with_logits);
   void sample(const StepInputs& inputs, const DeviceStep& step, StepOutputs& outputs);
   void download_logits(const int32_t* row_ids, int n_rows, std::vector<float>& out);
 
@@ -90,6 +96,7 @@ class RankRunner {
   KvCache kv_;
   Workspace workspace_;
   Graph graph_;
+  DeviceBuffer features_;     // (feature rows, width) for a draft model
   DeviceBuffer logits_;       // (head_rows, V)
   DeviceBuffer counts_;       // (slots, V) on rank 0
   DeviceBuffer step_input_;   // everything a step uploads, in one piece

@@ -42,6 +42,7 @@ void Scheduler::give_back(Sequence& sequence) {
   if (sequence.slot >= 0) free_slots_.push_back(sequence.slot);
   sequence.slot = -1;
   sequence.n_computed = 0;
+  sequence.drafts.clear();
   sequence.chain.last = 0;
   sequence.chain.n_pages = 0;
 }
@@ -72,13 +73,21 @@ std::vector<Chunk> Scheduler::plan() {
   admitted_.clear();
   make_room_for_priority();
   int64_t budget = limits_.max_batched_tokens;
+  int64_t draft_budget = budget_for_drafts();
 
   const auto schedule = [&](Sequence& sequence) {
     const int64_t wanted = sequence.n_pending() - (sequence.samples && !sequence.may_sample ? 1 : 0);
-    const int64_t n = std::min(wanted, budget);
-    if (n <= 0 || !reserve(sequence, sequence.n_computed + n, chunks)) return;
-    chunks.push_back({&sequence, sequence.n_computed, n, n == sequence.n_pending()});
-    budget -= n;
+    const int64_t n = std::min(wanted, budget), end = sequence.n_computed + n;
+    if (n <= 0 || !reserve(sequence, end, chunks)) return;
+    Chunk chunk{&sequence, sequence.n_computed, n, n == sequence.n_pending()};
+    if (chunk.reaches_end) {
+      const int64_t room = static_cast<int64_t>(sequence.pages.size()) * kPageTokens - end;
+      chunk.n_drafts = std::min({static_cast<int64_t>(sequence.drafts.size()), draft_budget, room});
+      chunk.n += chunk.n_drafts;
+      draft_budget -= chunk.n_drafts;
+    }
+    chunks.push_back(chunk);
+    budget -= chunk.n;
   };
 
   // running_ may lose its tail inside schedule(), never an element before the current one.
@@ -88,6 +97,21 @@ std::vector<Chunk> Scheduler::plan() {
 
   while (budget > 0 && admit_next()) schedule(*admitted_.back());
   return chunks;
+}
+
+// What is left once every running answer has its row; half of that while prompts wait to be computed.
+int64_t Scheduler::budget_for_drafts() const {
+  const auto n_decoding =
+      std::count_if(running_.begin(), running_.end(), [](const auto& sequence) { return sequence->n_pending() == 1; });
+  const int64_t left = std::max<int64_t>(0, limits_.max_batched_tokens - n_decoding);
+  const bool prompts_wait = n_decoding < n_running() || !waiting_.empty();
+  return prompts_wait ? left / 2 : left;
+}
+
+int64_t Scheduler::make_room_for_drafts(Sequence& sequence, int64_t n) {
+  const int64_t missing = pages_for(sequence.length() + n) - static_cast<int64_t>(sequence.pages.size());
+  if (missing <= 0 || pool_.acquire(sequence.pages, missing)) return n;
+  return std::max<int64_t>(0, static_cast<int64_t>(sequence.pages.size()) * kPageTokens - sequence.length());
 }
 
 // A waiting sequence that outranks running ones takes the place of the last of them, if it lacks a slot or pages.
@@ -137,7 +161,9 @@ bool Scheduler::find_prefix(Sequence& sequence) {
 
 void Scheduler::commit(const Chunk& chunk) {
   Sequence& sequence = *chunk.sequence;
-  sequence.n_computed = chunk.begin + chunk.n;
+  // The last token sampled has not been through the model yet; all before it have.
+  sequence.n_computed = chunk.n_drafts > 0 ? sequence.length() - 1 : chunk.begin + chunk.n;
+  if (chunk.reaches_end) sequence.drafts.clear();
   pool_.remember(sequence.tokens, sequence.n_computed, sequence.pages, sequence.chain);
 }
 

@@ -1,10 +1,10 @@
 // What the next step computes. Plain data: no tensors, no threads, no clock, so that tests can drive it directly.
 //
 // Continuous batching under a token budget: decode rows of all running sequences first (a running answer never waits for
-// somebody's prompt), then prefill chunks, then new arrivals while pages and slots last. A new arrival starts behind the
-// pages of its prompt that the pool remembers. Order is by priority (lower first), then by arrival. When pages or slots run
-// out, the last in that order gives its own back and is computed again later from its tokens; the first always advances, so
-// among equal priorities every request ends.
+// somebody's prompt), each with the drafts it wants checked while there is room for them, then prefill chunks, then new
+// arrivals while pages and slots last. A new arrival starts behind the pages of its prompt that the pool remembers. Order is by
+// priority (lower first), then by arrival. When pages or slots run out, the last in that order gives its own back and is
+// computed again later from its tokens; the first always advances, so among equal priorities every request ends.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +21,7 @@ struct Sequence {
   uint64_t id = 0;  // rises with arrival
   int32_t priority = 0;
   std::vector<int32_t> tokens;  // prompt, then generated
+  std::vector<int32_t> drafts;  // guesses of the tokens that follow; the next step that samples checks and clears them
   int64_t n_prompt = 0;
   int64_t n_computed = 0;       // tokens [0, n_computed) are in the KV cache
   int64_t n_found = 0;          // of these, how many the pool remembered when the sequence was first admitted
@@ -39,11 +40,13 @@ struct Sequence {
   virtual ~Sequence() = default;
 };
 
-// Tokens [begin, begin + n) of a sequence enter the step; `reaches_end` when the last of them is the sequence's last.
+// Tokens [begin, begin + n) of a sequence enter the step, of which the last n_drafts are drafts; `reaches_end` when the
+// sequence's own last token is among them.
 struct Chunk {
   Sequence* sequence = nullptr;
   int64_t begin = 0, n = 0;
   bool reaches_end = false;
+  int64_t n_drafts = 0;
 };
 
 struct SchedulerLimits {
@@ -64,8 +67,12 @@ class Scheduler {
   // every one that has its turn waits for its mask. Sequences that were given a slot by this call are listed in admitted().
   std::vector<Chunk> plan();
   const std::vector<Sequence*>& admitted() const { return admitted_; }
-  // After the step ran: the chunk's tokens are in the cache.
+  // After the step ran and what it sampled was appended: the chunk's tokens are in the cache, of its drafts those that became
+  // tokens. What the others left there lies behind the sequence's end and is overwritten by the tokens that come instead.
   void commit(const Chunk& chunk);
+  // Takes pages for n drafts behind a running sequence's last token, as far as some are left: drafts never preempt anybody.
+  // Returns how many have room.
+  int64_t make_room_for_drafts(Sequence& sequence, int64_t n);
 
   std::vector<uint64_t> ids() const;
   int64_t n_running() const { return static_cast<int64_t>(running_.size()); }
@@ -80,6 +87,7 @@ class Scheduler {
 
   bool reserve(Sequence& sequence, int64_t n_tokens, std::vector<Chunk>& chunks);
   void make_room_for_priority();
+  int64_t budget_for_drafts() const;
   bool admit_next();
   bool find_prefix(Sequence& sequence);
   void preempt_last(std::vector<Chunk>& chunks);

@@ -16,7 +16,7 @@ void StepBuilder::add(const Chunk& chunk) {
   const auto* scoring = sequence.samples ? nullptr : static_cast<const Scoring*>(&sequence);
   for (int64_t i = chunk.begin; i < chunk.begin + chunk.n; ++i) {
     const int32_t row = in_.n_tokens();
-    in_.token_ids.push_back(sequence.tokens[i]);
+    in_.token_ids.push_back(i < sequence.length() ? sequence.tokens[i] : sequence.drafts[i - sequence.length()]);
     in_.positions.push_back(static_cast<int32_t>(i));
     if (scoring && !scoring->mtp) in_.logits_row_ids.push_back(row);
     if (scoring && scoring->mtp && i + 1 < sequence.length()) in_.mtp_row_ids.push_back(row);
@@ -30,7 +30,7 @@ void StepBuilder::add(const Chunk& chunk) {
     in_.resets.push_back({sequence.slot, {sequence.tokens.begin(), prompt_end}, {prompt_end, sequence.tokens.end()}});
     generation->needs_reset = false;
   }
-  if (chunk.reaches_end) add_sample(*generation);
+  if (chunk.reaches_end) add_samples(*generation, chunk.n_drafts);
 }
 
 // The arrays whose width depends on all chunks. Widths come in steps, so that a backend that records a step by its sizes does
@@ -59,7 +59,19 @@ void StepBuilder::add_prompt_score(Generation& generation, int64_t index) {
   sampled_rows_.push_back({&generation, index});
 }
 
-void StepBuilder::add_sample(Generation& generation) {
+// A row for the next token, and one behind each draft. What a row depends on is made as if the drafts before it were the
+// sequence's own tokens: when the row counts, they are.
+void StepBuilder::add_samples(Generation& generation, int64_t n_drafts) {
+  const int64_t length = generation.length();
+  const int32_t first_row = in_.n_tokens() - 1 - static_cast<int32_t>(n_drafts);
+  for (int64_t i = 0; i <= n_drafts; ++i) {
+    if (i > 0) generation.tokens.push_back(generation.drafts[i - 1]);
+    add_sample(generation, first_row + static_cast<int32_t>(i), i > 0 ? generation.drafts[i - 1] : -1);
+  }
+  generation.tokens.resize(length);
+}
+
+void StepBuilder::add_sample(Generation& generation, int32_t row_id, int32_t if_previous) {
   const GenerateRequest& request = generation.request;
   SampleRow row;
   row.slot = generation.slot;
@@ -74,6 +86,7 @@ void StepBuilder::add_sample(Generation& generation) {
   row.frequency_penalty = request.frequency_penalty;
   row.n_logprobs = request.n_logprobs;
   row.forced_token = generation.forced_token();
+  row.if_previous = if_previous;
   row.bias_begin = static_cast<int32_t>(in_.bias_ids.size());
   for (const auto& [id, bias] : request.logit_bias) {
     in_.bias_ids.push_back(id);
@@ -85,7 +98,7 @@ void StepBuilder::add_sample(Generation& generation) {
   row.ban_end = static_cast<int32_t>(in_.ban_ids.size());
   if (generation.append_mask(in_.masks)) row.mask_row = n_masks_++;
   in_.sample_rows.push_back(row);
-  in_.sample_row_ids.push_back(in_.n_tokens() - 1);
+  in_.sample_row_ids.push_back(row_id);
   sampled_rows_.push_back({&generation, -1});
 }
 

@@ -9,7 +9,8 @@
 
 namespace sigmoe {
 
-// Whom a sampled row of a step belongs to.
+// Whom a sampled row of a step belongs to. A generation's drafts make a chain of rows, of which those behind the first wrong
+// draft have no token.
 struct SampledRow {
   Generation* generation = nullptr;
   int64_t prompt_index = -1;  // the prompt token that the row scores; -1: the row samples the next token
@@ -24,7 +25,8 @@ class StepBuilder {
  private:
   void add(const Chunk& chunk);
   void add_tables(const std::vector<Chunk>& chunks);
-  void add_sample(Generation& generation);
+  void add_samples(Generation& generation, int64_t n_drafts);
+  void add_sample(Generation& generation, int32_t row_id, int32_t if_previous);
   void add_prompt_score(Generation& generation, int64_t index);
 
   StepInputs& in_;

@@ -1,5 +1,7 @@
 #include "cpu/cpu_backend.h"
 
+#include <cstring>
+
 #include "backend/registry.h"
 
 namespace sigmoe {
@@ -59,8 +61,26 @@ void CpuBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slots
 }
 
 void CpuBackend::sample(const SampleArgs& args) {
-  pool_.parallel_for(args.n_rows,
-                     [&](int64_t row, int worker) { sample_row(args, static_cast<int>(row), workers_[worker].sample); });
+  chain_starts_.clear();
+  for (int row = 0; row < args.n_rows; ++row)
+    if (args.rows[row].if_previous < 0) chain_starts_.push_back(row);
+  pool_.parallel_for(static_cast<int64_t>(chain_starts_.size()), [&](int64_t chain, int worker) {
+    int row = chain_starts_[chain];
+    do sample_row(args, row, workers_[worker].sample);
+    while (++row < args.n_rows && args.rows[row].if_previous >= 0);
+  });
+}
+
+void CpuBackend::copy_rows(const float* from, const int32_t* from_ids, int64_t from_stride, float* to, const int32_t* to_ids,
+                           int64_t to_stride, int n_rows, int width) {
+  // Waking the others costs more than a decode step's rows.
+  constexpr int64_t kBytesAlone = 256 << 10;
+  const size_t row_bytes = static_cast<size_t>(width) * sizeof(float);
+  auto copy = [&](int64_t i, int) {
+    std::memcpy(to + (to_ids ? to_ids[i] : i) * to_stride, from + (from_ids ? from_ids[i] : i) * from_stride, row_bytes);
+  };
+  if (n_rows * static_cast<int64_t>(row_bytes) > kBytesAlone) return pool_.parallel_for(n_rows, copy);
+  for (int64_t i = 0; i < n_rows; ++i) copy(i, 0);
 }
 
 std::unique_ptr<Backend> create_cpu_backend(const BackendOptions& options) {

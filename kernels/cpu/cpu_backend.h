@@ -69,6 +69,8 @@ class CpuBackend : public ReferenceBackend {
   void head_logits(const float* x, const int32_t* row_ids, int n_rows, const LinearWeight& lm_head, Comm* comm,
                    const std::vector<int64_t>& vocab_widths, float* logits) override;
   void sample(const SampleArgs& args) override;
+  void copy_rows(const float* from, const int32_t* from_ids, int64_t from_stride, float* to, const int32_t* to_ids,
+                 int64_t to_stride, int n_rows, int width) override;
 
  private:
   enum class Products { fastest, f32 };
@@ -140,6 +142,7 @@ class CpuBackend : public ReferenceBackend {
   };
   std::vector<PageRun> page_runs_;
   std::vector<AttentionItem> attention_items_;
+  std::vector<int> chain_starts_;  // rows to sample that are the first of their chain
 };
 
 inline const PackedWeight& packed(const LinearWeight& weight) { return static_cast<const PackedWeight&>(weight); }

@@ -340,8 +340,15 @@ void ReferenceBackend::head_logits(const float* x, const int32_t* row_ids, int n
     part.resize(static_cast<size_t>(n_rows) * w.n);
     target = part.data();
   }
-  for (int64_t r = 0; r < n_rows; ++r) multiply_row(x + row_ids[r] * w.k, w, target + r * w.n);
+  for (int64_t r = 0; r < n_rows; ++r) multiply_row(x + (row_ids ? row_ids[r] : r) * w.k, w, target + r * w.n);
   if (comm) comm->all_gather_columns(part.data(), logits, n_rows, vocab_widths);
+}
+
+void ReferenceBackend::copy_rows(const float* from, const int32_t* from_ids, int64_t from_stride, float* to,
+                                 const int32_t* to_ids, int64_t to_stride, int n_rows, int width) {
+  for (int64_t i = 0; i < n_rows; ++i)
+    for (int d = 0; d < width; ++d)
+      to[(to_ids ? to_ids[i] : i) * to_stride + d] = from[(from_ids ? from_ids[i] : i) * from_stride + d];
 }
 
 void ReferenceBackend::join_norms(const float* embedding, const float* embedding_norm, const float* hidden,

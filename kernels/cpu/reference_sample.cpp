@@ -88,13 +88,15 @@ void ReferenceBackend::sample(const SampleArgs& args) {
     const SampleRow& row = args.rows[r];
     const float* logits = args.logits + r * V;
     uint32_t* counts = row.slot < 0 ? nullptr : args.counts + static_cast<int64_t>(row.slot) * V;
+    args.logprobs[r] = 0.0f;
+    std::fill_n(args.top_ids + r * kMaxLogprobs, kMaxLogprobs, -1);
+    std::fill_n(args.top_logprobs + r * kMaxLogprobs, kMaxLogprobs, 0.0f);
+    args.tokens[r] = -1;
+    if (row.if_previous >= 0 && args.tokens[r - 1] != row.if_previous) continue;  // the chain ended before this row
     const int32_t token = choose(args, row, logits, counts);
     args.tokens[r] = token;
     if (counts) ++counts[token];
 
-    args.logprobs[r] = 0.0f;
-    std::fill_n(args.top_ids + r * kMaxLogprobs, kMaxLogprobs, -1);
-    std::fill_n(args.top_logprobs + r * kMaxLogprobs, kMaxLogprobs, 0.0f);
     if (row.n_logprobs < 0) continue;
     std::vector<float> x(logits, logits + V);
     for (float& value : x) value = bounded(value);

@@ -288,12 +288,15 @@ class RowSampler {
 }  // namespace
 
 void sample_row(const SampleArgs& args, int row, SampleScratch& scratch) {
-  RowSampler sampler(args, row, scratch);
-  const int32_t token = sampler.token();
-  args.tokens[row] = token;
   args.logprobs[row] = 0.0f;
   std::fill_n(args.top_ids + static_cast<int64_t>(row) * kMaxLogprobs, kMaxLogprobs, -1);
   std::fill_n(args.top_logprobs + static_cast<int64_t>(row) * kMaxLogprobs, kMaxLogprobs, 0.0f);
+  args.tokens[row] = -1;
+  const int32_t drafted = args.rows[row].if_previous;
+  if (drafted >= 0 && args.tokens[row - 1] != drafted) return;  // the chain ended before this row
+  RowSampler sampler(args, row, scratch);
+  const int32_t token = sampler.token();
+  args.tokens[row] = token;
   if (args.rows[row].n_logprobs >= 0) sampler.logprobs(token, row);
   if (args.rows[row].slot >= 0) ++args.counts[static_cast<int64_t>(args.rows[row].slot) * args.vocab_size + token];
 }

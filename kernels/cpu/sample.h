@@ -83,7 +83,7 @@ struct SampleScratch {
   std::vector<SampleCandidate> candidates;
 };
 
-// Row `row` of Backend::sample, whole: token, counts and logprobs.
+// Row `row` of Backend::sample, whole: token, counts and logprobs. The rows of its chain before it have been done.
 void sample_row(const SampleArgs& args, int row, SampleScratch& scratch);
 
 }  // namespace sigmoe

@@ -382,4 +382,9 @@ void CudaBackend::join_norms(const float* embedding, const float* embedding_norm
   if (n_tokens > 0) launch_join_norms(queue_, embedding, embedding_norm, hidden, hidden_norm, eps, n_tokens, width, out);
 }
 
+void CudaBackend::copy_rows(const float* from, const int32_t* from_ids, int64_t from_stride, float* to, const int32_t* to_ids,
+                            int64_t to_stride, int n_rows, int width) {
+  if (n_rows > 0) launch_copy_rows(queue_, from, from_ids, from_stride, to, to_ids, to_stride, n_rows, width);
+}
+
 }  // namespace sigmoe::cuda

@@ -55,6 +55,8 @@ class CudaBackend : public Backend {
                     int n_generated) override;
   void join_norms(const float* embedding, const float* embedding_norm, const float* hidden, const float* hidden_norm, float eps,
                   int n_tokens, int width, float* out) override;
+  void copy_rows(const float* from, const int32_t* from_ids, int64_t from_stride, float* to, const int32_t* to_ids,
+                 int64_t to_stride, int n_rows, int width) override;
 
   const Queue& queue() const { return queue_; }
 

@@ -133,6 +133,17 @@ __global__ void to_bf16_kernel(const float* x, const int32_t* row_ids, int width
   }
 }
 
+// Row i: from[from_ids[i]] to to[to_ids[i]], ids null for 0, 1, 2, ...
+__global__ void copy_rows_kernel(const float* from, const int32_t* from_ids, int64_t from_stride, float* to,
+                                 const int32_t* to_ids, int64_t to_stride, int width) {
+  let_next_start();
+  wait_for_previous();
+  const int i = static_cast<int>(blockIdx.x);
+  const float* source = from + (from_ids ? from_ids[i] : i) * from_stride;
+  float* target = to + (to_ids ? to_ids[i] : i) * to_stride;
+  for (int d = threadIdx.x; d < width; d += blockDim.x) target[d] = source[d];
+}
+
 int threads_for(int n) { return std::min(kRowThreads, divide_up(n, 32) * 32); }
 
 }  // namespace
@@ -165,6 +176,11 @@ void launch_join_norms(const Queue& queue, const float* embedding, const float* 
 void launch_to_bf16(const Queue& queue, const float* x, const int32_t* row_ids, int n_rows, int width, void* out) {
   launch(queue, to_bf16_kernel, n_rows, threads_for(divide_up(width, 4)), 0, x, row_ids, width,
          static_cast<__nv_bfloat16*>(out));
+}
+
+void launch_copy_rows(const Queue& queue, const float* from, const int32_t* from_ids, int64_t from_stride, float* to,
+                      const int32_t* to_ids, int64_t to_stride, int n_rows, int width) {
+  launch(queue, copy_rows_kernel, n_rows, threads_for(width), 0, from, from_ids, from_stride, to, to_ids, to_stride, width);
 }
 
 }  // namespace sigmoe::cuda

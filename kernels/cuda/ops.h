@@ -15,6 +15,8 @@ void launch_sum_slots(const Queue& queue, const float* addend, int n_slots, int 
 void launch_join_norms(const Queue& queue, const float* embedding, const float* embedding_norm, const float* hidden,
                        const float* hidden_norm, float eps, int n_tokens, int width, float* out);
 void launch_to_bf16(const Queue& queue, const float* x, const int32_t* row_ids, int n_rows, int width, void* out);
+void launch_copy_rows(const Queue& queue, const float* from, const int32_t* from_ids, int64_t from_stride, float* to,
+                      const int32_t* to_ids, int64_t to_stride, int n_rows, int width);
 
 // ---- attention.cu
 void launch_qk_norm_rope_store(const Queue& queue, const BatchView& batch, const AttentionShape& shape, const float* qkv,

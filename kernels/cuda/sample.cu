@@ -1,4 +1,4 @@
-// The sampler: one block per row, no sorting. Weights of tokens are integers (kernels/cpu/sample.h defines them), so sums do
+// The sampler: one block per chain of rows, no sorting. Weights of tokens are integers (kernels/cpu/sample.h defines them), so sums do
 // not depend on their order and the token is the very one that sorting the vocabulary would pick.
 //
 // Tokens are ranked by (logit, then lower id first): one 64-bit rank each, all distinct. top-k, top-p and the draw each ask
@@ -385,14 +385,9 @@ __device__ int choose(const SampleArgs& args, const SampleRow& sample, const flo
   return id_of(cut_at(row, draw_below(total, sample.seed, sample.position) + 1, weight, above, shared));
 }
 
-__global__ void __launch_bounds__(kThreads) sample_kernel(SampleArgs args, float* penalised) {
-  extern __shared__ __align__(16) unsigned char shared_bytes[];
-  Shared& shared = *reinterpret_cast<Shared*>(shared_bytes);
-  let_next_start();
-  wait_for_previous();
-  const int64_t r = blockIdx.x;
+// One row, by the whole block; returns its token, the same on every thread.
+__device__ int sample_one(const SampleArgs& args, int64_t r, const SampleRow& sample, float* penalised, Shared& shared) {
   const int n = args.vocab_size;
-  const SampleRow sample = args.rows[r];
   const float* logits = args.logits + r * n;
   uint32_t* counts = sample.slot < 0 ? nullptr : args.counts + static_cast<int64_t>(sample.slot) * n;
   float* x = penalised + r * n;
@@ -407,7 +402,7 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(SampleArgs args, float
     args.top_ids[r * kMaxLogprobs + i] = -1;
     args.top_logprobs[r * kMaxLogprobs + i] = 0.0f;
   }
-  if (sample.n_logprobs < 0) return;
+  if (sample.n_logprobs < 0) return token;
 
   uint64_t below = ~uint64_t{0}, best = 0;
   for (int id = threadIdx.x; id < n; id += kThreads) best = max(best, rank_of(finite_logit(logits[id]), id));
@@ -433,6 +428,40 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(SampleArgs args, float
       if (rank < below) best = max(best, rank);
     }
     best = block_max(best, shared.scratch);
+  }
+  return token;
+}
+
+// A row that is not sampled because its chain ended before it.
+__device__ void leave_out(const SampleArgs& args, int64_t r) {
+  if (threadIdx.x == 0) {
+    args.tokens[r] = -1;
+    args.logprobs[r] = 0.0f;
+  }
+  for (int i = threadIdx.x; i < kMaxLogprobs; i += kThreads) {
+    args.top_ids[r * kMaxLogprobs + i] = -1;
+    args.top_logprobs[r * kMaxLogprobs + i] = 0.0f;
+  }
+}
+
+// One block per chain, which starts at the block's row; blocks of rows inside a chain have nothing to do.
+__global__ void __launch_bounds__(kThreads) sample_kernel(SampleArgs args, float* penalised) {
+  extern __shared__ __align__(16) unsigned char shared_bytes[];
+  Shared& shared = *reinterpret_cast<Shared*>(shared_bytes);
+  let_next_start();
+  wait_for_previous();
+  if (args.rows[blockIdx.x].if_previous >= 0) return;
+  int before = -1;  // the token of the row before
+  for (int64_t r = blockIdx.x; r < args.n_rows; ++r) {
+    const SampleRow sample = args.rows[r];
+    if (r > blockIdx.x && sample.if_previous < 0) return;  // the next chain
+    if (r > blockIdx.x && before != sample.if_previous) {
+      before = -1;
+      leave_out(args, r);
+      continue;
+    }
+    before = sample_one(args, r, sample, penalised, shared);
+    __syncthreads();  // the counts are those the next row sees, and shared memory is free again
   }
 }
 

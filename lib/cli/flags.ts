@@ -18,12 +18,16 @@ export interface EngineFlags
     | 'maxBatchedTokens'
     | 'kvCacheTokens'
     | 'prefixCache'
+    | 'draft'
   > {
+  /** A method of speculation. */
+  speculative?: string;
+  speculativeDepth?: number;
   /** Path of a Jinja file. */
   chatTemplate?: string;
 }
 
-export type SamplingFlags = Omit<SamplingOptions, 'signal'>;
+export type SamplingFlags = Omit<SamplingOptions, 'signal' | 'speculative'>;
 
 const ENGINE_NAMES = [
   'device',
@@ -36,6 +40,7 @@ const ENGINE_NAMES = [
   'maxBatchedTokens',
   'kvCacheTokens',
   'prefixCache',
+  'draft',
 ] as const;
 
 const SAMPLING_NAMES = [
@@ -70,6 +75,9 @@ export function addEngineFlags(command: Command): Command {
     .option('--max-num-seqs <n>', 'sequences in one step', number)
     .option('--max-batched-tokens <n>', 'tokens in one step; longer prompts are read in chunks', number)
     .option('--kv-cache-tokens <n>', 'capacity of the KV cache over all sequences; 0: chosen from free memory', number)
+    .option('--draft <folder>', 'an EAGLE3 draft of the model: tokens are drafted ahead, checked, and never change')
+    .option('--speculative <method>', 'draft tokens ahead: auto | eagle3 | mtp | ngram | none')
+    .option('--speculative-depth <n>', 'most tokens drafted at once', number)
     .option('--no-prefix-cache', 'compute every prompt whole, also where an earlier one began alike')
     .option('--chat-template <file>', "a Jinja template in place of the model folder's own");
 }
@@ -97,7 +105,12 @@ export function addSamplingFlags(command: Command): Command {
 }
 
 export function engineOptions(flags: EngineFlags): LoadOptions {
-  return pick(flags, ENGINE_NAMES);
+  const { speculative: method, speculativeDepth: maxDepth } = flags;
+  const options: LoadOptions = pick(flags, ENGINE_NAMES);
+  if (method === 'none') options.speculative = false;
+  // The library checks the name.
+  else if (method !== undefined || maxDepth !== undefined) options.speculative = { method: method as 'auto', maxDepth };
+  return options;
 }
 
 export function samplingOptions(flags: SamplingFlags): SamplingOptions {

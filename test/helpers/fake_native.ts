@@ -22,6 +22,8 @@ export interface Entry {
   top?: [id: number, logprob: number][];
   failure?: Omit<NativeFailure, 'request'>;
   logits?: Float32Array;
+  /** Drafts of the request that this step checked. */
+  checked?: { drafted: number; accepted: number };
 }
 
 export class FakeNative implements NativeModel {
@@ -70,6 +72,7 @@ export class FakeNative implements NativeModel {
       ),
       starts: [],
       promptLogprobs: [],
+      drafts: entries.flatMap(({ request, checked }) => (checked ? [{ request, ...checked }] : [])),
     };
     if (entries.some((entry) => entry.top)) {
       event.logprobs = Float32Array.from(entries, (entry) => entry.logprob ?? Number.NaN);
@@ -107,6 +110,10 @@ export class FakeNative implements NativeModel {
       preemptions: 0,
       prefixQueriedTokens: 0,
       prefixHitTokens: 0,
+      draftChecks: 0,
+      draftedTokens: 0,
+      acceptedTokens: 0,
+      acceptedPerPosition: [],
     };
   }
 
@@ -139,6 +146,8 @@ export class FakeNative implements NativeModel {
       tensorParallelSize: 1,
       maxNumSeqs: 2,
       maxBatchedTokens: 8,
+      speculation: 'none',
+      maxDraft: 0,
       eosIds: [6143],
     };
   }

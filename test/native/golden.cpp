@@ -133,6 +133,7 @@ TestModel::TestModel(const ModelConfig& model_config, const Checkpoint& checkpoi
     limits.n_positions = n_positions;
     limits.n_pages = 4 * pages_for(n_positions);
     limits.mtp = spec.mtp;
+    limits.features = spec.features;
     return std::make_unique<RankRunner>(config, std::move(backend), std::move(weights), comm, rank, spec.world, limits);
   });
 }

@@ -42,6 +42,7 @@ struct WorldSpec {
   int n_threads = 2;
   bool mtp = false;
   int64_t max_tokens = 512;
+  FeatureTap features;  // kept for a draft model
 };
 
 // A checkpoint folder loaded into a world of ranks, with pages enough for a few sequences of n_positions tokens.

@@ -129,6 +129,7 @@ class RecordingBackend : public Backend {
   void sample(const SampleArgs&) override { no(); }
   void reset_counts(uint32_t*, int, const int32_t*, int, const int32_t*, int) override { no(); }
   void join_norms(const float*, const float*, const float*, const float*, float, int, int, float*) override { no(); }
+  void copy_rows(const float*, const int32_t*, int64_t, float*, const int32_t*, int64_t, int, int) override { no(); }
 
  private:
   [[noreturn]] static void no() { throw EngineError(ErrorCode::internal, "the recording backend computes nothing"); }

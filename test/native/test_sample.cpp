@@ -5,6 +5,7 @@
 #include <numeric>
 #include <random>
 
+#include "backend/registry.h"
 #include "cpu/reference.h"
 #include "cpu/sample.h"
 #include "doctest/doctest.h"
@@ -425,4 +426,113 @@ TEST_CASE("sample: counts of a sequence's history") {
   const int32_t prompt[] = {1, 1, 2}, generated[] = {2, 3, 3};
   ReferenceBackend(BackendOptions{}).reset_counts(counts.data(), 4, prompt, 3, generated, 3);
   CHECK(counts == std::vector<uint32_t>{0, 0x80000000u, 0x80000001u, 2});
+}
+
+TEST_CASE("sample: a chain gives the tokens of sampling one by one, ends at its first wrong draft and counts what it gave") {
+  std::mt19937_64 random(77);
+  const auto uniform = [&](float low, float high) { return std::uniform_real_distribution<float>(low, high)(random); };
+  const auto chance = [&](double p) { return std::bernoulli_distribution(p)(random); };
+  int n_accepted = 0, n_ended = 0;
+  for (int round = 0; round < 400; ++round) {
+    CAPTURE(round);
+    const int vocab = chance(0.2) ? 5 : 320, n_chains = 1 + static_cast<int>(random() % 5);
+    std::vector<SampleRow> rows;
+    std::vector<float> logits;
+    std::vector<uint32_t> counts(static_cast<size_t>(n_chains) * vocab);
+    for (uint32_t& count : counts)
+      if (chance(0.2)) count = (chance(0.5) ? 0x80000000u : 0u) | static_cast<uint32_t>(random() % 3);
+    // What sampling one by one gives: a draft is right as long as it names the token that comes.
+    std::vector<uint32_t> expected_counts = counts;
+    std::vector<Outcome> expected;
+    for (int c = 0; c < n_chains; ++c) {
+      SampleRow row;
+      row.slot = c;
+      row.temperature = chance(0.3) ? 0.0f : uniform(0.3f, 1.5f);
+      row.top_p = chance(0.5) ? 1.0f : uniform(0.3f, 1.0f);
+      row.top_k = chance(0.5) ? 0 : 4;
+      row.repetition_penalty = chance(0.5) ? 1.0f : uniform(1.0f, 2.0f);
+      row.presence_penalty = chance(0.5) ? 0.0f : uniform(-1.0f, 2.0f);
+      row.frequency_penalty = chance(0.5) ? 0.0f : uniform(-1.0f, 2.0f);
+      row.seed = random();
+      row.n_logprobs = chance(0.5) ? -1 : 3;
+      bool alive = true;
+      int32_t before = -1;
+      for (int depth = static_cast<int>(random() % 6), i = 0; i <= depth; ++i) {
+        Case one(gaussian(vocab, 2.0f, random()));
+        one.counts.assign(expected_counts.begin() + c * vocab, expected_counts.begin() + (c + 1) * vocab);
+        one.row = row;
+        one.row.slot = 0;
+        one.row.if_previous = -1;
+        one.row.position = row.position = 100 + i;
+        if (i > 0) row.if_previous = chance(0.8) && before >= 0 ? before : static_cast<int32_t>(random() % vocab);
+        alive = alive && (i == 0 || row.if_previous == before);
+        rows.push_back(row);
+        logits.insert(logits.end(), one.logits.begin(), one.logits.end());
+        Outcome out;
+        if (alive)
+          out = run(one, false);
+        else
+          out.token = -1, out.logprob = 0.0f, out.top_ids.assign(kMaxLogprobs, -1), out.top_logprobs.assign(kMaxLogprobs, 0.0f);
+        if (alive) std::copy(out.counts.begin(), out.counts.end(), expected_counts.begin() + c * vocab);
+        out.counts.clear();
+        before = out.token;
+        n_accepted += alive && i > 0;
+        n_ended += !alive;
+        expected.push_back(out);
+      }
+    }
+    for (const char* kernels : {"reference", "generic"}) {
+      CAPTURE(kernels);
+      BackendOptions options;
+      options.kernels = kernels;
+      options.n_threads = 2;
+      const auto backend = create_backend("cpu", options);
+      const size_t n = rows.size();
+      std::vector<int32_t> tokens(n), top_ids(n * kMaxLogprobs);
+      std::vector<float> logprobs(n), top_logprobs(n * kMaxLogprobs);
+      std::vector<uint32_t> after = counts;
+      SampleArgs args;
+      args.logits = logits.data();
+      args.n_rows = static_cast<int>(n);
+      args.vocab_size = vocab;
+      args.rows = rows.data();
+      args.counts = after.data();
+      args.tokens = tokens.data();
+      args.logprobs = logprobs.data();
+      args.top_ids = top_ids.data();
+      args.top_logprobs = top_logprobs.data();
+      backend->sample(args);
+      CHECK(after == expected_counts);
+      for (size_t r = 0; r < n; ++r) {
+        Outcome got;
+        got.token = tokens[r];
+        got.logprob = logprobs[r];
+        got.top_ids.assign(top_ids.begin() + r * kMaxLogprobs, top_ids.begin() + (r + 1) * kMaxLogprobs);
+        got.top_logprobs.assign(top_logprobs.begin() + r * kMaxLogprobs, top_logprobs.begin() + (r + 1) * kMaxLogprobs);
+        CHECK(got == expected[r]);
+      }
+    }
+  }
+  CHECK(n_accepted > 500);
+  CHECK(n_ended > 200);
+}
+
+TEST_CASE("copy_rows: picked rows to picked places, on every path") {
+  std::vector<float> from(7 * 10);
+  std::iota(from.begin(), from.end(), 0.0f);
+  const std::vector<int32_t> from_ids{6, 0, 3}, to_ids{1, 4, 2};
+  for (const char* kernels : {"reference", "generic"}) {
+    CAPTURE(kernels);
+    BackendOptions options;
+    options.kernels = kernels;
+    const auto backend = create_backend("cpu", options);
+    std::vector<float> to(5 * 8, -1.0f), expected = to;
+    backend->copy_rows(from.data() + 2, from_ids.data(), 10, to.data() + 1, to_ids.data(), 8, 3, 4);
+    for (int i = 0; i < 3; ++i)
+      for (int d = 0; d < 4; ++d) expected[to_ids[i] * 8 + 1 + d] = from[from_ids[i] * 10 + 2 + d];
+    CHECK(to == expected);
+    backend->copy_rows(from.data(), nullptr, 10, to.data(), nullptr, 8, 5, 8);
+    for (int i = 0; i < 5; ++i)
+      for (int d = 0; d < 8; ++d) CHECK(to[i * 8 + d] == from[i * 10 + d]);
+  }
 }

@@ -30,8 +30,10 @@ void check_plan(const std::vector<Chunk>& chunks, const SchedulerLimits& limits)
     n_tokens += chunk.n;
     CHECK(chunk.n > 0);
     CHECK(chunk.begin == sequence.n_computed);
-    CHECK(chunk.begin + chunk.n <= sequence.length());
-    CHECK(chunk.reaches_end == (chunk.begin + chunk.n == sequence.length()));
+    const int64_t end = chunk.begin + chunk.n - chunk.n_drafts;
+    CHECK(end <= sequence.length());
+    CHECK(chunk.reaches_end == (end == sequence.length()));
+    CHECK(chunk.n_drafts <= (chunk.reaches_end ? static_cast<int64_t>(sequence.drafts.size()) : 0));
     CHECK(static_cast<int64_t>(sequence.pages.size()) * kPageTokens >= chunk.begin + chunk.n);
     CHECK(sequences.insert(&sequence).second);
     CHECK(sequence.slot >= 0);
@@ -273,7 +275,55 @@ TEST_CASE("scheduler: a repeated prompt computes its last page only; one that wa
   CHECK(scheduler.n_queried_tokens() == 2 * 1500 + 12 * kPageTokens + 1500);
 }
 
+TEST_CASE("scheduler: drafts take what plain decoding leaves of budget and pages, and only what came true stays") {
+  PagePool pool(3);
+  const SchedulerLimits limits{8, 4};
+  Scheduler scheduler(limits, pool);
+  scheduler.add(make_sequence(1, 5));
+  scheduler.add(make_sequence(2, 3));
+  std::vector<Chunk> chunks = scheduler.plan();
+  REQUIRE(chunks.size() == 2);
+  for (const Chunk& chunk : chunks) {
+    scheduler.commit(chunk);
+    chunk.sequence->tokens.push_back(2);
+  }
+  Sequence &first = *scheduler.find(1), &second = *scheduler.find(2);
+  CHECK(scheduler.make_room_for_drafts(first, 4) == 4);
+  CHECK(scheduler.make_room_for_drafts(second, 4) == 4);
+  first.drafts = {7, 8, 9, 10};
+  second.drafts = {7, 8, 9, 10};
+  chunks = scheduler.plan();
+  check_plan(chunks, limits);
+  REQUIRE(chunks.size() == 2);
+  CHECK(chunks[0].n_drafts == 4);
+  CHECK(chunks[1].n_drafts == 2);                       // 8 rows: one each, and 6 drafts
+  first.tokens.insert(first.tokens.end(), {7, 8, 30});  // two drafts came true
+  second.tokens.push_back(30);                          // none did
+  for (const Chunk& chunk : chunks) scheduler.commit(chunk);
+  CHECK(first.n_computed == 8);
+  CHECK(first.n_pending() == 1);
+  CHECK(second.n_computed == 4);
+  CHECK(second.n_pending() == 1);
+  CHECK(first.drafts.empty());
+
+  // A prompt that waits gets half of what is left.
+  scheduler.add(make_sequence(3, 100));
+  first.drafts = {7, 8, 9, 10};
+  chunks = scheduler.plan();
+  REQUIRE(chunks.size() == 3);
+  CHECK(chunks[0].n_drafts == 3);
+  CHECK(chunks[2].n == 3);
+
+  // Pages: what is free is taken, nobody gives way.
+  CHECK(pool.available() == 0);
+  CHECK(scheduler.make_room_for_drafts(first, 500) == kPageTokens - first.length());
+  CHECK(scheduler.n_preemptions() == 0);
+  CHECK(scheduler.remove(1) != nullptr);
+  CHECK(scheduler.make_room_for_drafts(second, 200) == 200);
+}
+
 TEST_CASE("scheduler: random traffic keeps every invariant, starves nobody and never shows a page of another prefix") {
+  int64_t n_accepted = 0;
   for (uint32_t seed = 0; seed < 60; ++seed) {
     CAPTURE(seed);
     std::mt19937 random(seed);
@@ -325,13 +375,31 @@ TEST_CASE("scheduler: random traffic keeps every invariant, starves nobody and n
           wrong += kv[slot_of(sequence, i)] != std::pair(sequence.tokens[i], sequence.chain.salt[0]);
         CHECK(wrong == 0);
         for (int64_t i = chunk.begin; i < chunk.begin + chunk.n; ++i)
-          kv[slot_of(sequence, i)] = {sequence.tokens[i], sequence.chain.salt[0]};
+          kv[slot_of(sequence, i)] = {i < sequence.length() ? sequence.tokens[i] : sequence.drafts[i - sequence.length()],
+                                      sequence.chain.salt[0]};
       }
       for (const Chunk& chunk : chunks) {
+        Sequence& sequence = *chunk.sequence;
+        if (chunk.reaches_end && sequence.samples) {
+          const int64_t left = wanted[sequence.id] - sequence.length();
+          for (int64_t i = std::min<int64_t>(left - 1, pick(0, static_cast<int>(chunk.n_drafts))); i > 0; --i) {
+            sequence.tokens.push_back(sequence.drafts.front());  // this draft came true
+            sequence.drafts.erase(sequence.drafts.begin());
+            ++n_accepted;
+          }
+          sequence.tokens.push_back(2);
+        }
         scheduler.commit(chunk);
+        CHECK(sequence.n_computed <= sequence.length());
         if (!chunk.reaches_end) continue;
-        if (chunk.sequence->samples) chunk.sequence->tokens.push_back(2);
-        if (chunk.sequence->length() >= wanted[chunk.sequence->id]) done.push_back(chunk.sequence->id);
+        CHECK(sequence.drafts.empty());
+        if (sequence.samples) CHECK(sequence.n_pending() == 1);
+        if (sequence.length() >= wanted[sequence.id])
+          done.push_back(sequence.id);
+        else if (sequence.samples && pick(0, 2) > 0) {
+          const int64_t n = std::min<int64_t>(pick(0, 7), wanted[sequence.id] - sequence.length());
+          sequence.drafts.assign(scheduler.make_room_for_drafts(sequence, n), pick(3, 5));
+        }
       }
       for (const uint64_t id : done) {
         scheduler.remove(id);
@@ -345,4 +413,5 @@ TEST_CASE("scheduler: random traffic keeps every invariant, starves nobody and n
     CHECK(ended == arrived);
     CHECK(scheduler.n_running() + scheduler.n_waiting() == 0);
   }
+  CHECK(n_accepted > 1000);
 }

@@ -48,6 +48,42 @@ async function collect(generation: Generation): Promise<Chunk[]> {
   return chunks;
 }
 
+describe('speculation', () => {
+  test('several tokens of one step come in order, in one chunk, and are counted', async () => {
+    const generation = await start({ prompt: 'What is asthma?', maxTokens: 9 });
+    const [a = 0, b = 0, c = 0] = encode('one two three');
+    fake.step({ request: 1, token: a });
+    fake.step({ request: 1, token: b, checked: { drafted: 3, accepted: 1 } }, { request: 1, token: c });
+    fake.step({ request: 1, token: a, finish: Finish.length, checked: { drafted: 2, accepted: 0 } });
+    const { tokens, usage } = await generation.result;
+    expect(tokens).toEqual([a, b, c, a]);
+    expect(usage).toMatchObject({ completionTokens: 4, draftedTokens: 5, acceptedTokens: 1 });
+  });
+
+  test('a stop text among accepted drafts ends the output there', async () => {
+    const generation = await start({ prompt: 'What is asthma?', stop: ' two' });
+    const [one = 0, two = 0, three = 0] = encode('one two three');
+    fake.step({ request: 1, token: one }, { request: 1, token: two }, { request: 1, token: three });
+    const { text, tokens, finishReason } = await generation.result;
+    expect({ text, tokens, finishReason }).toEqual({ text: 'one', tokens: [one, two], finishReason: 'stop' });
+  });
+
+  test.each([
+    [undefined, -1],
+    [false, 0],
+    [{}, -1],
+    [{ maxDepth: 3 }, 3],
+  ] as const)('speculative %o reaches the engine as %i', async (speculative, maxDraft) => {
+    await start({ prompt: 'a', speculative });
+    expect(fake.submitted[0]).toMatchObject({ maxDraft });
+  });
+
+  test('and is checked', async () => {
+    for (const speculative of [{ maxDepth: 16 }, { depth: 1 }, true] as unknown as { maxDepth: number }[])
+      await expect((await start({ prompt: 'a', speculative })).result).rejects.toThrow(InvalidArgumentError);
+  });
+});
+
 describe('a generation', () => {
   test('result without iterating', async () => {
     const generation = await start({ prompt: 'What is asthma?', maxTokens: 9, seed: 5 });

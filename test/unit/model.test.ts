@@ -78,6 +78,10 @@ describe('loading', () => {
         maxBatchedTokens: 512,
         kvCacheTokens: 0,
         mtp: true,
+        speculation: 'none',
+        draft: '',
+        maxDraft: 0,
+        adaptiveDepth: true,
       },
     ]);
     expect(model.info).toMatchObject({
@@ -86,6 +90,20 @@ describe('loading', () => {
       device: { name: 'cpu', reason: 'asked for' },
       chatTemplate: 'tokenizer_config.json',
     });
+  });
+
+  const speculation: [options: LoadOptions, native: object][] = [
+    [{ draft: 'd' }, { speculation: 'auto', draft: 'd', maxDraft: 0 }],
+    [{ speculative: {} }, { speculation: 'auto', draft: '' }],
+    [{ speculative: false }, { speculation: 'none' }],
+    [
+      { speculative: { method: 'ngram', maxDepth: 3, adaptive: false } },
+      { speculation: 'ngram', maxDraft: 3, adaptiveDepth: false },
+    ],
+  ];
+  test.each(speculation)('%o asks the engine for %o', async (options, native) => {
+    await Model.load(nano, options);
+    expect(addon.options.at(-1)).toMatchObject(native);
   });
 
   const bad: [options: unknown, message: string][] = [
@@ -98,6 +116,9 @@ describe('loading', () => {
     [{ maxModelLen: 1.5 }, 'maxModelLen'],
     [{ maxNumSeqs: '4' }, 'maxNumSeqs'],
     [{ mtp: 'yes' }, 'mtp: expected true or false'],
+    [{ draft: 5 }, 'draft: expected the path of a draft folder'],
+    [{ speculative: { maxDepth: 0 } }, 'speculative.maxDepth: expected an integer from 1 to 15, found 0'],
+    [{ speculative: { adaptive: 1 } }, 'speculative.adaptive: expected true or false'],
     [{ onProgress: 5 }, 'onProgress: expected a function'],
     [{ signal: 5 }, 'signal'],
     [{ max_model_len: 5 }, 'unknown option "max_model_len"'],

@@ -1,0 +1,26 @@
+// Lays arrays one behind the other, 64-byte aligned, so that what a step or a pass needs of the host is one upload.
+#pragma once
+
+#include <cstddef>
+#include <cstring>
+#include <vector>
+
+namespace sigmoe {
+
+class Packer {
+ public:
+  explicit Packer(std::vector<std::byte>& bytes) : bytes_(bytes) { bytes_.clear(); }
+
+  template <typename T>
+  size_t put(const std::vector<T>& values) {
+    const size_t at = (bytes_.size() + 63) / 64 * 64;
+    bytes_.resize(at + values.size() * sizeof(T));
+    if (!values.empty()) std::memcpy(bytes_.data() + at, values.data(), values.size() * sizeof(T));
+    return at;
+  }
+
+ private:
+  std::vector<std::byte>& bytes_;
+};
+
+}  // namespace sigmoe

@@ -1,0 +1,326 @@
+// Draft models by themselves: their logits and chains against the goldens, and draft folders that cannot be used.
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+
+#include "backend/registry.h"
+#include "doctest/doctest.h"
+#include "engine/draft_checkpoint.h"
+#include "engine/drafter.h"
+#include "engine/model_folder.h"
+#include "golden.h"
+#include "make_checkpoint.h"
+#include "nlohmann/json.hpp"
+
+using namespace sigmoe;
+using namespace sigmoe::test;
+
+namespace {
+
+const std::string kNano = source_dir() + "/models/nano", kDraft = source_dir() + "/models/nano-eagle3";
+constexpr double kFloat32Bound = 1e-4;
+constexpr int64_t kPositions = 256;
+
+nlohmann::json golden_prompts() {
+  std::ifstream file(source_dir() + "/test/golden/nano/greedy.json");
+  return nlohmann::json::parse(file)["prompts"];
+}
+
+// Runs a prompt, keeping its features in rows 0, 1, ...; returns the token sampled greedily behind it.
+int32_t run_prompt(TestModel& model, const std::vector<int32_t>& prompt) {
+  StepInputs in;
+  for (size_t i = 0; i < prompt.size(); ++i) {
+    in.token_ids.push_back(prompt[i]);
+    in.positions.push_back(static_cast<int32_t>(i));
+    in.feature_rows.push_back(static_cast<int32_t>(i));
+  }
+  const int32_t n = in.n_tokens();
+  in.seq_offsets = {0, n};
+  in.page_tables = {0};
+  in.max_pages = 1;
+  SampleRow greedy;
+  greedy.temperature = 0;
+  in.sample_rows = {greedy};
+  in.sample_row_ids = {n - 1};
+  in.resets = {{0, prompt, {}}};
+  StepOutputs out;
+  model.world->run(in, out);
+  return out.tokens[0];
+}
+
+DraftTask task_behind(Sequence& sequence, int depth) {
+  DraftTask task;
+  task.sequence = &sequence;
+  task.end = sequence.length() - 1;
+  task.depth = depth;
+  return task;
+}
+
+const DrafterLimits kLimits{512, 4, kPositions, 4 * kPositions / kPageTokens};
+
+void check_error(double error, double bound, const char* what) {
+  CHECK_MESSAGE(error <= bound, what << ": relative error " << error << ", bound " << bound);
+}
+
+// A copy of the bundled draft with a changed config.
+std::string draft_with(const char* name, const nlohmann::json& changes) {
+  const std::filesystem::path folder = std::filesystem::temp_directory_path() / ("sigmoe-draft-" + std::string(name));
+  std::filesystem::create_directories(folder);
+  std::ifstream file(kDraft + "/config.json");
+  nlohmann::json config = nlohmann::json::parse(file);
+  config.merge_patch(changes);
+  std::ofstream(folder / "config.json") << config.dump();
+  std::filesystem::copy_file(kDraft + "/model.safetensors", folder / "model.safetensors",
+                             std::filesystem::copy_options::overwrite_existing);
+  return folder;
+}
+
+void check_refused(const std::string& folder, ErrorCode code, const std::string& named) {
+  CAPTURE(named);
+  const ModelConfig target = open_model_folder(kNano).config;
+  try {
+    open_draft_folder(folder, target);
+    FAIL("was accepted");
+  } catch (const EngineError& error) {
+    CHECK(error.code() == code);
+    CHECK_MESSAGE(std::string(error.what()).find(named) != std::string::npos, error.what());
+  }
+}
+
+// The bundled draft's tensors, changed, as a folder.
+template <typename Change>
+std::string draft_of_tensors(const char* name, Change change) {
+  const Checkpoint from = Checkpoint::open(kDraft);
+  std::vector<testing::StoredTensor> tensors;
+  for (const auto& [tensor_name, entry] : from.tensors()) {
+    testing::StoredTensor tensor{tensor_name, dtype_name(entry.dtype), entry.shape, std::vector<std::byte>(entry.bytes)};
+    entry.file->read(entry.offset, tensor.bytes.data(), entry.bytes);
+    tensors.push_back(std::move(tensor));
+  }
+  change(tensors);
+  const std::string folder = draft_with(name, nlohmann::json::object());
+  const std::vector<std::byte> bytes = testing::safetensors_bytes(tensors);
+  std::ofstream(folder + "/model.safetensors", std::ios::binary)
+      .write(reinterpret_cast<const char*>(bytes.data()), static_cast<std::streamsize>(bytes.size()));
+  return folder;
+}
+
+}  // namespace
+
+TEST_CASE("draft: EAGLE3 logits, chain and fused features equal the golden on every float32 path") {
+  const GoldenFile golden(source_dir() + "/test/golden/nano/eagle3.safetensors");
+  const nlohmann::json prompts = golden_prompts();
+  for (const std::string& path : available_paths(DType::f32)) {
+    CAPTURE(path);
+    const DraftFolder folder = open_draft_folder(kDraft, open_model_folder(kNano).config);
+    WorldSpec spec;
+    spec.kernels = path;
+    spec.features = {folder.config.feature_layers, 64};
+    TestModel model(kNano, spec, kPositions);
+    RankRunner& target = model.world->rank(0);
+    const auto drafter =
+        make_eagle3_drafter(folder, load_draft_weights(folder, model.config, target.backend(), 2, nullptr), target, kLimits);
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      CAPTURE(i);
+      const std::string at = std::to_string(i);
+      Sequence sequence;
+      sequence.tokens = prompts[i]["prompt_ids"].get<std::vector<int32_t>>();
+      sequence.tokens.push_back(run_prompt(model, sequence.tokens));
+      sequence.pages = {0};
+      std::vector<DraftTask> tasks{task_behind(sequence, 5)};
+      DraftTrace trace;
+      drafter->draft(tasks, &trace);
+      CHECK(tasks[0].drafts == golden.ints(at + ".draft_tokens"));
+      const int64_t width = folder.config.hidden_size, vocab = folder.config.vocab_size;
+      check_error(row_errors({trace.fused.end() - width, trace.fused.end()}, golden.floats(at + ".fused_last"), width)[0],
+                  kFloat32Bound, "fused features");
+      const std::vector<float> expected = golden.floats(at + ".draft_logits");
+      REQUIRE(trace.logits.size() == 5);
+      for (int pass = 0; pass < 5; ++pass)
+        check_error(
+            row_errors(trace.logits[pass], {expected.begin() + pass * vocab, expected.begin() + (pass + 1) * vocab}, vocab)[0],
+            kFloat32Bound, "draft logits");
+    }
+  }
+}
+
+TEST_CASE("draft: MTP logits equal the golden; a deeper draft is the layer run on its own output") {
+  const GoldenFile golden(source_dir() + "/test/golden/nano/logits.safetensors");
+  const nlohmann::json prompts = golden_prompts();
+  for (const std::string& path : available_paths(DType::f32)) {
+    CAPTURE(path);
+    WorldSpec spec;
+    spec.kernels = path;
+    spec.mtp = true;
+    spec.features = {{}, 64};
+    TestModel model(kNano, spec, kPositions);
+    RankRunner& target = model.world->rank(0);
+    const auto drafter = make_mtp_drafter(target, kLimits);
+    for (size_t i = 0; i < prompts.size(); ++i) {
+      CAPTURE(i);
+      Sequence sequence;
+      sequence.tokens = prompts[i]["prompt_ids"].get<std::vector<int32_t>>();
+      run_prompt(model, sequence.tokens);
+      sequence.tokens.push_back(0);  // what the golden's last row was paired with
+      sequence.pages = {0};
+      std::vector<DraftTask> tasks{task_behind(sequence, 3)};
+      DraftTrace trace;
+      drafter->draft(tasks, &trace);
+      const std::vector<float> expected = golden.floats(std::to_string(i) + ".mtp_logits_last");
+      check_error(row_errors(trace.logits.at(0), expected, model.config.vocab_size)[0], kFloat32Bound, "MTP logits");
+      REQUIRE(trace.logits.size() == 3);
+      for (int pass = 0; pass < 3; ++pass) {
+        const std::vector<float>& logits = trace.logits[pass];
+        CHECK(tasks[0].drafts[pass] == std::max_element(logits.begin(), logits.end()) - logits.begin());
+      }
+    }
+  }
+}
+
+TEST_CASE("draft: sequences drafted together, at their own depths and from parts of their features, draft as alone") {
+  const nlohmann::json prompts = golden_prompts();
+  const DraftFolder folder = open_draft_folder(kDraft, open_model_folder(kNano).config);
+  for (const DType compute : {DType::f32, DType::bf16}) {
+    WorldSpec spec;
+    spec.kernels = "auto";
+    spec.compute = compute;
+    spec.features = {folder.config.feature_layers, 64};
+    TestModel model(kNano, spec, kPositions);
+    RankRunner& target = model.world->rank(0);
+    const auto drafter =
+        make_eagle3_drafter(folder, load_draft_weights(folder, model.config, target.backend(), 2, nullptr), target, kLimits);
+    std::vector<int32_t> prompt = prompts[0]["prompt_ids"];
+    const int32_t next = run_prompt(model, prompt);
+    prompt.push_back(next);
+    std::vector<Sequence> sequences(3);  // the same text on three pages
+    std::vector<DraftTask> alone;
+    for (int s = 0; s < 3; ++s) {
+      sequences[s].tokens = prompt;
+      sequences[s].pages = {s};
+      alone = {task_behind(sequences[s], 5)};
+      drafter->draft(alone);
+    }
+    for (int s = 0; s < 3; ++s) sequences[s].pages = {3 + s};
+    std::vector<DraftTask> first;  // a prompt in parts: nothing is drafted behind the first
+    for (Sequence& sequence : sequences) {
+      first.push_back(task_behind(sequence, 0));
+      first.back().end = 20;
+    }
+    drafter->draft(first);
+    CHECK(first[0].drafts.empty());
+    std::vector<DraftTask> together;
+    for (const auto& [s, depth] : {std::pair(0, 2), std::pair(1, 0), std::pair(2, 5)}) {
+      together.push_back(task_behind(sequences[s], depth));
+      together.back().begin = 20;
+      together.back().first_feature_row = 20;
+    }
+    drafter->draft(together);
+    for (const DraftTask& task : together) {
+      CHECK(static_cast<int>(task.drafts.size()) == task.depth);
+      CHECK(std::equal(task.drafts.begin(), task.drafts.end(), alone[0].drafts.begin()));
+    }
+  }
+}
+
+TEST_CASE("draft: prompt lookup proposes what followed the longest earlier match") {
+  const auto drafter = make_ngram_drafter();
+  const auto drafted = [&](const std::vector<int32_t>& tokens, int depth) {
+    Sequence sequence;
+    sequence.tokens = tokens;
+    std::vector<DraftTask> tasks{task_behind(sequence, depth)};
+    drafter->draft(tasks);
+    CHECK(static_cast<int>(tasks[0].drafts.size()) == drafter->most(sequence, depth));
+    return tasks[0].drafts;
+  };
+  using Ids = std::vector<int32_t>;
+  CHECK(drafted({1, 2, 3, 4, 5, 1, 2, 3}, 2) == Ids{4, 5});
+  CHECK(drafted({1, 2, 3, 4, 5, 1, 2, 3}, 9) == Ids{4, 5, 1, 2, 3});  // no further than the text goes
+  CHECK(drafted({1, 2, 3, 7, 9, 2, 3, 8, 1, 2, 3}, 1) == Ids{7});     // the longer match, not the later
+  CHECK(drafted({2, 3, 7, 9, 2, 3, 8, 5, 2, 3}, 1) == Ids{8});        // of equal ones the later
+  CHECK(drafted({4, 4, 4, 4}, 3) == Ids{4});                          // overlapping itself
+  CHECK(drafted({1, 2, 3, 4, 9, 4}, 3).empty());                      // one token is no match
+  CHECK(drafted({1}, 3).empty());
+  CHECK(drafted({1, 2}, 3).empty());
+}
+
+TEST_CASE("draft: folders that do not fit are refused by name") {
+  using Json = nlohmann::json;
+  check_refused("/no/such/folder", ErrorCode::not_found, "no such folder");
+  check_refused(kNano, ErrorCode::unsupported, "LlamaForCausalLMEagle3");
+  check_refused(draft_with("vocab", {{"vocab_size", 6000}}), ErrorCode::bad_checkpoint, "the target's is 6144");
+  check_refused(draft_with("hidden", {{"hidden_size", 512}}), ErrorCode::bad_checkpoint, "embed_tokens.weight");
+  check_refused(draft_with("features", {{"target_hidden_size", 512}}), ErrorCode::bad_checkpoint, "target_hidden_size");
+  check_refused(draft_with("bias", {{"attention_bias", true}}), ErrorCode::unsupported, "attention_bias");
+  check_refused(draft_with("fcnorm", {{"fc_norm", true}}), ErrorCode::unsupported, "fc_norm");
+  check_refused(draft_with("layers", {{"num_hidden_layers", 2}}), ErrorCode::unsupported, "num_hidden_layers");
+  check_refused(draft_with("ids", {{"eagle_config", {{"eagle_aux_hidden_state_layer_ids", Json::array({1, 3, 9})}}}}),
+                ErrorCode::bad_checkpoint, "eagle_aux_hidden_state_layer_ids");
+  check_refused(draft_with("count", {{"num_aux_hidden_states", 2}}), ErrorCode::bad_checkpoint, "num_aux_hidden_states");
+  check_refused(draft_with("old", {{"eagle_config", {{"use_aux_hidden_state", false}}}}), ErrorCode::unsupported,
+                "use_aux_hidden_state");
+  check_refused(draft_with("heads", {{"num_attention_heads", 8}}), ErrorCode::bad_checkpoint, "q_proj");
+  check_refused(draft_of_tensors("absent",
+                                 [](auto& tensors) {
+                                   std::erase_if(tensors, [](const auto& tensor) { return tensor.name == "fc.weight"; });
+                                 }),
+                ErrorCode::bad_checkpoint, "fc.weight is absent");
+  check_refused(draft_of_tensors("more",
+                                 [](auto& tensors) {
+                                   tensors.push_back({"fc_norm.weight", "BF16", {2}, std::vector<std::byte>(4)});
+                                 }),
+                ErrorCode::unsupported, "fc_norm.weight");
+
+  // Its values are looked at when it is loaded.
+  const ModelConfig target = open_model_folder(kNano).config;
+  BackendOptions options;
+  options.kernels = "generic";
+  const auto backend = create_backend("cpu", options);
+  const auto load = [&](const std::string& folder) {
+    load_draft_weights(open_draft_folder(folder, target), target, *backend, 1, nullptr);
+  };
+  const std::string far = draft_of_tensors("far", [](auto& tensors) {
+    for (auto& tensor : tensors)
+      if (tensor.name == "d2t") tensor.bytes[8 * 5 + 2] = std::byte{9};  // d2t[5] += 9 * 65536
+  });
+  CHECK_THROWS_WITH_AS(load(far), doctest::Contains("d2t[5]"), EngineError);
+  const std::string nan = draft_of_tensors("nan", [](auto& tensors) {
+    for (auto& tensor : tensors)
+      if (tensor.name == "fc.weight") tensor.bytes[10] = std::byte{0xff}, tensor.bytes[11] = std::byte{0x7f};
+  });
+  CHECK_THROWS_WITH_AS(load(nan), doctest::Contains("fc.weight"), EngineError);
+}
+
+TEST_CASE("draft: exporters' names for the same tensors, and a draft with its own embeddings, draft alike") {
+  const nlohmann::json prompts = golden_prompts();
+  const auto renamed = draft_of_tensors("renamed", [](auto& tensors) {
+    for (auto& tensor : tensors) {
+      if (tensor.name.starts_with("midlayer.")) tensor.name = "layers.0." + tensor.name.substr(9);
+      if (tensor.name != "d2t" && tensor.name != "t2d" && tensor.name != "lm_head.weight") tensor.name = "model." + tensor.name;
+    }
+    const Checkpoint target = Checkpoint::open(kNano);
+    const TensorEntry& table = *target.find("model.word_embeddings.weight");
+    testing::StoredTensor own{"model.embed_tokens.weight", dtype_name(table.dtype), table.shape,
+                              std::vector<std::byte>(table.bytes)};
+    table.file->read(table.offset, own.bytes.data(), table.bytes);
+    tensors.push_back(std::move(own));
+  });
+  std::vector<std::vector<int32_t>> drafts;
+  for (const std::string& name : {kDraft, renamed}) {
+    const DraftFolder folder = open_draft_folder(name, open_model_folder(kNano).config);
+    WorldSpec spec;
+    spec.kernels = "generic";
+    spec.features = {folder.config.feature_layers, 64};
+    TestModel model(kNano, spec, kPositions);
+    RankRunner& target = model.world->rank(0);
+    const auto drafter =
+        make_eagle3_drafter(folder, load_draft_weights(folder, model.config, target.backend(), 2, nullptr), target, kLimits);
+    Sequence sequence;
+    sequence.tokens = prompts[1]["prompt_ids"].get<std::vector<int32_t>>();
+    sequence.tokens.push_back(run_prompt(model, sequence.tokens));
+    sequence.pages = {0};
+    std::vector<DraftTask> tasks{task_behind(sequence, 5)};
+    drafter->draft(tasks);
+    drafts.push_back(tasks[0].drafts);
+  }
+  CHECK(drafts[0] == drafts[1]);
+}
