@@ -32,7 +32,8 @@ export interface DecodeOptions {
 }
 
 const NO_BYTES = new Uint8Array(0);
-const THINK_TAGS = ['<think>', '</think>'];
+/** Tags that are read out of an answer's text, whether or not a vocabulary makes special tokens of them. */
+const ANSWER_TAGS = ['<think>', '</think>', '<tool_call>', '</tool_call>'];
 
 export class Tokenizer {
   /** One more than the largest id. A model's own vocabulary may be padded beyond it. */
@@ -117,10 +118,10 @@ export class Tokenizer {
     return new TokenDecoder((id) => (skipped.has(id) ? NO_BYTES : this.bytesOf(id)));
   }
 
-  /** As `createDecoder`, but `<think>` and `</think>` come out even where they are special tokens. */
+  /** As `createDecoder`, but tags of reasoning and of tool calls come out even where they are special tokens. */
   createAnswerDecoder(skipSpecial: boolean): TokenDecoder {
     const skipped = new Set(skipSpecial ? this.specialIds : []);
-    for (const tag of THINK_TAGS) skipped.delete(this.idOf(tag) ?? -1);
+    for (const tag of ANSWER_TAGS) skipped.delete(this.idOf(tag) ?? -1);
     return new TokenDecoder((id) => (skipped.has(id) ? NO_BYTES : this.bytesOf(id)));
   }
 

@@ -17,8 +17,11 @@ const MEMORY_BYTES = 768 * 2 ** 20;
 export function setupOf({ tokenizer, vocabSize, stopIds, memoryBytes }: SetupOptions): WorkerSetup {
   const libraryPath = createRequire(import.meta.url).resolve('@mlc-ai/web-xgrammar');
   const count = Math.min(tokenizer.vocabSize, vocabSize);
-  // Tokens without text are allowed by no grammar: special ones, and bytes that UTF-8 does not have, which the library lets through.
-  const isText = (id: number) => !tokenizer.specialIds.has(id) && !tokenizer.bytesOf(id).some(isNoUtf8);
+  // Tokens without text are allowed by no grammar: special ones, but for the tags of calls, and bytes that UTF-8 does not
+  // have, which the library lets through.
+  const calls = ['<tool_call>', '</tool_call>'].map((tag) => tokenizer.idOf(tag));
+  const isPlain = (id: number) => !tokenizer.specialIds.has(id) || calls.includes(id);
+  const isText = (id: number) => isPlain(id) && !tokenizer.bytesOf(id).some(isNoUtf8);
   const bytesOf = (id: number) => (isText(id) ? tokenizer.bytesOf(id) : undefined);
   const offsets = new Uint32Array(new SharedArrayBuffer(4 * (count + 1)));
   for (let id = 0; id < count; id++) offsets[id + 1] = (offsets[id] ?? 0) + (bytesOf(id)?.length ?? 0);

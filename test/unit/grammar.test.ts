@@ -1,8 +1,10 @@
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { Grammars } from '../../lib/grammar/matcher.js';
 import { Tokenizer } from '../../lib/tokenizer.js';
 import type { StructuredOutput } from '../../lib/types.js';
-import { nano } from '../helpers/files.js';
+import { folderWith, nano } from '../helpers/files.js';
 import { idsOf, randomFrom, walk } from '../helpers/grammar_walk.js';
 
 const VOCAB = 6144;
@@ -333,4 +335,21 @@ describe('masks', () => {
     for (const [i, text] of results.entries())
       expect(text).toMatch([/^(alpha|beta)$/, /^[0-9]{8}$/, /^(true|false)$/][i % 3] ?? /^$/);
   });
+});
+
+test('a vocabulary with special tokens for the tags of calls', async () => {
+  const json = JSON.parse(readFileSync(join(nano, 'tokenizer.json'), 'utf8'));
+  const tag = { single_word: false, lstrip: false, rstrip: false, normalized: false, special: true };
+  json.added_tokens.push({ ...tag, id: 6144, content: '<tool_call>' }, { ...tag, id: 6145, content: '</tool_call>' });
+  json.added_tokens.push({ ...tag, id: 6146, content: '<other>' });
+  const folder = folderWith({ 'tokenizer.json': json, 'tokenizer_config.json': { eos_token: '<|role_end|>' } });
+  const own = await Tokenizer.load(folder);
+  const tagged = new Grammars({ tokenizer: own, vocabSize: 6200, stopIds: own.stopIds });
+  const call = await tagged.open({ toolCalls: [{ name: 'f' }] });
+  expect(idsOf(await call.mask())).toContain(6144);
+  const text = await tagged.open({ regex: '<other>' });
+  expect(idsOf(await text.mask())).not.toContain(6146);
+  await tagged.close();
+  const decoder = own.createAnswerDecoder(true);
+  expect(decoder.push([6144, 6146, 6145])).toBe('<tool_call></tool_call>');
 });
