@@ -8,9 +8,9 @@ import { buildNative, prepare } from './prepare.mjs';
 import { findBuildTools, readJson, root, run, runMain, runStep, ScriptError, say } from './tools.mjs';
 
 const FUZZ_ITERATIONS = 100_000;
-const UNIT_LIMIT_SECONDS = 600;
-const NATIVE_LIMIT_SECONDS = 600;
-const FUZZ_LIMIT_SECONDS = 300; // a loader that hangs on a file is a failure, not a long test
+const UNIT_LIMIT_SECONDS = 1500;
+const NATIVE_LIMIT_SECONDS = 900;
+const FUZZ_LIMIT_SECONDS = 600; // a loader that hangs on a file is a failure, not a long test
 
 /** Each stage answers { passed, failed, note } or throws; a stage that throws counts as one failure. */
 const stages = {

@@ -157,7 +157,7 @@ describe('fails in one line', () => {
     ['half of a certificate', [nano, '--ssl-keyfile', 'x'], 2, 'go together'],
     ['a certificate that is none', [nano, '--ssl-keyfile', 'package.json', '--ssl-certfile', 'package.json'], 1, ''],
     ['a key file that is not there', [nano, '--api-key-file', '/no/such'], 1, '/no/such'],
-    ['an unknown flag', [nano, '--speculative', 'x'], 2, 'unknown option'],
+    ['an unknown flag', [nano, '--speculation', 'x'], 2, 'unknown option'],
     ['an unknown log level', [nano, '--log-level', 'loud'], 2, '--log-level'],
     ['an address that is not here', [nano, '--host', '203.0.113.7'], 1, 'no address of this machine'],
   ] as const)('%s', async (_name, args, status, words) => {
