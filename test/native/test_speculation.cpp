@@ -5,6 +5,7 @@
 #include <fstream>
 #include <map>
 #include <mutex>
+#include <set>
 #include <thread>
 
 #include "doctest/doctest.h"
@@ -148,17 +149,17 @@ TEST_CASE("speculation: every method, depth 1 to 8, gives the tokens and log-pro
   for (const char* compute : {"float32", "bfloat16"}) {
     EngineOptions plain;
     plain.compute = compute;
-    const std::vector<GenerateRequest> requests = all_kinds(16, 48);
+    const std::vector<GenerateRequest> requests = all_kinds(12, 36);
     const std::vector<Answer> expected = Run(plain).answers(requests);
     for (const std::string& method : kMethods)
-      for (const int depth : {1, 2, 3, 5, 8}) {
+      for (const int depth : {1, 2, 4, 8}) {
         CAPTURE(compute);
         CAPTURE(method);
         CAPTURE(depth);
         Run run(with(method, depth, false, plain));
         const std::vector<Answer> got = run.answers(requests);
         check_same(got, expected);
-        CHECK(n_accepted(got) > (method == "ngram" ? 10 : 50));
+        CHECK(n_accepted(got) > (method == "ngram" ? 4 : 40));
         const EngineStats stats = run.engine().stats();
         CHECK(static_cast<int64_t>(stats.accepted_tokens) == n_accepted(got));
         CHECK(stats.accepted_at.size() == static_cast<size_t>(depth));
@@ -171,7 +172,7 @@ TEST_CASE("speculation: batches of 1, 8 and 64, alone and with depth control") {
   EngineOptions wide;
   wide.max_num_seqs = 64;
   for (const int batch : {1, 8, 64}) {
-    const std::vector<GenerateRequest> requests = all_kinds(batch, 40);
+    const std::vector<GenerateRequest> requests = all_kinds(batch, 24);
     const std::vector<Answer> expected = Run(wide).answers(requests);
     for (const std::string& method : kMethods)
       for (const bool adaptive : {false, true}) {
@@ -191,7 +192,7 @@ TEST_CASE("speculation: the naive path, and every vector path of this machine") 
       EngineOptions plain;
       plain.kernels = path;
       plain.compute = compute == DType::f32 ? "float32" : "bfloat16";
-      const std::vector<GenerateRequest> requests = all_kinds(4, path == "reference" ? 12 : 30);
+      const std::vector<GenerateRequest> requests = all_kinds(4, path == "reference" ? 10 : 24);
       const std::vector<Answer> expected = Run(plain).answers(requests);
       for (const std::string& method : kMethods) {
         CAPTURE(method);
@@ -207,16 +208,16 @@ TEST_CASE("speculation: tiny pools, tiny budgets, chunked prompts and warm prefi
     bool preempts;
   };
   std::vector<Shape> shapes(3);
-  shapes[0].what = "pool of two contexts";
+  shapes[0].what = "pool of four pages";
   shapes[0].options.max_model_len = 384;
-  shapes[0].options.kv_cache_tokens = 768;
+  shapes[0].options.kv_cache_tokens = 512;
   shapes[0].preempts = true;
   shapes[1].what = "budget of 13 tokens";
   shapes[1].options.max_batched_tokens = 13;
   shapes[2].what = "budget below the batch";
   shapes[2].options.max_batched_tokens = 4;
   for (const Shape& shape : shapes) {
-    std::vector<GenerateRequest> requests = all_kinds(8, 120);
+    std::vector<GenerateRequest> requests = all_kinds(8, 72);
     for (size_t i = 0; i < requests.size(); ++i) {
       const std::vector<int32_t> start = long_prompt(140, static_cast<int>(i % 2));  // two beginnings, shared by all
       requests[i].prompt.insert(requests[i].prompt.begin(), start.begin(), start.end());
@@ -320,6 +321,42 @@ TEST_CASE("speculation: a chain of three is accepted as recorded") {
     CHECK(sum_of_means == doctest::Approx(1.77).epsilon(bound));
     MESSAGE(compute << ": " << static_cast<double>(all_tokens) / all_steps << " tokens a step, mean of prompts "
                     << sum_of_means);
+  }
+}
+
+TEST_CASE("speculation: short continuations of one context come out the same for every seed") {
+  // Equal draw by draw, so equal in distribution: no number of samples could tell the two apart.
+  struct Sampler {
+    float temperature, top_p, min_p, repetition_penalty;
+    int top_k;
+  };
+  const std::vector<std::vector<int32_t>> prompts = golden_prompts();
+  EngineOptions wide;
+  wide.max_num_seqs = 64;
+  std::vector<GenerateRequest> requests;
+  for (const Sampler& sampler :
+       {Sampler{1.0f, 1.0f, 0.0f, 1.0f, 0}, Sampler{0.7f, 0.9f, 0.0f, 1.05f, 20}, Sampler{1.3f, 1.0f, 0.05f, 1.2f, 0}})
+    for (int seed = 0; seed < 150; ++seed) {
+      GenerateRequest r;
+      r.prompt.assign(prompts[0].end() - 16, prompts[0].end());
+      r.max_tokens = 6;
+      r.seed = seed;
+      r.temperature = sampler.temperature;
+      r.top_p = sampler.top_p;
+      r.min_p = sampler.min_p;
+      r.repetition_penalty = sampler.repetition_penalty;
+      r.top_k = sampler.top_k;
+      requests.push_back(std::move(r));
+    }
+  const std::vector<Answer> expected = Run(wide).answers(requests);
+  std::set<std::vector<int32_t>> different;
+  for (const Answer& answer : expected) different.insert(answer.tokens);
+  CHECK(different.size() > 150);
+  for (const std::string& method : kMethods) {
+    CAPTURE(method);
+    const std::vector<Answer> got = Run(with(method, 3, false, wide)).answers(requests);
+    check_same(got, expected);
+    if (method != "ngram") CHECK(n_accepted(got) > 100);
   }
 }
 
