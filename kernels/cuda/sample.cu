@@ -1,5 +1,5 @@
-// The sampler: one block per chain of rows, no sorting. Weights of tokens are integers (kernels/cpu/sample.h defines them), so sums do
-// not depend on their order and the token is the very one that sorting the vocabulary would pick.
+// The sampler: one block per chain of rows, no sorting. Weights of tokens are integers (kernels/cpu/sample.h defines them), so
+// sums do not depend on their order and the token is the very one that sorting the vocabulary would pick.
 //
 // Tokens are ranked by (logit, then lower id first): one 64-bit rank each, all distinct. top-k, top-p and the draw each ask
 // for the largest rank at which a sum from the top reaches a target. cut_at() narrows the vocabulary to the bin of a histogram
