@@ -3,7 +3,7 @@
 // A step of more rows costs more time and may give more tokens. What both come to is learned while running: the time of a step
 // by its rows, the time of a drafting pass by its sequences, and of every sequence how often the draft at each place of its
 // chain comes true once those before it have. Each step takes the depths with the most expected tokens per millisecond; zero
-// where drafting would lose, with trials to notice when that changes, as many as a hundredth of the time pays for. A wrong
+// where drafting would lose, with trials to notice when that changes, as many as half a percent of the time pays for. A wrong
 // choice costs time, never a token.
 #pragma once
 
