@@ -62,10 +62,20 @@ void check_error(double error, double bound, const char* what) {
   CHECK_MESSAGE(error <= bound, what << ": relative error " << error << ", bound " << bound);
 }
 
+// Folders that the tests write, removed when they have run.
+struct Written {
+  ~Written() {
+    std::error_code ignored;
+    for (const std::filesystem::path& folder : folders) std::filesystem::remove_all(folder, ignored);
+  }
+  std::vector<std::filesystem::path> folders;
+} written;
+
 // A copy of the bundled draft with a changed config.
 std::string draft_with(const char* name, const nlohmann::json& changes) {
   const std::filesystem::path folder = std::filesystem::temp_directory_path() / ("sigmoe-draft-" + std::string(name));
   std::filesystem::create_directories(folder);
+  written.folders.push_back(folder);
   std::ifstream file(kDraft + "/config.json");
   nlohmann::json config = nlohmann::json::parse(file);
   config.merge_patch(changes);
