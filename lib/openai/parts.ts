@@ -12,24 +12,41 @@ export interface Counts {
   completionTokens: number;
   cachedTokens: number;
   reasoningTokens: number;
+  /** Of speculation; absent or 0 where nothing was drafted. */
+  draftedTokens?: number;
+  acceptedTokens?: number;
 }
 
 export function usageOf(counts: Counts): Usage {
+  const { draftedTokens = 0, acceptedTokens = 0 } = counts;
+  const predictions = {
+    accepted_prediction_tokens: acceptedTokens,
+    rejected_prediction_tokens: draftedTokens - acceptedTokens,
+  };
   return {
     prompt_tokens: counts.promptTokens,
     completion_tokens: counts.completionTokens,
     total_tokens: counts.promptTokens + counts.completionTokens,
     prompt_tokens_details: { cached_tokens: counts.cachedTokens },
-    completion_tokens_details: { reasoning_tokens: counts.reasoningTokens },
+    completion_tokens_details: { reasoning_tokens: counts.reasoningTokens, ...(draftedTokens > 0 ? predictions : {}) },
   };
 }
 
 /** Sums over generations, of which each `choices` in a row share one prompt that counts once. */
 export function countsOf(results: readonly GenerateResult[], choices: number): Counts {
-  const counts = { promptTokens: 0, completionTokens: 0, cachedTokens: 0, reasoningTokens: 0 };
+  const counts = {
+    promptTokens: 0,
+    completionTokens: 0,
+    cachedTokens: 0,
+    reasoningTokens: 0,
+    draftedTokens: 0,
+    acceptedTokens: 0,
+  };
   for (const [i, { usage }] of results.entries()) {
     counts.completionTokens += usage.completionTokens;
     counts.reasoningTokens += usage.reasoningTokens;
+    counts.draftedTokens += usage.draftedTokens;
+    counts.acceptedTokens += usage.acceptedTokens;
     if (i % choices !== 0) continue;
     counts.promptTokens += usage.promptTokens;
     counts.cachedTokens += usage.cachedTokens;

@@ -5,7 +5,12 @@ export interface Usage {
   completion_tokens: number;
   total_tokens: number;
   prompt_tokens_details: { cached_tokens: number };
-  completion_tokens_details: { reasoning_tokens: number };
+  completion_tokens_details: {
+    reasoning_tokens: number;
+    /** Drafted tokens that came true, and that did not; only where some were drafted. */
+    accepted_prediction_tokens?: number;
+    rejected_prediction_tokens?: number;
+  };
 }
 
 export interface TopLogprob {

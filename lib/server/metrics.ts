@@ -90,6 +90,22 @@ export class Metrics {
     counter('num_preemptions_total', 'Sequences put back to be computed again', (now) => now.preemptions);
     counter('prefix_cache_queries_total', 'Prompt tokens looked up in the prefix cache', (now) => now.prefixQueriedTokens);
     counter('prefix_cache_hits_total', 'Prompt tokens found in the prefix cache', (now) => now.prefixHitTokens);
+    counter('spec_decode_num_drafts_total', 'Steps in which drafted tokens were checked', (now) => now.draftChecks);
+    counter('spec_decode_num_draft_tokens_total', 'Tokens drafted', (now) => now.draftedTokens);
+    counter('spec_decode_num_accepted_tokens_total', 'Drafted tokens that came true', (now) => now.acceptedTokens);
+    const byPosition: number[] = [];
+    new Counter({
+      name: `${PREFIX}spec_decode_num_accepted_tokens_per_pos_total`,
+      help: 'Drafted tokens that came true, by their place in the draft',
+      labelNames: ['position'],
+      registers: [registry],
+      collect() {
+        for (const [position, accepted] of (stats()?.acceptedPerPosition ?? []).entries()) {
+          this.inc({ position: String(position) }, Math.max(0, accepted - (byPosition[position] ?? 0)));
+          byPosition[position] = accepted;
+        }
+      },
+    });
     counter('engine_steps_total', 'Steps of the engine', (now) => now.steps);
     new Gauge({
       name: `${PREFIX}cache_config_info`,
