@@ -53,6 +53,29 @@ describe('prefix cache', () => {
   });
 });
 
+describe('the same answer', () => {
+  test('alone, among 64, from a warm and a cold cache, before and after preemption', async () => {
+    const requests = Array.from({ length: 64 }, (_, i) => ({
+      ...greedy,
+      prompt: promptOf(40 + 17 * (i % 16), 20 + (i % 5)),
+      maxTokens: 100 + (i % 7),
+      ignoreEos: true,
+    }));
+    await using cold = await Model.load(nano, { prefixCache: false });
+    const alone: number[][] = [];
+    for (const request of requests.slice(0, 16)) alone.push((await cold.generate(request).result).tokens);
+    // Room for a tenth of what 64 sequences hold: they put each other back again and again.
+    await using tight = await Model.load(nano, { maxNumSeqs: 64, kvCacheTokens: 2048 });
+    for (const round of ['cold', 'warm']) {
+      const among = await tight.generateBatch(requests);
+      for (const [i, tokens] of alone.entries()) expect([round, i, among[i]?.tokens]).toEqual([round, i, tokens]);
+    }
+    const { preemptions, prefixHitTokens } = tight.stats();
+    expect(preemptions).toBeGreaterThan(0);
+    expect(prefixHitTokens).toBeGreaterThan(0);
+  });
+});
+
 describe('order and limits', () => {
   test('priorities: the lower number is answered first', async () => {
     await using one = await Model.load(nano, { maxNumSeqs: 1 });
