@@ -146,7 +146,7 @@ int64_t n_accepted(const std::vector<Answer>& answers) {
 }  // namespace
 
 TEST_CASE("speculation: every method, depth 1 to 8, gives the tokens and log-probabilities of plain decoding") {
-  for (const char* compute : {"float32", "bfloat16"}) {
+  for (const std::string compute : {"float32", "bfloat16"}) {
     EngineOptions plain;
     plain.compute = compute;
     const std::vector<GenerateRequest> requests = all_kinds(12, 36);
@@ -292,9 +292,9 @@ TEST_CASE("speculation: masks and thinking budgets are decoded plainly beside th
 TEST_CASE("speculation: a chain of three is accepted as recorded") {
   std::ifstream file(source_dir() + "/test/golden/nano/greedy.json");
   const auto golden = nlohmann::json::parse(file);
-  for (const char* compute : {"float32", "bfloat16"}) {
+  for (const std::string compute : {"float32", "bfloat16"}) {
     CAPTURE(compute);
-    const bool exact = std::string(compute) == "float32";
+    const bool exact = compute == "float32";
     EngineOptions options;
     options.compute = compute;
     Run run(with("eagle3", 3, false, options));
