@@ -3,6 +3,7 @@
  *
  * How one ends: by itself (`result` resolves), by an error (it rejects), by its signal (it rejects with an AbortError that
  * carries what there was), or because the reader left its loop or called `stop()` (it resolves, finishReason `abort`).
+ * At its deadline it resolves with what there is.
  * Errors reach whoever awaits `result` or iterates; a generation that nobody watches raises nothing.
  */
 import { Answer } from './answer.js';
@@ -119,7 +120,7 @@ export class Generation implements AsyncIterable<Chunk> {
       this.request = model.dispatcher.submit({ ...read.native, ...this.textFields(read, opened), prompt }, this.listener());
       if (matcher === undefined) return;
       this.masks = new MaskFeeder(matcher, model.dispatcher, this.request, (error) => this.fail(error));
-      this.masks.begin(opened);
+      this.masks.feed(opened);
     } finally {
       if (this.masks === undefined) matcher?.close();
     }

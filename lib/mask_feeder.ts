@@ -17,11 +17,6 @@ export class MaskFeeder {
     private readonly onFailure: (error: EngineError) => void,
   ) {}
 
-  /** The first mask. `inReasoning`: the prompt ends inside the reasoning. */
-  begin(inReasoning: boolean): void {
-    this.feed(inReasoning);
-  }
-
   /** Takes the token that the last mask was for; `belongs`: it is part of the answer, not of the reasoning before it. */
   take(id: number, belongs: boolean, inReasoning: boolean): void {
     this.position++;
@@ -35,7 +30,8 @@ export class MaskFeeder {
     this.matcher.close();
   }
 
-  private feed(inReasoning: boolean): void {
+  /** Sends the mask of the next token. `inReasoning`: it comes before the end of the reasoning. */
+  feed(inReasoning: boolean): void {
     if (this.closed) return;
     const { position } = this;
     if (inReasoning) {

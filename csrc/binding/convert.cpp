@@ -12,6 +12,18 @@ Array typed_array(Napi::Env env, const std::vector<T>& values) {
   return array;
 }
 
+// An array of one object per item, which fill(object, item) completes.
+template <typename Item, typename Fill>
+Napi::Array array_of(Napi::Env env, const std::vector<Item>& items, Fill fill) {
+  Napi::Array array = Napi::Array::New(env, items.size());
+  for (size_t i = 0; i < items.size(); ++i) {
+    Napi::Object entry = Napi::Object::New(env);
+    fill(entry, items[i]);
+    array.Set(static_cast<uint32_t>(i), entry);
+  }
+  return array;
+}
+
 Napi::Number count(Napi::Env env, uint64_t value) { return Napi::Number::New(env, static_cast<double>(value)); }
 
 }  // namespace
@@ -109,56 +121,36 @@ Napi::Object to_js(Napi::Env env, const StepEvent& event) {
     out.Set("topIds", typed_array<Napi::Int32Array>(env, event.top_ids));
     out.Set("topLogprobs", typed_array<Napi::Float32Array>(env, event.top_logprobs));
   }
-  Napi::Array failures = Napi::Array::New(env, event.failures.size());
-  for (size_t i = 0; i < event.failures.size(); ++i) {
-    Napi::Object failure = Napi::Object::New(env);
-    failure.Set("request", count(env, event.failures[i].request));
-    failure.Set("code", error_code_name(event.failures[i].code));
-    failure.Set("message", event.failures[i].message);
-    failure.Set("hint", event.failures[i].hint);
-    failures.Set(static_cast<uint32_t>(i), failure);
-  }
-  out.Set("failures", failures);
-  Napi::Array logits = Napi::Array::New(env, event.logits.size());
-  for (size_t i = 0; i < event.logits.size(); ++i) {
-    Napi::Object entry = Napi::Object::New(env);
-    entry.Set("request", count(env, event.logits[i].request));
-    entry.Set("rows", count(env, event.logits[i].rows));
-    entry.Set("vocab", count(env, event.logits[i].vocab));
-    entry.Set("values", typed_array<Napi::Float32Array>(env, event.logits[i].values));
-    logits.Set(static_cast<uint32_t>(i), entry);
-  }
-  out.Set("logits", logits);
-  Napi::Array starts = Napi::Array::New(env, event.starts.size());
-  for (size_t i = 0; i < event.starts.size(); ++i) {
-    Napi::Object entry = Napi::Object::New(env);
-    entry.Set("request", count(env, event.starts[i].request));
-    entry.Set("cachedTokens", count(env, event.starts[i].n_cached));
-    entry.Set("queueMs", Napi::Number::New(env, event.starts[i].queue_ms));
-    starts.Set(static_cast<uint32_t>(i), entry);
-  }
-  out.Set("starts", starts);
-  Napi::Array prompt_logprobs = Napi::Array::New(env, event.prompt_logprobs.size());
-  for (size_t i = 0; i < event.prompt_logprobs.size(); ++i) {
-    const StepEvent::PromptLogprobs& from = event.prompt_logprobs[i];
-    Napi::Object entry = Napi::Object::New(env);
-    entry.Set("request", count(env, from.request));
-    entry.Set("begin", count(env, from.begin));
-    entry.Set("logprobs", typed_array<Napi::Float32Array>(env, from.logprobs));
-    entry.Set("topIds", typed_array<Napi::Int32Array>(env, from.top_ids));
-    entry.Set("topLogprobs", typed_array<Napi::Float32Array>(env, from.top_logprobs));
-    prompt_logprobs.Set(static_cast<uint32_t>(i), entry);
-  }
-  out.Set("promptLogprobs", prompt_logprobs);
-  Napi::Array drafts = Napi::Array::New(env, event.drafts.size());
-  for (size_t i = 0; i < event.drafts.size(); ++i) {
-    Napi::Object entry = Napi::Object::New(env);
-    entry.Set("request", count(env, event.drafts[i].request));
-    entry.Set("drafted", count(env, event.drafts[i].n_drafted));
-    entry.Set("accepted", count(env, event.drafts[i].n_accepted));
-    drafts.Set(static_cast<uint32_t>(i), entry);
-  }
-  out.Set("drafts", drafts);
+  out.Set("failures", array_of(env, event.failures, [&](Napi::Object entry, const StepEvent::Failure& failure) {
+            entry.Set("request", count(env, failure.request));
+            entry.Set("code", error_code_name(failure.code));
+            entry.Set("message", failure.message);
+            entry.Set("hint", failure.hint);
+          }));
+  out.Set("logits", array_of(env, event.logits, [&](Napi::Object entry, const StepEvent::Logits& logits) {
+            entry.Set("request", count(env, logits.request));
+            entry.Set("rows", count(env, logits.rows));
+            entry.Set("vocab", count(env, logits.vocab));
+            entry.Set("values", typed_array<Napi::Float32Array>(env, logits.values));
+          }));
+  out.Set("starts", array_of(env, event.starts, [&](Napi::Object entry, const StepEvent::Start& start) {
+            entry.Set("request", count(env, start.request));
+            entry.Set("cachedTokens", count(env, start.n_cached));
+            entry.Set("queueMs", Napi::Number::New(env, start.queue_ms));
+          }));
+  out.Set("promptLogprobs",
+          array_of(env, event.prompt_logprobs, [&](Napi::Object entry, const StepEvent::PromptLogprobs& scores) {
+            entry.Set("request", count(env, scores.request));
+            entry.Set("begin", count(env, scores.begin));
+            entry.Set("logprobs", typed_array<Napi::Float32Array>(env, scores.logprobs));
+            entry.Set("topIds", typed_array<Napi::Int32Array>(env, scores.top_ids));
+            entry.Set("topLogprobs", typed_array<Napi::Float32Array>(env, scores.top_logprobs));
+          }));
+  out.Set("drafts", array_of(env, event.drafts, [&](Napi::Object entry, const auto& drafts) {
+            entry.Set("request", count(env, drafts.request));
+            entry.Set("drafted", count(env, drafts.n_drafted));
+            entry.Set("accepted", count(env, drafts.n_accepted));
+          }));
   return out;
 }
 

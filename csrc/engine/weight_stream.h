@@ -1,4 +1,4 @@
-// Moves checkpoint bytes to where they belong: positioned reads of a few megabytes by several threads, each read handed
+// Moves checkpoint bytes to where they belong: positioned reads of a megabyte by several threads, each read handed
 // on at once, so that no tensor ever exists twice. Knows files and rows, no model.
 #pragma once
 

@@ -195,15 +195,15 @@ describe('what may be generated', () => {
 });
 
 describe('structured output', () => {
+  // The last form has no end of its own: at the limit what there is must be a beginning of it.
   test.each([
-    ['choice', { choice: ['yes', 'no', '也许'] }, /^(yes|no|也许)$/],
-    ['regex', { regex: '[A-Z]{3}-[0-9]{4}' }, /^[A-Z]{3}-\d{4}$/],
-    ['grammar', { grammar: 'root ::= ("ab" | "cd")+ "." ' }, /^(ab|cd)+\.$/],
-  ] as const)('%s', async (_, structured, form) => {
+    ['choice', { choice: ['yes', 'no', '也许'] }, /^(yes|no|也许)$/, /^never$/],
+    ['regex', { regex: '[A-Z]{3}-[0-9]{4}' }, /^[A-Z]{3}-\d{4}$/, /^never$/],
+    ['grammar', { grammar: 'root ::= ("ab" | "cd")+ "." ' }, /^(ab|cd)+\.$/, /^(ab|cd)+[ac]?$/],
+  ] as const)('%s', async (_, structured, whole, cut) => {
     for (const seed of [1, 2, 3]) {
       const result = await model.generate({ messages, structured, seed, temperature: 1.5, maxTokens: 400 }).result;
-      if (result.finishReason === 'stop') expect(result.text).toMatch(form);
-      else expect(form.source).toContain('+'); // only the endless form may run into the limit
+      expect(result.text).toMatch(result.finishReason === 'stop' ? whole : cut);
     }
   });
 
