@@ -120,12 +120,17 @@ Napi::Value devices(const Napi::CallbackInfo& info) {
   });
 }
 
+void offer_library(const Napi::CallbackInfo& info) {
+  offer_backend_library(string_arg(info, 0, "file"), string_arg(info, 1, "path"));
+}
+
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   ModelWrap::define(env);
   exports.Set("version", SIGMOE_VERSION);
   exports.Set("load", Napi::Function::New(env, load, "load"));
   exports.Set("inspect", Napi::Function::New(env, inspect, "inspect"));
   exports.Set("devices", Napi::Function::New(env, devices, "devices"));
+  exports.Set("offerLibrary", Napi::Function::New(env, offer_library, "offerLibrary"));
   exports.Set("bench", Napi::Function::New(env, bench, "bench"));
   return exports;
 }

@@ -428,4 +428,6 @@ std::vector<DeviceLine> engine_devices() {
   return lines;
 }
 
+void offer_backend_library(const std::string& file, const std::string& path) { offer_library(file, path); }
+
 }  // namespace sigmoe
