@@ -1,0 +1,246 @@
+// Is sampling with drafts distributed as sampling without? Chi-squared tests of two samples, for every method and sampler,
+// over continuations whose seeds are different on both sides. The same tests must notice an engine that takes one draft in a
+// hundred without asking, or they would prove nothing.
+//
+// SIGMOE_LOSSLESS_SAMPLES sets the continuations of each side. 100,000, the figure claimed, takes about an hour on two cores.
+#include <algorithm>
+#include <cmath>
+#include <condition_variable>
+#include <cstdlib>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <random>
+
+#include "cpu/cpu_backend.h"
+#include "doctest/doctest.h"
+#include "engine/engine.h"
+#include "golden.h"
+
+using namespace sigmoe;
+using namespace sigmoe::test;
+
+namespace {
+
+double planted_bias = 0;  // share of drafts that the engine under test takes whatever the target says
+
+// A CPU backend that can be made to cheat.
+class CheatingBackend : public CpuBackend {
+ public:
+  using CpuBackend::CpuBackend;
+  void sample(const SampleArgs& args) override {
+    if (planted_bias == 0) return CpuBackend::sample(args);
+    std::vector<SampleRow> rows(args.rows, args.rows + args.n_rows);
+    for (size_t i = 0; i + 1 < rows.size(); ++i)
+      if (rows[i + 1].if_previous >= 0 && std::uniform_real_distribution<>()(random_) < planted_bias)
+        rows[i].forced_token = rows[i + 1].if_previous;
+    SampleArgs cheating = args;
+    cheating.rows = rows.data();
+    CpuBackend::sample(cheating);
+  }
+
+ private:
+  std::mt19937_64 random_{99};
+};
+
+constexpr int kTokens = 4;  // the first of a continuation comes with its prompt, undrafted
+
+using Continuation = std::array<int32_t, kTokens>;
+
+struct Sampler {
+  std::string name;
+  std::function<void(GenerateRequest&)> set;
+};
+
+const std::vector<Sampler> kSamplers{
+    {"temperature 1", [](GenerateRequest&) {}},
+    {"temperature 1.5, top-k 20", [](GenerateRequest& r) { r.temperature = 1.5f, r.top_k = 20; }},
+    {"top-p 0.9", [](GenerateRequest& r) { r.top_p = 0.9f; }},
+    {"min-p 0.02", [](GenerateRequest& r) { r.min_p = 0.02f; }},
+    {"the model card's",
+     [](GenerateRequest& r) { r.temperature = 0.7f, r.top_p = 0.95f, r.top_k = 20, r.repetition_penalty = 1.05f; }},
+    {"penalties",
+     [](GenerateRequest& r) { r.repetition_penalty = 1.3f, r.presence_penalty = 0.8f, r.frequency_penalty = 0.5f; }},
+    {"logit bias and bad words",
+     [](GenerateRequest& r) {
+       for (int32_t id = 0; id < 200; ++id) r.logit_bias.push_back({id * 7, 1.5f});
+       r.bad_words = {{r.prompt.back()}, {r.prompt[0], r.prompt[1]}};
+     }},
+    {"allowed tokens",
+     [](GenerateRequest& r) {
+       r.temperature = 1.5f;
+       for (int32_t id = 0; id < 6000; id += 3) r.allowed_ids.push_back(id);
+     }},
+};
+
+// Continuations of one context under seeds that follow each other.
+std::vector<Continuation> draw(const std::string& method, const std::vector<int32_t>& context, const Sampler& sampler,
+                               uint64_t first_seed, int n) {
+  EngineOptions options;
+  options.max_num_seqs = 64;
+  options.max_waiting = n;
+  if (!method.empty()) {
+    options.speculation = method;
+    options.max_draft = kTokens - 1;
+    options.adaptive_depth = false;
+    if (method == "eagle3") options.draft = source_dir() + "/models/nano-eagle3";
+  }
+  const auto engine = Engine::load(source_dir() + "/models/nano", options);
+  std::mutex mutex;
+  std::condition_variable all_ended;
+  std::map<uint64_t, std::vector<int32_t>> tokens;
+  int n_ended = 0;
+  engine->set_listener([&](StepEvent&& event) {
+    const std::lock_guard lock(mutex);
+    for (size_t i = 0; i < event.requests.size(); ++i) {
+      tokens[event.requests[i]].push_back(event.tokens[i]);
+      n_ended += event.finish[i] != FinishReason::none;
+    }
+    if (n_ended == n) all_ended.notify_one();
+  });
+  GenerateRequest request;
+  request.prompt = context;
+  request.max_tokens = kTokens;
+  sampler.set(request);
+  for (int i = 0; i < n; ++i) {
+    request.seed = first_seed + i;
+    engine->submit(request);
+  }
+  std::unique_lock lock(mutex);
+  REQUIRE(all_ended.wait_for(lock, std::chrono::minutes(30), [&] { return n_ended == n; }));
+  std::vector<Continuation> out;
+  for (const auto& [id, ids] : tokens) {
+    REQUIRE(ids.size() == kTokens);
+    std::copy(ids.begin(), ids.end(), out.emplace_back().begin());
+  }
+  if (!method.empty() && method != "ngram") CHECK(engine->stats().accepted_tokens > 0);
+  return out;
+}
+
+// The upper tail of the chi-squared distribution: the regularised incomplete gamma function Q(df / 2, x / 2), by its series
+// below the mean and its continued fraction above (Abramowitz and Stegun 6.5.29 and 6.5.31).
+double chi_squared_tail(double x, int df) {
+  const double a = df / 2.0, z = x / 2;
+  if (z <= 0) return 1;
+  const double scale = std::exp(a * std::log(z) - z - std::lgamma(a));
+  if (z < a + 1) {
+    double term = 1 / a, sum = term;
+    for (double k = a + 1; term > sum * 1e-15; ++k) sum += term *= z / k;
+    return 1 - scale * sum;
+  }
+  double b = z + 1 - a, c = 1e300, d = 1 / b, h = d;
+  for (int i = 1; i < 1000; ++i) {
+    const double an = -i * (i - a);
+    b += 2;
+    d = 1 / (an * d + b);
+    c = b + an / c;
+    h *= d * c;
+    if (std::abs(d * c - 1) < 1e-15) break;
+  }
+  return scale * h;
+}
+
+// p-value of: both samples of categories come from one distribution. Categories past the 24 most frequent, and rare ones,
+// count as one.
+double same_distribution(const std::vector<uint64_t>& a, const std::vector<uint64_t>& b) {
+  constexpr size_t kBins = 24;
+  constexpr double kLeastCount = 20;
+  std::map<uint64_t, std::array<double, 2>> counts;
+  for (const uint64_t category : a) ++counts[category][0];
+  for (const uint64_t category : b) ++counts[category][1];
+  std::vector<std::array<double, 2>> bins;
+  for (const auto& [category, count] : counts) bins.push_back(count);
+  std::sort(bins.begin(), bins.end(), [](const auto& x, const auto& y) { return x[0] + x[1] > y[0] + y[1]; });
+  std::array<double, 2> rest{};
+  while (!bins.empty() && (bins.size() > kBins || bins.back()[0] + bins.back()[1] < kLeastCount)) {
+    for (int side : {0, 1}) rest[side] += bins.back()[side];
+    bins.pop_back();
+  }
+  if (rest[0] + rest[1] >= kLeastCount) bins.push_back(rest);
+  if (bins.size() < 2) return 1;
+  double n[2] = {}, x = 0;
+  for (const auto& bin : bins) n[0] += bin[0], n[1] += bin[1];
+  for (const auto& bin : bins)
+    for (int side : {0, 1}) {
+      const double expected = (bin[0] + bin[1]) * n[side] / (n[0] + n[1]);
+      x += (bin[side] - expected) * (bin[side] - expected) / expected;
+    }
+  return chi_squared_tail(x, static_cast<int>(bins.size()) - 1);
+}
+
+// Of every drafted place by itself, and of whole continuations, which are put into 24 classes by a hash.
+std::vector<double> compare(const std::vector<Continuation>& a, const std::vector<Continuation>& b) {
+  const auto categories = [](const std::vector<Continuation>& sample, int place) {
+    std::vector<uint64_t> out;
+    for (const Continuation& one : sample) {
+      uint64_t hash = 14695981039346656037u;
+      for (const int32_t token : one) hash = (hash ^ static_cast<uint64_t>(token)) * 1099511628211u;
+      out.push_back(place < kTokens ? one[place] : (hash >> 20) % 24);
+    }
+    return out;
+  };
+  std::vector<double> p;
+  for (int place = 1; place <= kTokens; ++place) p.push_back(same_distribution(categories(a, place), categories(b, place)));
+  return p;
+}
+
+// Holm: of m tests that all hold, the chance to reject even one stays below alpha.
+bool any_rejected(std::vector<double> p, double alpha) {
+  return *std::min_element(p.begin(), p.end()) < alpha / static_cast<double>(p.size());
+}
+
+int n_samples(int otherwise) {
+  const char* asked = std::getenv("SIGMOE_LOSSLESS_SAMPLES");
+  return asked ? std::max(100, std::atoi(asked)) : otherwise;
+}
+
+std::vector<int32_t> context_of(size_t sampler) {
+  return {static_cast<int32_t>(300 + 41 * sampler), 77, static_cast<int32_t>(1200 + 97 * sampler)};
+}
+
+}  // namespace
+
+// The linker puts this one in the place of create_cpu_backend, which keeps the other name (test/native/CMakeLists.txt).
+extern "C" std::unique_ptr<Backend> __real__ZN6sigmoe18create_cpu_backendERKNS_14BackendOptionsE(const BackendOptions& options);
+extern "C" std::unique_ptr<Backend> __wrap__ZN6sigmoe18create_cpu_backendERKNS_14BackendOptionsE(
+    const BackendOptions& options) {
+  if (planted_bias > 0) return std::make_unique<CheatingBackend>(options);
+  return __real__ZN6sigmoe18create_cpu_backendERKNS_14BackendOptionsE(options);
+}
+
+TEST_CASE("lossless: the chi-squared tail is the textbook's") {
+  CHECK(chi_squared_tail(3.841, 1) == doctest::Approx(0.05).epsilon(0.001));
+  CHECK(chi_squared_tail(18.307, 10) == doctest::Approx(0.05).epsilon(0.001));
+  CHECK(chi_squared_tail(42.980, 24) == doctest::Approx(0.01).epsilon(0.001));
+  CHECK(chi_squared_tail(5.0, 24) == doctest::Approx(0.99999).epsilon(0.0001));
+}
+
+TEST_CASE("lossless: no sampler tells drafted text from plain text, and every method's cheating is noticed") {
+  const int n = n_samples(250);
+  std::vector<double> all;
+  uint64_t seed = 1;
+  const auto sample = [&](const std::string& method, size_t sampler) {
+    seed += n;
+    return draw(method, context_of(sampler), kSamplers[sampler], seed, n);
+  };
+  for (size_t sampler = 0; sampler < kSamplers.size(); ++sampler) {
+    const std::vector<Continuation> plain = sample("", sampler);
+    for (const std::string method : {"eagle3", "mtp", "ngram"}) {
+      const std::vector<double> p = compare(plain, sample(method, sampler));
+      all.insert(all.end(), p.begin(), p.end());
+      MESSAGE(kSamplers[sampler].name << ", " << method << ": least p " << *std::min_element(p.begin(), p.end()));
+    }
+  }
+  CHECK_FALSE(any_rejected(all, 0.01));
+
+  // A bias of a hundredth takes the full number of samples to be seen; fewer see a larger one.
+  planted_bias = std::min(1.0, 0.01 * 100'000 / n);
+  for (const std::string method : {"eagle3", "mtp"}) {
+    const std::vector<double> p = compare(sample("", 1), sample(method, 1));
+    std::vector<double> with_others = all;
+    with_others.insert(with_others.end(), p.begin(), p.end());
+    MESSAGE("bias of " << planted_bias << ", " << method << ": least p " << *std::min_element(p.begin(), p.end()));
+    CHECK(any_rejected(with_others, 0.01));
+  }
+  planted_bias = 0;
+}
