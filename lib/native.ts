@@ -168,6 +168,12 @@ export interface NativeStats {
   draftedTokens: number;
   acceptedTokens: number;
   acceptedPerPosition: number[];
+  plainSteps: number;
+  verifySteps: number;
+  draftPasses: number;
+  plainMs: number;
+  verifyMs: number;
+  draftMs: number;
 }
 
 /** A loaded model. Calls after `dispose()` throw an error with code ERR_DISPOSED. */

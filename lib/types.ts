@@ -117,6 +117,16 @@ export interface ModelStats {
   acceptedTokens: number;
   /** Of accepted drafts: how many by place in their chain. */
   acceptedPerPosition: number[];
+  /**
+   * Where the model was loaded with speculation, of steps that read no prompts: those that checked no drafts, those that did,
+   * and the passes of the drafter behind them, with the milliseconds all of each kind took.
+   */
+  plainSteps: number;
+  verifySteps: number;
+  draftPasses: number;
+  plainMs: number;
+  verifyMs: number;
+  draftMs: number;
 }
 
 export interface DeviceStatus {

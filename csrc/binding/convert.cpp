@@ -101,6 +101,12 @@ Napi::Object to_js(Napi::Env env, const EngineStats& stats) {
   for (size_t i = 0; i < stats.accepted_at.size(); ++i)
     accepted_at.Set(static_cast<uint32_t>(i), count(env, stats.accepted_at[i]));
   out.Set("acceptedPerPosition", accepted_at);
+  out.Set("plainSteps", count(env, stats.plain_steps));
+  out.Set("verifySteps", count(env, stats.verify_steps));
+  out.Set("draftPasses", count(env, stats.draft_passes));
+  out.Set("plainMs", stats.plain_ms);
+  out.Set("verifyMs", stats.verify_ms);
+  out.Set("draftMs", stats.draft_ms);
   return out;
 }
 

@@ -373,27 +373,29 @@ class EngineImpl : public Engine {
 
   void snapshot_stats() {
     const std::lock_guard lock(mutex_);
-    stats_ = {pool_.free(),
-              pool_.cached(),
-              pool_.held(),
-              pool_.total(),
-              scheduler_.n_running(),
-              scheduler_.n_waiting(),
-              steps_,
-              prefill_tokens_,
-              decode_tokens_,
-              scheduler_.n_preemptions(),
-              scheduler_.n_queried_tokens(),
-              scheduler_.n_found_tokens(),
-              0,
-              0,
-              0,
-              {}};
+    stats_.free_pages = pool_.free();
+    stats_.cached_pages = pool_.cached();
+    stats_.held_pages = pool_.held();
+    stats_.total_pages = pool_.total();
+    stats_.running = scheduler_.n_running();
+    stats_.waiting = scheduler_.n_waiting();
+    stats_.steps = steps_;
+    stats_.prefill_tokens = prefill_tokens_;
+    stats_.decode_tokens = decode_tokens_;
+    stats_.preemptions = scheduler_.n_preemptions();
+    stats_.prefix_queried_tokens = scheduler_.n_queried_tokens();
+    stats_.prefix_hit_tokens = scheduler_.n_found_tokens();
     if (!speculation_) return;
     const SpeculationStats& drafts = speculation_->stats();
     stats_.draft_checks = drafts.n_checks;
     stats_.drafted_tokens = drafts.n_drafted;
     stats_.accepted_tokens = drafts.n_accepted;
+    stats_.plain_steps = drafts.n_plain_steps;
+    stats_.verify_steps = drafts.n_verify_steps;
+    stats_.draft_passes = drafts.n_draft_passes;
+    stats_.plain_ms = drafts.plain_ms;
+    stats_.verify_ms = drafts.verify_ms;
+    stats_.draft_ms = drafts.draft_ms;
     stats_.accepted_at.assign(drafts.accepted_at.begin(), drafts.accepted_at.begin() + info_.max_draft);
   }
 

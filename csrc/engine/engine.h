@@ -154,6 +154,9 @@ struct EngineStats {
   uint64_t draft_checks = 0;                                  // chains of drafts that steps checked
   uint64_t drafted_tokens = 0, accepted_tokens = 0;           // tokens in them, and those that came true
   std::vector<uint64_t> accepted_at;                          // by place in the chain, as many as are drafted at most
+  // What steps without prompts took, those without drafts and those that checked some, and what drafting took.
+  uint64_t plain_steps = 0, verify_steps = 0, draft_passes = 0;
+  double plain_ms = 0, verify_ms = 0, draft_ms = 0;
 };
 
 class Engine {

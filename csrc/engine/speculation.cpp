@@ -59,6 +59,9 @@ void Speculation::observe_step(const std::vector<Chunk>& chunks, double ms) {
     n_rows += chunk.n;
   }
   control_.observe_step(static_cast<int>(n_rows), ms);
+  const bool verifies = n_rows > static_cast<int64_t>(chunks.size());
+  ++(verifies ? stats_.n_verify_steps : stats_.n_plain_steps);
+  (verifies ? stats_.verify_ms : stats_.plain_ms) += ms;
 }
 
 // As many as can still become tokens: the last one that may come is sampled behind them.
@@ -115,7 +118,11 @@ void Speculation::draft(const std::vector<Chunk>& chunks, Scheduler& scheduler, 
   const auto start = std::chrono::steady_clock::now();
   drafter_->draft(tasks);
   const double ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
-  if (deepest > 0 && !reads_prompts) control_.observe_drafting(static_cast<int>(tasks.size()), deepest, ms);
+  if (deepest > 0 && !reads_prompts) {
+    control_.observe_drafting(static_cast<int>(tasks.size()), deepest, ms);
+    ++stats_.n_draft_passes;
+    stats_.draft_ms += ms;
+  }
   for (DraftTask& task : tasks) {
     static_cast<Generation*>(task.sequence)->drafting.n_seen = task.end;
     task.sequence->drafts = std::move(task.drafts);

@@ -22,6 +22,9 @@ struct SpeculationStats {
   uint64_t n_checks = 0;                               // chains of drafts that steps checked
   uint64_t n_drafted = 0, n_accepted = 0;              // tokens in them, and those that came true
   std::array<uint64_t, kMaxDraftDepth> accepted_at{};  // by place in the chain
+  // Time, of steps that read no prompts and of the drafting behind them.
+  uint64_t n_plain_steps = 0, n_verify_steps = 0, n_draft_passes = 0;
+  double plain_ms = 0, verify_ms = 0, draft_ms = 0;
 };
 
 class Speculation {
@@ -36,7 +39,7 @@ class Speculation {
   void place_features(const std::vector<Chunk>& chunks, StepInputs& inputs) const;
   // n_taken: tokens the chunk's sequence was given by the step. ended: and with the last of them it ended.
   void observe(const Chunk& chunk, int64_t n_taken, bool ended);
-  void observe_step(const std::vector<Chunk>& chunks, double ms);
+  void observe_step(const std::vector<Chunk>& chunks, double ms);  // before what it gave is taken
   // Drafts for the sequences of a step that go on, after its tokens were taken and committed.
   void draft(const std::vector<Chunk>& chunks, Scheduler& scheduler, int64_t context);
 

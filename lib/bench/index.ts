@@ -17,3 +17,4 @@ export {
   vllmResult,
 } from './results.js';
 export { benchServe, firstModel, type ServeRun, untilReady } from './serve.js';
+export { benchSpeculation, type SpeculationRow } from './speculation.js';

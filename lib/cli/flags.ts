@@ -23,6 +23,8 @@ export interface EngineFlags
   /** A method of speculation. */
   speculative?: string;
   speculativeDepth?: number;
+  /** Draft that many tokens in every step. */
+  speculativeFixed?: boolean;
   /** Path of a Jinja file. */
   chatTemplate?: string;
 }
@@ -78,6 +80,7 @@ export function addEngineFlags(command: Command): Command {
     .option('--draft <folder>', 'an EAGLE3 draft of the model: tokens are drafted ahead, checked, and never change')
     .option('--speculative <method>', 'draft tokens ahead: auto | eagle3 | mtp | ngram | none')
     .option('--speculative-depth <n>', 'most tokens drafted at once', number)
+    .option('--speculative-fixed', 'draft that many in every step, also where it does not pay')
     .option('--no-prefix-cache', 'compute every prompt whole, also where an earlier one began alike')
     .option('--chat-template <file>', "a Jinja template in place of the model folder's own");
 }
@@ -105,11 +108,13 @@ export function addSamplingFlags(command: Command): Command {
 }
 
 export function engineOptions(flags: EngineFlags): LoadOptions {
-  const { speculative: method, speculativeDepth: maxDepth } = flags;
+  const { speculative: method, speculativeDepth: maxDepth, speculativeFixed: fixed } = flags;
   const options: LoadOptions = pick(flags, ENGINE_NAMES);
   if (method === 'none') options.speculative = false;
   // The library checks the name.
-  else if (method !== undefined || maxDepth !== undefined) options.speculative = { method: method as 'auto', maxDepth };
+  else if (method !== undefined || maxDepth !== undefined || fixed !== undefined) {
+    options.speculative = { method: method as 'auto', maxDepth, adaptive: fixed !== true };
+  }
   return options;
 }
 

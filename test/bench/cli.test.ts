@@ -142,3 +142,33 @@ test.each([
   expect(lines[0]).toContain(words);
   expect(result).toMatchObject({ status, stdout: '' });
 });
+
+test('speculation: both ways on the same text, drafts that came true, costs of the parts', async () => {
+  const folder = folderWith({});
+  const file = join(folder, 'speculation.json');
+  const flags = ['--batch', '1,3', '--output-len', '12', '--rounds', '1', '--speculative', 'mtp', '--speculative-depth', '2'];
+  const result = await sigmoe(['bench', 'speculation', nano, ...flags, '--output-json', file]);
+  expect(result).toMatchObject({ status: 0 });
+  expect(result.stdout).toContain('mtp, at most 2 tokens drafted');
+  const { rows } = read(folder, 'speculation.json') as { rows: Record<string, number>[] };
+  expect(rows.map(({ batch, adaptive }) => [batch, adaptive])).toEqual([
+    [1, false],
+    [3, false],
+    [1, true],
+    [3, true],
+  ]);
+  for (const row of rows.slice(0, 2)) {
+    expect(row).toMatchObject({ verifyShare: expect.closeTo(1, 0) });
+    expect(row.tokensPerStep).toBeGreaterThan(1);
+    for (const name of ['gain', 'plainStepMs', 'verifyStepMs', 'draftMs', 'acceptance']) expect(row[name]).toBeGreaterThan(0);
+  }
+  for (const wrong of [
+    ['--batch', '1,0'],
+    ['--speculative', 'none'],
+    ['--output-len', '1'],
+  ]) {
+    const refused = await sigmoe(['bench', 'speculation', nano, ...wrong]);
+    expect(refused.status).toBe(2);
+    expect(complaints(refused)).toHaveLength(1);
+  }
+});

@@ -114,6 +114,12 @@ export class FakeNative implements NativeModel {
       draftedTokens: 0,
       acceptedTokens: 0,
       acceptedPerPosition: [],
+      plainSteps: 0,
+      verifySteps: 0,
+      draftPasses: 0,
+      plainMs: 0,
+      verifyMs: 0,
+      draftMs: 0,
     };
   }
 

@@ -16,6 +16,7 @@ import { benchCompareCommand } from './bench/compare.js';
 import { commandLine } from './bench/files.js';
 import { benchLatencyCommand, benchThroughputCommand } from './bench/offline.js';
 import { benchServeCommand } from './bench/serve.js';
+import { benchSpeculationCommand } from './bench/speculation.js';
 
 /** What csrc/engine/bench.cpp returns; a row holds the fields that mean something for its phase. */
 interface BenchResult {
@@ -73,9 +74,11 @@ export function benchCommand(): Command {
     .option('--json', 'print one JSON object')
     .option('--output <file>', 'write the JSON, with commit and command, to a file')
     .action(runBench);
-  for (const each of [benchServeCommand(), benchThroughputCommand(), benchLatencyCommand(), benchCompareCommand()]) {
-    command.addCommand(each);
-  }
+  command.addCommand(benchServeCommand());
+  command.addCommand(benchThroughputCommand());
+  command.addCommand(benchLatencyCommand());
+  command.addCommand(benchSpeculationCommand());
+  command.addCommand(benchCompareCommand());
   return command;
 }
 
