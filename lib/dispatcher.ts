@@ -12,8 +12,8 @@ export interface SampledToken {
 /** The receiving end of one request. After `finished` or `failed` nothing more comes. */
 export interface RequestListener {
   token?(token: SampledToken): void;
-  /** The step's tokens have all been handed over. */
-  stepEnded?(): void;
+  /** The step's tokens have all been handed over. `drafts`: of a masked request, what is guessed to follow them. */
+  stepEnded?(drafts: readonly number[]): void;
   /** The prompt is computed; the first token follows. */
   started?(start: { cachedTokens: number; queueMs: number }): void;
   /** Scores of the prompt's tokens, in order from the second on. */
@@ -42,9 +42,12 @@ export class Dispatcher {
     return this.add(() => this.model.submitLogits(tokens, mtp), listener);
   }
 
-  /** What the masked request may sample as its token number `position`; undefined allows everything. */
-  setMask(request: number, position: number, mask: Int32Array | undefined): void {
-    if (this.listeners.has(request)) this.model.setMask(request, position, mask ?? ALLOW_ALL);
+  /**
+   * What the masked request may sample as its token number `position`, and as those behind each of its drafts; undefined
+   * allows everything and checks no draft.
+   */
+  setMasks(request: number, position: number, masks: Int32Array | undefined): void {
+    if (this.listeners.has(request)) this.model.setMasks(request, position, masks ?? ALLOW_ALL);
   }
 
   /** Ends a request at once: its listener hears nothing more. */
@@ -69,7 +72,7 @@ export class Dispatcher {
   }
 
   private dispatch(event: NativeStepEvent): void {
-    const touched = new Set<RequestListener>();
+    const touched = new Map<RequestListener, number>();
     for (const scores of event.promptLogprobs) {
       for (const [i, logprob] of scores.logprobs.entries()) {
         this.listeners.get(scores.request)?.promptScore?.({ logprob, top: topAt(scores.topIds, scores.topLogprobs, i) });
@@ -84,12 +87,13 @@ export class Dispatcher {
       if (listener === undefined) continue;
       const id = event.tokens[i] ?? -1;
       if (id >= 0) listener.token?.(tokenAt(event, i, id));
-      touched.add(listener);
+      touched.set(listener, request);
       const finish = event.finish[i] ?? Finish.none;
       if (finish === Finish.none || !this.listeners.delete(request)) continue;
       this.end(listener, request, finish, event);
     }
-    for (const listener of touched) listener.stepEnded?.();
+    const drafts = new Map(event.proposals.map(({ request, tokens }) => [request, [...tokens]]));
+    for (const [listener, request] of touched) listener.stepEnded?.(drafts.get(request) ?? []);
   }
 
   private end(listener: RequestListener, request: number, finish: number, event: NativeStepEvent): void {

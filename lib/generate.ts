@@ -120,7 +120,7 @@ export class Generation implements AsyncIterable<Chunk> {
       this.request = model.dispatcher.submit({ ...read.native, ...this.textFields(read, opened), prompt }, this.listener());
       if (matcher === undefined) return;
       this.masks = new MaskFeeder(matcher, model.dispatcher, this.request, (error) => this.fail(error));
-      this.masks.feed(opened);
+      this.masks.feed(opened, []);
     } finally {
       if (this.masks === undefined) matcher?.close();
     }
@@ -174,7 +174,10 @@ export class Generation implements AsyncIterable<Chunk> {
         this.acceptedTokens += accepted;
       },
       token: (token) => this.takeToken(token),
-      stepEnded: () => this.wake(),
+      stepEnded: (drafts) => {
+        if (this.ended === undefined) this.masks?.feed(this.answer?.isReasoning ?? false, drafts);
+        this.wake();
+      },
       finished: (reason) => this.end(reason),
       failed: (error) => this.fail(error),
     };
@@ -187,7 +190,7 @@ export class Generation implements AsyncIterable<Chunk> {
     if (answer === undefined) return;
     const inReasoning = answer.isReasoning;
     const ends = answer.push(token);
-    this.masks?.take(token.id, !inReasoning, answer.isReasoning);
+    this.masks?.take(token.id, !inReasoning);
     if (ends) this.end('stop');
   }
 

@@ -1,6 +1,7 @@
 /**
- * Gives a masked request of the engine its masks: one for every token, from the grammar once the reasoning has ended and
- * allowing everything before. The engine runs other sequences while a mask is on its way.
+ * Gives a masked request of the engine its masks: for every step those of the next token and of the tokens behind its drafts,
+ * from the grammar once the reasoning has ended, and one that allows everything before. The engine runs other sequences while
+ * masks are on their way.
  */
 import type { Dispatcher } from './dispatcher.js';
 import { type EngineError, toEngineError } from './errors.js';
@@ -17,11 +18,10 @@ export class MaskFeeder {
     private readonly onFailure: (error: EngineError) => void,
   ) {}
 
-  /** Takes the token that the last mask was for; `belongs`: it is part of the answer, not of the reasoning before it. */
-  take(id: number, belongs: boolean, inReasoning: boolean): void {
+  /** Takes a token of the output; `belongs`: it is part of the answer, not of the reasoning before it. */
+  take(id: number, belongs: boolean): void {
     this.position++;
     if (belongs) this.matcher.accept(id);
-    this.feed(inReasoning);
   }
 
   close(): void {
@@ -30,17 +30,17 @@ export class MaskFeeder {
     this.matcher.close();
   }
 
-  /** Sends the mask of the next token. `inReasoning`: it comes before the end of the reasoning. */
-  feed(inReasoning: boolean): void {
+  /** Sends the masks of the next step. `inReasoning`: its token comes before the end of the reasoning; drafts are not checked there. */
+  feed(inReasoning: boolean, drafts: readonly number[]): void {
     if (this.closed) return;
     const { position } = this;
     if (inReasoning) {
-      this.dispatcher.setMask(this.request, position, undefined);
+      this.dispatcher.setMasks(this.request, position, undefined);
       return;
     }
-    this.matcher.mask().then(
-      (mask) => {
-        if (!this.closed) this.dispatcher.setMask(this.request, position, mask);
+    this.matcher.masks(drafts).then(
+      (masks) => {
+        if (!this.closed) this.dispatcher.setMasks(this.request, position, masks);
       },
       (error: unknown) => {
         if (!this.closed) this.onFailure(toEngineError(error));

@@ -98,7 +98,7 @@ export interface NativeGenerateRequest {
   thinkingOpen: boolean;
   thinkingBeginIds: Int32Array;
   thinkingEndIds: Int32Array;
-  /** Every token waits for its `setMask`. */
+  /** Every token waits for its `setMasks`. */
   masked: boolean;
   priority: number;
   /** From submission; -1: none. */
@@ -149,6 +149,8 @@ export interface NativeStepEvent {
   }[];
   /** Drafts of a request that the step checked, and those of them that are among its tokens. */
   drafts: { request: number; drafted: number; accepted: number }[];
+  /** Drafts behind the last token of a masked request: its next masks may be those of all of them. */
+  proposals: { request: number; tokens: Int32Array }[];
 }
 
 export interface NativeStats {
@@ -185,9 +187,10 @@ export interface NativeModel {
   submitLogits(tokens: Int32Array, mtp: boolean): number;
   /**
    * What a masked request may sample as its token `position` (0 is the first): bit id % 32 of word id / 32; no words allow all.
-   * Masks of tokens that are already out are ignored.
+   * Masks of tokens that are already out are ignored. Behind the first may come those of the following tokens, each for the
+   * case that the proposed drafts before it come true; drafts whose masks are not there are not checked.
    */
-  setMask(request: number, position: number, mask: Int32Array): void;
+  setMasks(request: number, position: number, masks: Int32Array): void;
   abort(request: number): void;
   stats(): NativeStats;
   /** Idempotent. Every running request ends with `aborted` before the promise resolves. */

@@ -152,6 +152,10 @@ Napi::Object to_js(Napi::Env env, const StepEvent& event) {
             entry.Set("topIds", typed_array<Napi::Int32Array>(env, scores.top_ids));
             entry.Set("topLogprobs", typed_array<Napi::Float32Array>(env, scores.top_logprobs));
           }));
+  out.Set("proposals", array_of(env, event.proposals, [&](Napi::Object entry, const StepEvent::Proposal& proposal) {
+            entry.Set("request", count(env, proposal.request));
+            entry.Set("tokens", typed_array<Napi::Int32Array>(env, proposal.tokens));
+          }));
   out.Set("drafts", array_of(env, event.drafts, [&](Napi::Object entry, const auto& drafts) {
             entry.Set("request", count(env, drafts.request));
             entry.Set("drafted", count(env, drafts.n_drafted));

@@ -109,7 +109,7 @@ void ModelWrap::define(Napi::Env env) {
                                                InstanceMethod<&ModelWrap::listen>("listen"),
                                                InstanceMethod<&ModelWrap::submit>("submit"),
                                                InstanceMethod<&ModelWrap::submit_logits>("submitLogits"),
-                                               InstanceMethod<&ModelWrap::set_mask>("setMask"),
+                                               InstanceMethod<&ModelWrap::set_masks>("setMasks"),
                                                InstanceMethod<&ModelWrap::abort>("abort"),
                                                InstanceMethod<&ModelWrap::stats>("stats"),
                                                InstanceMethod<&ModelWrap::dispose>("dispose"),
@@ -223,12 +223,12 @@ Napi::Value ModelWrap::submit_logits(const Napi::CallbackInfo& call) {
   return Napi::Number::New(env, static_cast<double>(id));
 }
 
-Napi::Value ModelWrap::set_mask(const Napi::CallbackInfo& call) {
+Napi::Value ModelWrap::set_masks(const Napi::CallbackInfo& call) {
   Napi::Env env = call.Env();
-  if (call.Length() < 3) throw_expected(env, "setMask", "called with a request id, a position and a mask");
+  if (call.Length() < 3) throw_expected(env, "setMasks", "called with a request id, a position and masks");
   const int64_t id = integer(call[0], "request"), position = integer(call[1], "position");
-  const std::vector<int32_t> words = int32_array(call[2], "mask");
-  guarded(env, [&] { state_->engine->set_mask(static_cast<uint64_t>(id), position, {words.begin(), words.end()}); });
+  const std::vector<int32_t> words = int32_array(call[2], "masks");
+  guarded(env, [&] { state_->engine->set_masks(static_cast<uint64_t>(id), position, {words.begin(), words.end()}); });
   return env.Undefined();
 }
 

@@ -56,13 +56,15 @@ class EngineImpl : public Engine {
     return enqueue(std::make_unique<Scoring>(std::move(request)));
   }
 
-  void set_mask(uint64_t request, int64_t position, std::vector<uint32_t> mask) override {
-    if (!mask.empty() && static_cast<int>(mask.size()) != mask_words(info_.vocab_size))
-      throw EngineError(ErrorCode::invalid_argument, "a mask of " + std::to_string(mask.size()) +
-                                                         " words; this vocabulary needs " +
-                                                         std::to_string(mask_words(info_.vocab_size)));
+  void set_masks(uint64_t request, int64_t position, std::vector<uint32_t> masks) override {
+    const auto n_words = static_cast<size_t>(mask_words(info_.vocab_size));
+    if (masks.size() % n_words != 0 || masks.size() / n_words > kMaxDraftDepth + 1)
+      throw EngineError(ErrorCode::invalid_argument, "masks of " + std::to_string(masks.size()) +
+                                                         " words; this vocabulary needs " + std::to_string(n_words) +
+                                                         " for each, of which there are at most " +
+                                                         std::to_string(kMaxDraftDepth + 1));
     const std::lock_guard lock(mutex_);
-    masks_.push_back({request, position, std::move(mask)});
+    masks_.push_back({request, position, std::move(masks)});
     changed_.notify_one();
   }
 
@@ -153,7 +155,7 @@ class EngineImpl : public Engine {
     arrivals_.clear();
     for (MaskUpdate& mask : masks_)
       if (Sequence* sequence = scheduler_.find(mask.request); sequence && sequence->samples)
-        static_cast<Generation*>(sequence)->set_mask(mask.position, std::move(mask.words));
+        static_cast<Generation*>(sequence)->set_masks(mask.position, std::move(mask.words));
     masks_.clear();
     for (const uint64_t id : aborts_)
       if (retire(id)) add_end(event, id, FinishReason::aborted);
@@ -202,7 +204,7 @@ class EngineImpl : public Engine {
       take_samples(builder.sampled_rows(), outputs, event);
       take_logits(chunks, outputs, event);
       commit(chunks, event);
-      if (speculation_) speculation_->draft(chunks, scheduler_, info_.context);
+      if (speculation_) draft(chunks, event);
     } catch (const EngineError& error) {
       fail(chunks, error, event);
     } catch (const std::bad_alloc&) {
@@ -214,6 +216,13 @@ class EngineImpl : public Engine {
     } catch (const std::exception& error) {
       fail(chunks, EngineError(ErrorCode::internal, error.what()), event);
     }
+  }
+
+  void draft(const std::vector<Chunk>& chunks, StepEvent& event) {
+    speculation_->draft(chunks, scheduler_, info_.context);
+    for (const Chunk& chunk : chunks)
+      if (!chunk.sequence->may_sample && !chunk.sequence->drafts.empty())
+        event.proposals.push_back({chunk.sequence->id, chunk.sequence->drafts});
   }
 
   // It has a slot of its own from now on, and has waited until now if it is the first time.
@@ -257,11 +266,10 @@ class EngineImpl : public Engine {
       const int64_t n_known = chunk.begin + chunk.n - chunk.n_drafts;
       const int64_t n_taken = chunk.reaches_end ? chunk.sequence->length() - n_known : 0;
       count(chunk, n_taken);
-      if (chunk.n_drafts > 0) {
-        const bool ended = static_cast<Generation*>(chunk.sequence)->finish != FinishReason::none;
-        speculation_->observe(chunk, n_taken, ended);
-        event.drafts.push_back({chunk.sequence->id, chunk.n_drafts, n_taken - 1});
-      }
+      if (speculation_)
+        speculation_->observe(
+            chunk, n_taken, chunk.sequence->samples && static_cast<Generation*>(chunk.sequence)->finish != FinishReason::none);
+      if (chunk.n_drafts > 0) event.drafts.push_back({chunk.sequence->id, chunk.n_drafts, n_taken - 1});
       scheduler_.commit(chunk);
     }
     ++steps_;

@@ -87,7 +87,7 @@ struct GenerateRequest {
   std::vector<int32_t> allowed_ids;             // empty: all; else only these can be sampled
   std::vector<std::vector<int32_t>> bad_words;  // sequences of ids that must not be generated
   ThinkingLimit thinking;
-  bool masked = false;                   // every token waits for its set_mask()
+  bool masked = false;                   // every token waits for its set_masks()
   int32_t priority = 0;                  // lower runs first
   int64_t deadline_ms = -1;              // from now; -1: none
   int max_draft = -1;                    // tokens drafted at once; 0: none; -1: as many as the model was loaded for
@@ -142,6 +142,12 @@ struct StepEvent {
     int64_t n_drafted, n_accepted;
   };
   std::vector<Drafts> drafts;
+  // Drafts behind the last token of a masked request, made in this step: its next masks may be those of all of them.
+  struct Proposal {
+    uint64_t request;
+    std::vector<int32_t> tokens;
+  };
+  std::vector<Proposal> proposals;
 
   bool empty() const { return requests.empty() && prompt_logprobs.empty(); }
 };
@@ -176,8 +182,10 @@ class Engine {
   virtual uint64_t submit(GenerateRequest request) = 0;
   virtual uint64_t submit(LogitsRequest request) = 0;
   // What a masked request may sample as its token number `position` (0 is the first): bit id % 32 of word id / 32, as many
-  // words as the vocabulary needs; empty allows all. Until it comes the sequence sits out, the others go on.
-  virtual void set_mask(uint64_t request, int64_t position, std::vector<uint32_t> mask) = 0;
+  // words as the vocabulary needs; empty allows all. Until it comes the sequence sits out, the others go on. Behind it may
+  // come the masks of the following tokens, each for the case that the proposed drafts before it come true; drafts whose
+  // masks are not there are not checked.
+  virtual void set_masks(uint64_t request, int64_t position, std::vector<uint32_t> masks) = 0;
   virtual void abort(uint64_t request) = 0;  // unknown or finished ids are ignored; ends with `aborted`
   virtual EngineStats stats() const = 0;
   // Ends all requests with `aborted`, joins the engine thread, frees device memory. Idempotent; blocks for one step.

@@ -92,8 +92,8 @@ Generation::Generation(GenerateRequest from, const EngineInfo& info) : request(s
   if (request.deadline_ms >= 0) deadline = submitted + std::chrono::milliseconds(request.deadline_ms);
   if (!request.allowed_ids.empty()) allowed_.resize(mask_words(vocab_size_));
   for (const int32_t id : request.allowed_ids) allowed_[id / 32] |= 1u << (id % 32);
-  thinking_ = request.thinking.open;
-  if (thinking_ && request.thinking.budget == 0) forced_ = request.thinking.end_ids;
+  thinking_.open = request.thinking.open;
+  if (thinking_.open && request.thinking.budget == 0) thinking_.forced = request.thinking.end_ids;
 }
 
 void Generation::append_bans(std::vector<int32_t>& bans) const {
@@ -106,44 +106,51 @@ void Generation::append_bans(std::vector<int32_t>& bans) const {
 }
 
 bool Generation::append_mask(std::vector<uint32_t>& masks) const {
-  if (allowed_.empty() && mask_.empty()) return false;
+  if (allowed_.empty() && masks_.empty()) return false;
   const size_t n_words = mask_words(vocab_size_);
-  for (size_t i = 0; i < n_words; ++i)
-    masks.push_back((allowed_.empty() ? ~0u : allowed_[i]) & (mask_.empty() ? ~0u : mask_[i]));
+  const uint32_t* mask = masks_.empty() ? nullptr : &masks_[(n_generated() - mask_position_) * n_words];
+  for (size_t i = 0; i < n_words; ++i) masks.push_back((allowed_.empty() ? ~0u : allowed_[i]) & (mask ? mask[i] : ~0u));
   return true;
 }
 
-void Generation::set_mask(int64_t position, std::vector<uint32_t> mask) {
+void Generation::set_masks(int64_t position, std::vector<uint32_t> masks) {
   if (!request.masked || position != n_generated()) return;  // of a token that is already out
-  mask_ = std::move(mask);
+  masks_ = std::move(masks);
   mask_position_ = position;
   may_sample = true;
+  const size_t n_behind_drafts = masks_.empty() ? 0 : masks_.size() / mask_words(vocab_size_) - 1;
+  drafting.refused = drafts.size() > n_behind_drafts;
+  if (drafting.refused) drafts.resize(n_behind_drafts);
 }
 
 FinishReason Generation::take(int32_t token, int64_t context) {
-  tokens.push_back(token);
-  if (request.masked) may_sample = mask_position_ == n_generated();
-  if (!forced_.empty() && ++n_forced_ == forced_.size()) forced_.clear();
-  follow_thinking();
+  advance(token);
+  if (request.masked) may_sample = false;  // the masks there are were of drafts that may have been others
   if (std::find(request.stop_ids.begin(), request.stop_ids.end(), token) != request.stop_ids.end()) return FinishReason::stop;
   if (n_generated() == request.max_tokens || length() >= context) return FinishReason::length;
   return FinishReason::none;
 }
 
+void Generation::advance(int32_t token) {
+  tokens.push_back(token);
+  if (!thinking_.forced.empty() && ++thinking_.n_forced == thinking_.forced.size()) thinking_.forced.clear();
+  follow_thinking();
+}
+
 void Generation::follow_thinking() {
   const ThinkingLimit& limit = request.thinking;
   if (limit.budget < 0) return;
-  if (!thinking_) {
-    thinking_ = ends_with(limit.begin_ids);
-    n_thought_ = 0;
+  if (!thinking_.open) {
+    thinking_.open = ends_with(limit.begin_ids);
+    thinking_.n_thought = 0;
   } else if (ends_with(limit.end_ids)) {
-    thinking_ = false;
+    thinking_.open = false;
   } else {
-    ++n_thought_;
+    ++thinking_.n_thought;
   }
-  if (!thinking_ || n_thought_ < limit.budget || !forced_.empty()) return;
-  forced_ = limit.end_ids;
-  n_forced_ = 0;
+  if (!thinking_.open || thinking_.n_thought < limit.budget || !thinking_.forced.empty()) return;
+  thinking_.forced = limit.end_ids;
+  thinking_.n_forced = 0;
 }
 
 bool Generation::ends_with(const std::vector<int32_t>& ids) const {

@@ -21,12 +21,13 @@ struct Generation : Sequence {
   Generation(GenerateRequest request, const EngineInfo& info);
 
   // The token that must come next whatever the logits say, or -1.
-  int32_t forced_token() const { return forced_.empty() ? -1 : forced_[n_forced_]; }
+  int32_t forced_token() const { return thinking_.forced.empty() ? -1 : thinking_.forced[thinking_.n_forced]; }
   // Appends the ids that a bad word would be completed by now, and the stop ids while the answer is too short.
   void append_bans(std::vector<int32_t>& bans) const;
   // Appends the words of what may be sampled now and returns true, or returns false when everything may.
   bool append_mask(std::vector<uint32_t>& masks) const;
-  void set_mask(int64_t position, std::vector<uint32_t> mask);
+  // Masks of token number `position` and of those behind each of its drafts that may come true; drafts beyond go.
+  void set_masks(int64_t position, std::vector<uint32_t> masks);
   // Takes a sampled token; says whether the sequence ends with it.
   FinishReason take(int32_t token, int64_t context);
 
@@ -42,22 +43,49 @@ struct Generation : Sequence {
     bool followed = false;    // a draft model sees its tokens
     int64_t n_seen = 0;       // tokens whose features it has taken in
     int32_t staged_row = -1;  // of the step's first row, when its features are not in the ring
+    bool refused = false;     // a mask has cut its drafts short
     DraftRecord record;
   };
   Drafting drafting;
 
  private:
+  friend class DraftPath;
+  struct Thinking {
+    bool open = false;
+    int64_t n_thought = 0;
+    std::vector<int32_t> forced;  // end of the reasoning, of which n_forced tokens are out
+    size_t n_forced = 0;
+  };
+
+  void advance(int32_t token);
   void follow_thinking();
   bool ends_with(const std::vector<int32_t>& ids) const;
 
   int64_t vocab_size_;
   std::vector<uint32_t> allowed_;  // of allowed_ids; empty: all
-  std::vector<uint32_t> mask_;     // of set_mask; empty: all
-  int64_t mask_position_ = -1;
-  bool thinking_ = false;
-  int64_t n_thought_ = 0;
-  std::vector<int32_t> forced_;  // end of the reasoning, of which n_forced_ tokens are out
-  size_t n_forced_ = 0;
+  std::vector<uint32_t> masks_;    // of set_masks, one after the other; empty: all
+  int64_t mask_position_ = -1;     // of the first of them
+  Thinking thinking_;
+};
+
+// A generation as it will be when drafts have come true: takes them one by one, and takes all of them back at its end.
+class DraftPath {
+ public:
+  explicit DraftPath(Generation& generation)
+      : generation_(generation), length_(generation.length()), thinking_(generation.thinking_) {}
+  ~DraftPath() {
+    generation_.tokens.resize(length_);
+    generation_.thinking_ = std::move(thinking_);
+  }
+  DraftPath(const DraftPath&) = delete;
+  DraftPath& operator=(const DraftPath&) = delete;
+
+  void take(int32_t draft) { generation_.advance(draft); }
+
+ private:
+  Generation& generation_;
+  int64_t length_;
+  Generation::Thinking thinking_;
 };
 
 struct Scoring : Sequence {

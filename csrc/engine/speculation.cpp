@@ -2,16 +2,14 @@
 
 #include <algorithm>
 #include <chrono>
+#include <utility>
 
 namespace sigmoe {
 
 Speculation::Speculation(std::unique_ptr<Drafter> drafter, int max_depth, bool adaptive, int max_seqs)
     : drafter_(std::move(drafter)), control_(max_depth, adaptive), n_ring_rows_(max_seqs * kRingRows) {}
 
-bool Speculation::may_draft(const Generation& generation) {
-  const GenerateRequest& request = generation.request;
-  return request.max_draft != 0 && !request.masked && request.thinking.budget < 0;
-}
+bool Speculation::may_draft(const Generation& generation) { return generation.request.max_draft != 0; }
 
 void Speculation::begin(Generation& generation) {
   Generation::Drafting& drafting = generation.drafting;
@@ -40,15 +38,18 @@ void Speculation::place_features(const std::vector<Chunk>& chunks, StepInputs& i
 }
 
 void Speculation::observe(const Chunk& chunk, int64_t n_taken, bool ended) {
-  if (chunk.n_drafts == 0) return;
+  if (!chunk.reaches_end || !chunk.sequence->samples) return;
+  auto& drafting = static_cast<Generation*>(chunk.sequence)->drafting;
+  const bool refused = std::exchange(drafting.refused, false);
+  if (chunk.n_drafts == 0 && !refused) return;
   const int64_t n_accepted = n_taken - 1;
-  ++stats_.n_checks;
+  stats_.n_checks += chunk.n_drafts > 0;
   stats_.n_drafted += chunk.n_drafts;
   stats_.n_accepted += n_accepted;
   for (int64_t i = 0; i < n_accepted; ++i) ++stats_.accepted_at[i];
-  // Of drafts behind an end nobody knows whether they were right.
-  control_.observe_drafts(static_cast<Generation*>(chunk.sequence)->drafting.record,
-                          static_cast<int>(ended ? n_accepted : chunk.n_drafts), static_cast<int>(n_accepted));
+  // Of drafts behind an end nobody knows whether they were right; the one that a mask refused was wrong.
+  const int64_t n_known = ended ? n_accepted : chunk.n_drafts + (refused ? 1 : 0);
+  control_.observe_drafts(drafting.record, static_cast<int>(n_known), static_cast<int>(n_accepted));
 }
 
 // Steps that read prompts say nothing about the cost of a draft's row.

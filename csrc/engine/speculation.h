@@ -6,7 +6,8 @@
 // one pass for many steps; after a longer pause the tokens in between are never seen, and the drafts are a little worse for it.
 // So are they behind a prefix that the cache held: its last position was drafted from with another next token.
 //
-// No drafts: where a grammar's mask or a thinking budget rules the next token, since both are known only token by token.
+// Where every token waits for a mask (GenerateRequest::masked), the drafts are told to whoever makes the masks, and the step
+// checks as many of them as it then has masks for.
 #pragma once
 
 #include <array>

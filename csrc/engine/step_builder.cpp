@@ -62,13 +62,14 @@ void StepBuilder::add_prompt_score(Generation& generation, int64_t index) {
 // A row for the next token, and one behind each draft. What a row depends on is made as if the drafts before it were the
 // sequence's own tokens: when the row counts, they are.
 void StepBuilder::add_samples(Generation& generation, int64_t n_drafts) {
-  const int64_t length = generation.length();
   const int32_t first_row = in_.n_tokens() - 1 - static_cast<int32_t>(n_drafts);
-  for (int64_t i = 0; i <= n_drafts; ++i) {
-    if (i > 0) generation.tokens.push_back(generation.drafts[i - 1]);
-    add_sample(generation, first_row + static_cast<int32_t>(i), i > 0 ? generation.drafts[i - 1] : -1);
+  DraftPath path(generation);
+  add_sample(generation, first_row, -1);
+  for (int64_t i = 0; i < n_drafts; ++i) {
+    const int32_t draft = generation.drafts[i];
+    path.take(draft);
+    add_sample(generation, first_row + static_cast<int32_t>(i) + 1, draft);
   }
-  generation.tokens.resize(length);
 }
 
 void StepBuilder::add_sample(Generation& generation, int32_t row_id, int32_t if_previous) {

@@ -23,6 +23,11 @@ export interface GrammarMatcher {
    * grammar may end.
    */
   mask(): Promise<Int32Array>;
+  /**
+   * That mask, and behind it one for the position after each token of `path`, up to the first that the grammar refuses or may
+   * end at. The position stays where it is.
+   */
+  masks(path: readonly number[]): Promise<Int32Array>;
   /** Goes on by one token, before the next `mask`. */
   accept(id: number): void;
   /** Goes back by `count` tokens. */

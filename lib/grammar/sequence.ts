@@ -40,14 +40,19 @@ export class SequenceMatcher implements GrammarMatcher {
   }
 
   mask(): Promise<Int32Array> {
+    return this.masks([]);
+  }
+
+  masks(path: readonly number[]): Promise<Int32Array> {
     return this.moving(async () => {
       const seat = this.seat ?? (await this.sit());
-      const job = { op: 'mask', matcher: this.number, rollback: seat.back, accept: this.ids.slice(seat.known) } as const;
+      const accept = this.ids.slice(seat.known);
+      const job = { op: 'masks', matcher: this.number, rollback: seat.back, accept, path } as const;
       seat.back = 0;
       seat.known = this.ids.length;
-      const { mask } = await seat.thread.call(job, this.threads.maskMs);
-      if (mask === undefined) throw new InternalError('a grammar thread answered without a mask');
-      return mask;
+      const { masks } = await seat.thread.call(job, this.threads.maskMs);
+      if (masks === undefined) throw new InternalError('a grammar thread answered without a mask');
+      return masks;
     });
   }
 

@@ -25,12 +25,16 @@ export type Job =
   | { op: 'compile'; key: string; program: Program }
   | { op: 'forget'; key: string }
   | { op: 'open'; matcher: number; key: string }
-  /** Takes back `rollback` tokens, accepts others, and answers with the mask of what may follow. */
-  | { op: 'mask'; matcher: number; rollback: number; accept: number[] }
+  /**
+   * Takes back `rollback` tokens, accepts others, and answers with the mask of what may follow; and, as far as the grammar goes
+   * along with `path`, with the masks behind its tokens.
+   */
+  | { op: 'masks'; matcher: number; rollback: number; accept: number[]; path: readonly number[] }
   | { op: 'close'; matcher: number };
 
 export interface Reply {
-  mask?: Int32Array;
+  /** One after the other. */
+  masks?: Int32Array;
   error?: string;
   fatal?: boolean;
 }
@@ -189,7 +193,7 @@ export function workerMain(): void {
     return {};
   }
 
-  async function mask(job: Job & { op: 'mask' }): Promise<Reply> {
+  async function masks(job: Job & { op: 'masks' }): Promise<Reply> {
     const matcher = matchers.get(job.matcher);
     if (matcher === undefined) return { error: 'it is not open' };
     const { walk } = matcher;
@@ -198,9 +202,31 @@ export function workerMain(): void {
       if (matcher.broken === undefined && !walk.acceptToken(id)) matcher.broken = `token ${id} does not continue it`;
     }
     if (matcher.broken !== undefined) return { error: matcher.broken };
-    if (walk.isTerminated()) return { mask: onlyStops() };
-    const allowed = await walk.getNextTokenBitmask();
-    return allowed.some((word: number) => word !== 0) ? { mask: allowed } : { error: 'no token continues it' };
+    const found = [await maskOf(walk)];
+    if (isEmpty(found[0])) return { error: 'no token continues it' };
+    for (const id of job.path) {
+      // A stop id would end the matcher for good.
+      if (setup.stopIds.includes(id) || !allows(found.at(-1), id) || !walk.acceptToken(id)) break;
+      found.push(await maskOf(walk));
+    }
+    if (found.length > 1) walk.rollBack(found.length - 1);
+    while (found.length > 1 && isEmpty(found.at(-1))) found.pop();
+    const words = found[0]?.length ?? 0;
+    const joined = new Int32Array(found.length * words);
+    for (const [i, mask] of found.entries()) joined.set(mask, i * words);
+    return { masks: joined };
+  }
+
+  async function maskOf(walk: GrammarMatcher): Promise<Int32Array> {
+    return walk.isTerminated() ? onlyStops() : walk.getNextTokenBitmask();
+  }
+
+  function isEmpty(mask: Int32Array | undefined): boolean {
+    return mask?.every((word) => word === 0) ?? true;
+  }
+
+  function allows(mask: Int32Array | undefined, id: number): boolean {
+    return (((mask?.[id >> 5] ?? 0) >> (id & 31)) & 1) === 1;
   }
 
   function onlyStops(): Int32Array {
@@ -231,8 +257,8 @@ export function workerMain(): void {
         return compile(job.key, job.program);
       case 'open':
         return open(job.matcher, job.key);
-      case 'mask':
-        return mask(job);
+      case 'masks':
+        return masks(job);
       case 'close':
         close(job.matcher);
         return undefined;
@@ -250,7 +276,8 @@ export function workerMain(): void {
     } catch (error) {
       reply = { error: said.find((line) => line.includes('[FATAL]')) ?? `the library failed: ${String(error)}`, fatal: true };
     }
-    if (reply !== undefined) parentPort?.postMessage(reply, reply.mask === undefined ? [] : [reply.mask.buffer as ArrayBuffer]);
+    if (reply !== undefined)
+      parentPort?.postMessage(reply, reply.masks === undefined ? [] : [reply.masks.buffer as ArrayBuffer]);
   }
 
   let queue = Promise.resolve();

@@ -1,7 +1,7 @@
 /** Speculation through the library: the same answers, the counts that say what it saved, and what is refused. */
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
-import { InvalidArgumentError, type LoadOptions, Model, NotFoundError } from '../../lib/index.js';
+import { type GenerateRequest, InvalidArgumentError, type LoadOptions, Model, NotFoundError } from '../../lib/index.js';
 import { nano, root } from '../helpers/files.js';
 
 const draft = join(root, 'models/nano-eagle3');
@@ -45,13 +45,47 @@ describe.each<[string, LoadOptions]>([
   });
 });
 
-test('a draft alone is enough; structured output beside it is decoded plainly', async () => {
+test('a draft alone is enough', async () => {
   await using model = await Model.load(nano, { draft });
   expect(model.info.speculation).toEqual({ method: 'eagle3', maxDepth: 5 });
-  const structured = { regex: '[0-9]{3}' };
-  const { text, usage } = await model.generate({ prompt: 'Dose:', structured, temperature: 0, maxTokens: 12 }).result;
-  expect(text).toMatch(/^[0-9]{3}$/);
-  expect(usage.draftedTokens).toBe(0);
+});
+
+test('structured output and thinking budgets are the same with drafts, and drafts come true in them', async () => {
+  const schema = {
+    type: 'object',
+    properties: { complaint: { type: 'string', maxLength: 40 }, age: { type: 'integer' }, urgent: { type: 'boolean' } },
+    required: ['complaint', 'age', 'urgent'],
+    additionalProperties: false,
+  };
+  const forms: GenerateRequest[] = [
+    { prompt: 'Record:', structured: { json: schema }, temperature: 0.7, seed: 3, maxTokens: 120 },
+    { prompt: 'Dose:', structured: { regex: '([0-9]{3}, ){12}[0-9]{3}' }, temperature: 0, maxTokens: 80 },
+    { prompt: 'Answer:', structured: { choice: ['yes, certainly', 'no, not at all'] }, temperature: 1, seed: 4, maxTokens: 30 },
+    { prompt: 'What is asthma?', structured: { grammar: 'root ::= [^.]+ "."' }, temperature: 0, maxTokens: 60 },
+    { prompt: 'What is asthma? <think>', thinkingTokenBudget: 7, temperature: 0, maxTokens: 40 },
+  ];
+  const answers = async (model: Model) => {
+    const results = await model.generateBatch(forms);
+    const texts = results.map(({ text, reasoning, tokens, finishReason }) => ({ text, reasoning, tokens, finishReason }));
+    return { texts, accepted: results.map(({ usage }) => usage.acceptedTokens) };
+  };
+  await using plain = await Model.load(nano);
+  const expected = await answers(plain);
+  expect(expected.texts[1]?.text).toMatch(/^([0-9]{3}, ){12}[0-9]{3}$/);
+  let accepted = 0;
+  for (const options of [
+    { draft },
+    { speculative: { method: 'mtp' } },
+    { speculative: { method: 'ngram' } },
+  ] as LoadOptions[]) {
+    const speculative = { maxDepth: 4, adaptive: false, ...options.speculative };
+    await using model = await Model.load(nano, { ...options, speculative });
+    const found = await answers(model);
+    expect(found.texts).toEqual(expected.texts);
+    accepted += found.accepted.slice(0, 4).reduce((sum, n) => sum + n, 0);
+    expect(model.stats().heldPages).toBe(0);
+  }
+  expect(accepted).toBeGreaterThan(10);
 });
 
 test('what cannot be is refused by name', async () => {

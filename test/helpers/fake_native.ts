@@ -29,7 +29,7 @@ export interface Entry {
 export class FakeNative implements NativeModel {
   readonly submitted: NativeGenerateRequest[] = [];
   readonly aborted: number[] = [];
-  readonly masks: { request: number; position: number; mask: Int32Array }[] = [];
+  readonly masks: { request: number; position: number; masks: Int32Array }[] = [];
   /** Thrown by the next submit. */
   refuse: Error | undefined;
   disposed = false;
@@ -51,8 +51,8 @@ export class FakeNative implements NativeModel {
     return this.begin();
   }
 
-  setMask(request: number, position: number, mask: Int32Array): void {
-    this.masks.push({ request, position, mask });
+  setMasks(request: number, position: number, masks: Int32Array): void {
+    this.masks.push({ request, position, masks });
   }
 
   abort(request: number): void {
@@ -72,6 +72,7 @@ export class FakeNative implements NativeModel {
       ),
       starts: [],
       promptLogprobs: [],
+      proposals: [],
       drafts: entries.flatMap(({ request, checked }) => (checked ? [{ request, ...checked }] : [])),
     };
     if (entries.some((entry) => entry.top)) {

@@ -274,6 +274,30 @@ describe('masks', () => {
     matcher.close();
   });
 
+  test('masks of a path are those of walking it, as far as the grammar goes along, and the position stays', async () => {
+    const form = { json: { type: 'object', properties: { dose: { type: 'integer' } }, required: ['dose'] } };
+    const path = tokenizer.encode('{"dose": 12}');
+    const matcher = await grammars.open(form);
+    const walker = await grammars.open(form);
+    const expected: number[] = [];
+    for (const id of path) {
+      expected.push(...(await walker.mask()));
+      walker.accept(id);
+    }
+    expected.push(...(await walker.mask()));
+    expect([...(await matcher.masks(path))]).toEqual(expected);
+    const words = VOCAB / 32;
+    const wrong = tokenizer.idOf('z') ?? -1;
+    const stop = tokenizer.stopIds[0] ?? -1;
+    expect([...(await matcher.masks([...path.slice(0, 2), wrong, ...path]))]).toEqual(expected.slice(0, 3 * words));
+    expect([...(await matcher.masks([...path, stop, stop]))]).toEqual(expected);
+    expect([...(await matcher.mask())]).toEqual(expected.slice(0, words));
+    for (const id of path) matcher.accept(id);
+    expect([...(await matcher.masks([]))]).toEqual(expected.slice(-words));
+    matcher.close();
+    walker.close();
+  });
+
   test('rollback is as if the tokens had never come', async () => {
     const form = { json: { type: 'object', properties: { a: { type: 'string' }, b: { type: 'number' } }, required: ['a'] } };
     const random = randomFrom(5);
