@@ -51,8 +51,7 @@ DraftConfig parse_draft_config(const std::string& text, const ModelConfig& targe
                          ", only " + kArchitecture + " is supported");
   fields.must_be("hidden_act", "silu");
   fields.must_be("num_hidden_layers", 1);
-  for (const char* name : {"attention_bias", "mlp_bias", "fc_norm", "norm_output", "tie_word_embeddings"})
-    fields.must_be(name, false);
+  for (const char* name : {"mlp_bias", "tie_word_embeddings"}) fields.must_be(name, false);
 
   DraftConfig out;
   out.hidden_size = fields.integer("hidden_size", 1, kMostWidth);
@@ -67,6 +66,9 @@ DraftConfig parse_draft_config(const std::string& text, const ModelConfig& targe
       fields.integer("head_dim", 2, 1024, heads_divide ? std::optional(out.hidden_size / out.n_heads) : std::nullopt);
   out.rms_eps = static_cast<float>(fields.number("rms_norm_eps", 0.0, 1.0));
   out.norm_before_residual = fields.boolean("norm_before_residual", false);
+  out.feature_norms = fields.boolean("fc_norm", false);
+  out.norm_output = fields.boolean("norm_output", false);
+  out.attention_bias = fields.boolean("attention_bias", false);
   constexpr double kLlamaTheta = 10000.0;
   parse_rope(fields, kLlamaTheta, out.rope);
   const int64_t vocab = fields.integer("vocab_size", 1, 1 << 22, target.vocab_size);
@@ -147,6 +149,19 @@ struct DraftEntries {
       problems.wrong("hidden_size is " + std::to_string(D) + " and the target's " + std::to_string(target.hidden_size) +
                      ": without embed_tokens.weight they must be equal");
     if (!head && D != target.hidden_size) problems.wrong("without lm_head.weight hidden_size must be the target's");
+    if (config.feature_norms)
+      for (size_t i = 0; i < config.feature_layers.size(); ++i) {
+        std::string name = "fc_norm.";
+        name.append(std::to_string(i)).append(".weight");
+        feature_norms.push_back(need(tensors.top(name), name.c_str(), {target.hidden_size}));
+      }
+    if (config.attention_bias) {
+      const auto bias = [&](const char* name, int64_t n) { return need(tensors.layer(name), name, {n}); };
+      q_bias = bias("self_attn.q_proj.bias", config.n_heads * Dh);
+      k_bias = bias("self_attn.k_proj.bias", config.n_kv_heads * Dh);
+      v_bias = bias("self_attn.v_proj.bias", config.n_kv_heads * Dh);
+      o_bias = bias("self_attn.o_proj.bias", D);
+    }
     same_type({q, k, v});
     same_type({gate, up});
     const std::set<std::string> unread = tensors.unread();
@@ -157,7 +172,8 @@ struct DraftEntries {
   }
 
   const TensorEntry *fc, *embedding_norm, *hidden_norm, *q, *k, *v, *o, *mlp_norm, *gate, *up, *down, *norm, *head, *d2t,
-      *embedding = nullptr;
+      *embedding = nullptr, *q_bias = nullptr, *k_bias = nullptr, *v_bias = nullptr, *o_bias = nullptr;
+  std::vector<const TensorEntry*> feature_norms;
 
  private:
   const TensorEntry* need(const TensorEntry* entry, const char* name, const std::vector<int64_t>& shape, bool ids = false) {
@@ -213,10 +229,15 @@ class DraftLoader {
 
   DraftWeights load(const DraftEntries& from, const DraftConfig& config, const ModelConfig& target, int n_threads,
                     const std::atomic<bool>* cancelled) {
-    norm(out_.embedding_norm, *from.embedding_norm);
-    norm(out_.hidden_norm, *from.hidden_norm);
-    norm(out_.mlp_norm, *from.mlp_norm);
-    norm(out_.final_norm, *from.norm);
+    vectors(out_.embedding_norm, {from.embedding_norm});
+    vectors(out_.hidden_norm, {from.hidden_norm});
+    vectors(out_.mlp_norm, {from.mlp_norm});
+    vectors(out_.final_norm, {from.norm});
+    for (const TensorEntry* norm : from.feature_norms) vectors(out_.feature_norms.emplace_back(), {norm});
+    if (from.q_bias) {
+      vectors(out_.qkv_bias, {from.q_bias, from.k_bias, from.v_bias});
+      vectors(out_.attn_out_bias, {from.o_bias});
+    }
     linear(out_.fuse, {from.fc});
     linear(out_.qkv, {from.q, from.k, from.v});
     linear(out_.attn_out, {from.o});
@@ -241,15 +262,22 @@ class DraftLoader {
     return backend_.alloc(bytes, what);
   }
 
-  void norm(DeviceBuffer& target, const TensorEntry& tensor) {
-    const int64_t n = tensor.shape[0];
-    target = alloc(static_cast<size_t>(n) * sizeof(float), "draft norms");
-    stream_.add({tensor.file, tensor.offset, 1, tensor.bytes, tensor.bytes,
-                 [this, &tensor, n, device = target.as<float>()](int64_t, int64_t, const std::byte* data, Scratch& scratch) {
-                   scratch.resize(static_cast<size_t>(n));
-                   to_f32(tensor, data, n, scratch.data());
-                   backend_.upload(device, scratch.data(), static_cast<size_t>(n) * sizeof(float));
-                 }});
+  // Norm weights and biases: one behind the other, in float32.
+  void vectors(DeviceBuffer& target, const std::vector<const TensorEntry*>& parts) {
+    int64_t n_all = 0, n_at = 0;
+    for (const TensorEntry* part : parts) n_all += part->shape[0];
+    target = alloc(static_cast<size_t>(n_all) * sizeof(float), "draft norms and biases");
+    for (const TensorEntry* part : parts) {
+      const int64_t n = part->shape[0];
+      stream_.add(
+          {part->file, part->offset, 1, part->bytes, part->bytes,
+           [this, part, n, device = target.as<float>() + n_at](int64_t, int64_t, const std::byte* data, Scratch& scratch) {
+             scratch.resize(static_cast<size_t>(n));
+             to_f32(*part, data, n, scratch.data());
+             backend_.upload(device, scratch.data(), static_cast<size_t>(n) * sizeof(float));
+           }});
+      n_at += n;
+    }
   }
 
   void embedding(const TensorEntry& tensor) {

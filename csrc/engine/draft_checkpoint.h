@@ -18,6 +18,9 @@ struct DraftConfig {
   int64_t vocab_size = 0;               // of the draft's head
   std::vector<int64_t> feature_layers;  // the target's residual stream entering these layers (n_layers: leaving the last)
   bool norm_before_residual = false;    // the layer's residual is the normed hidden state
+  bool feature_norms = false;           // fc_norm: the features of each depth are RMS-normed by themselves before fc
+  bool norm_output = false;             // what the next pass starts from is the output behind the final norm
+  bool attention_bias = false;          // of the q, k, v and o projections
   float rms_eps = 1e-6f;
   ModelConfig rope;  // head_dim, rotary_dim, theta, YaRN and context only
 };
@@ -35,6 +38,8 @@ DraftFolder open_draft_folder(const std::string& folder, const ModelConfig& targ
 
 struct DraftWeights {
   std::unique_ptr<LinearWeight> fuse;                              // fc (D, features)
+  std::vector<DeviceBuffer> feature_norms;                         // (target D) f32 each, as many as depths, or none
+  DeviceBuffer qkv_bias, attn_out_bias;                            // ((H + 2G) * Dh), (D) f32, or empty
   DeviceBuffer embedding_norm, hidden_norm, mlp_norm, final_norm;  // (D) f32
   std::unique_ptr<LinearWeight> qkv;                               // ((H + 2G) * Dh, 2D)
   std::unique_ptr<LinearWeight> attn_out;                          // (D, H * Dh)

@@ -29,6 +29,16 @@ class Eagle3Drafter : public ModelDrafter {
     query_ = floats(H * Dh);
     attended_ = floats(H * Dh);
     partial_ = floats(D);
+    n_features_ = static_cast<int64_t>(config.feature_layers.size());
+    feature_width_ = target.config().hidden_size;
+    if (config.feature_norms) {
+      feature_part_ = floats(2 * feature_width_);
+      features_ = floats(n_features_ * feature_width_);
+    }
+    if (config.attention_bias) {
+      bias_rows_ = floats(std::max((H + 2 * G) * Dh, D));
+      first_row_ = backend_.alloc(limits.max_rows * sizeof(int32_t), "draft activations");  // zeros
+    }
     std::vector<float> cos, sin;
     rope_tables(config.rope, limits.n_positions, cos, sin);
     for (auto [buffer, table] : {std::pair(&rope_cos_, &cos), std::pair(&rope_sin_, &sin)}) {
@@ -40,8 +50,8 @@ class Eagle3Drafter : public ModelDrafter {
   uint64_t kv_bytes() const override { return kv_.bytes(); }
   uint64_t bytes() const override {
     uint64_t total = 0;
-    for (const DeviceBuffer* buffer :
-         {&residual_, &normed_, &joined_, &qkv_, &query_, &attended_, &partial_, &rope_cos_, &rope_sin_})
+    for (const DeviceBuffer* buffer : {&residual_, &normed_, &joined_, &qkv_, &query_, &attended_, &partial_, &rope_cos_,
+                                       &rope_sin_, &feature_part_, &features_, &bias_rows_, &first_row_})
       total += buffer->bytes();
     return total;
   }
@@ -53,8 +63,22 @@ class Eagle3Drafter : public ModelDrafter {
   int32_t target_id(int32_t draft_id) const override { return weights_.target_ids[draft_id]; }
 
   void take_features(const int32_t* feature_rows, int n_rows) override {
-    // The head's op is the one that multiplies picked rows.
-    backend_.head_logits(target_.features(), feature_rows, n_rows, *weights_.fuse, nullptr, {config_.hidden_size}, state());
+    if (!config_.feature_norms) {  // the head's op is the one that multiplies picked rows
+      backend_.head_logits(target_.features(), feature_rows, n_rows, *weights_.fuse, nullptr, {config_.hidden_size}, state());
+      return;
+    }
+    const int64_t stride = n_features_ * feature_width_;
+    const int width = static_cast<int>(feature_width_);
+    float *part = feature_part_.as<float>(), *normed = part + n_rows * feature_width_;
+    for (int64_t i = 0; i < n_features_; ++i) {
+      backend_.copy_rows(target_.features() + i * feature_width_, feature_rows, stride, part, nullptr, feature_width_, n_rows,
+                         width);
+      float* out = features_.as<float>() + i * feature_width_;
+      backend_.reduce_add_rms_norm(part, nullptr, 0, nullptr, weights_.feature_norms[i].as<float>(), config_.rms_eps, n_rows,
+                                   width, normed);
+      backend_.copy_rows(normed, nullptr, feature_width_, out, nullptr, stride, n_rows, width);
+    }
+    backend_.linear(features_.as<float>(), *weights_.fuse, n_rows, state());
   }
 
   void forward(const BatchView& batch, const int32_t* next_ids) override {
@@ -67,18 +91,31 @@ class Eagle3Drafter : public ModelDrafter {
     if (config_.norm_before_residual)
       backend_.copy_rows(joined + width, nullptr, 2 * config_.hidden_size, residual, nullptr, config_.hidden_size, n, width);
     backend_.linear(joined, *weights_.qkv, n, qkv_.as<float>());
+    add_bias(weights_.qkv_bias, n, qkv_.as<float>());
     backend_.qk_norm_rope_store(batch, shape_, qkv_.as<float>(), nullptr, nullptr, config_.rms_eps, rope_cos_.as<float>(),
                                 rope_sin_.as<float>(), kv_.layer(0), query_.as<float>());
     backend_.attention(batch, shape_, query_.as<float>(), kv_.layer(0), attended_.as<float>());
     backend_.linear(attended_.as<float>(), *weights_.attn_out, n, partial);
+    add_bias(weights_.attn_out_bias, n, partial);
     backend_.reduce_add_rms_norm(residual, partial, 1, nullptr, weights_.mlp_norm.as<float>(), config_.rms_eps, n, width,
                                  normed);
     backend_.experts(normed, weights_.mlp, {}, 0, n, width, partial);
     backend_.reduce_add_rms_norm(residual, partial, 1, nullptr, weights_.final_norm.as<float>(), config_.rms_eps, n, width,
                                  normed);
+    if (config_.norm_output)
+      backend_.copy_rows(normed, nullptr, config_.hidden_size, residual, nullptr, config_.hidden_size, n, width);
   }
 
  private:
+  // rows (T, N) += bias (N): the bias as a table of one row, looked up T times.
+  void add_bias(const DeviceBuffer& bias, int n_rows, float* rows) {
+    if (bias.bytes() == 0) return;
+    const auto width = static_cast<int64_t>(bias.bytes() / sizeof(float));
+    backend_.embed(Tensor(bias.data(), DType::f32, {1, width}), first_row_.as<int32_t>(), n_rows, bias_rows_.as<float>());
+    backend_.reduce_add_rms_norm(rows, bias_rows_.as<float>(), 1, nullptr, nullptr, config_.rms_eps, n_rows,
+                                 static_cast<int>(width), nullptr);
+  }
+
   Tensor embedding() const {
     const ModelWeights& target = target_.weights();
     const bool own = weights_.embedding.bytes() > 0;
@@ -96,6 +133,9 @@ class Eagle3Drafter : public ModelDrafter {
   DeviceBuffer joined_;             // (T, 2D)
   DeviceBuffer qkv_, query_, attended_, partial_;
   DeviceBuffer rope_cos_, rope_sin_;
+  int64_t n_features_ = 0, feature_width_ = 0;
+  DeviceBuffer feature_part_, features_;  // where fc_norm is: the features of one depth before and behind it; all of them
+  DeviceBuffer bias_rows_, first_row_;    // where biases are: as many copies as rows; zeros
 };
 
 }  // namespace

@@ -1,7 +1,10 @@
 // Draft models by themselves: their logits and chains against the goldens, and draft folders that cannot be used.
 #include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <random>
 
 #include "backend/registry.h"
 #include "doctest/doctest.h"
@@ -260,8 +263,9 @@ TEST_CASE("draft: folders that do not fit are refused by name") {
   check_refused(draft_with("vocab", {{"vocab_size", 6000}}), ErrorCode::bad_checkpoint, "the target's is 6144");
   check_refused(draft_with("hidden", {{"hidden_size", 512}}), ErrorCode::bad_checkpoint, "embed_tokens.weight");
   check_refused(draft_with("features", {{"target_hidden_size", 512}}), ErrorCode::bad_checkpoint, "target_hidden_size");
-  check_refused(draft_with("bias", {{"attention_bias", true}}), ErrorCode::unsupported, "attention_bias");
-  check_refused(draft_with("fcnorm", {{"fc_norm", true}}), ErrorCode::unsupported, "fc_norm");
+  check_refused(draft_with("bias", {{"attention_bias", true}}), ErrorCode::bad_checkpoint, "q_proj.bias is absent");
+  check_refused(draft_with("fcnorm", {{"fc_norm", true}}), ErrorCode::bad_checkpoint, "fc_norm.0.weight is absent");
+  check_refused(draft_with("mlpbias", {{"mlp_bias", true}}), ErrorCode::unsupported, "mlp_bias");
   check_refused(draft_with("layers", {{"num_hidden_layers", 2}}), ErrorCode::unsupported, "num_hidden_layers");
   check_refused(draft_with("ids", {{"eagle_config", {{"eagle_aux_hidden_state_layer_ids", Json::array({1, 3, 9})}}}}),
                 ErrorCode::bad_checkpoint, "eagle_aux_hidden_state_layer_ids");
@@ -333,4 +337,210 @@ TEST_CASE("draft: exporters' names for the same tensors, and a draft with its ow
     drafts.push_back(tasks[0].drafts);
   }
   CHECK(drafts[0] == drafts[1]);
+}
+
+namespace {
+
+// An EAGLE3 layer as reference/model.md 5.5 has it, in double and one sequence at a time: what the optional keys are held
+// against.
+class PlainDraft {
+ public:
+  explicit PlainDraft(const std::string& folder) : checkpoint_(Checkpoint::open(folder)) {
+    std::ifstream file(folder + "/config.json");
+    config_ = nlohmann::json::parse(file);
+  }
+
+  using Row = std::vector<double>;
+
+  // The hidden state of a row of features.
+  Row fuse(const Row& features) const {
+    Row in = features;
+    if (flag("fc_norm"))
+      for (int i = 0; i < 3; ++i) {
+        const size_t width = features.size() / 3;
+        const Row part(features.begin() + i * width, features.begin() + (i + 1) * width);
+        const Row normed = norm(part, values("fc_norm." + std::to_string(i) + ".weight"));
+        std::copy(normed.begin(), normed.end(), in.begin() + i * width);
+      }
+    return times("fc.weight", in);
+  }
+
+  struct Out {
+    Row next, logits;
+  };
+  // Position `position` with what was drafted or read for it; its K and V stay for those behind it.
+  Out step(const Row& hidden, const Row& embedding, int64_t position) {
+    Row normed_hidden = norm(hidden, values("midlayer.hidden_norm.weight")),
+        joined = norm(embedding, values("midlayer.input_layernorm.weight"));
+    joined.insert(joined.end(), normed_hidden.begin(), normed_hidden.end());
+    Row residual = flag("norm_before_residual") ? normed_hidden : hidden;
+    Row q = project("q", joined), k = project("k", joined);
+    turn(q, position);
+    turn(k, position);
+    k_.push_back(k);
+    v_.push_back(project("v", joined));
+    const size_t head_dim = config_["head_dim"], n_heads = q.size() / head_dim, group = n_heads / (k.size() / head_dim);
+    Row attended(q.size());
+    for (size_t head = 0; head < n_heads; ++head) {
+      const size_t at = head * head_dim, kv_at = head / group * head_dim;
+      Row weights;
+      for (const Row& key : k_) {
+        double dot = 0;
+        for (size_t i = 0; i < head_dim; ++i) dot += q[at + i] * key[kv_at + i];
+        weights.push_back(std::exp(dot / std::sqrt(static_cast<double>(head_dim))));
+      }
+      double sum = 0;
+      for (const double weight : weights) sum += weight;
+      for (size_t p = 0; p < weights.size(); ++p)
+        for (size_t i = 0; i < head_dim; ++i) attended[at + i] += weights[p] / sum * v_[p][kv_at + i];
+    }
+    add(residual, project("o", attended));
+    const Row mlp_in = norm(residual, values("midlayer.post_attention_layernorm.weight"));
+    Row gate = times("midlayer.mlp.gate_proj.weight", mlp_in);
+    const Row up = times("midlayer.mlp.up_proj.weight", mlp_in);
+    for (size_t i = 0; i < gate.size(); ++i) gate[i] = gate[i] / (1 + std::exp(-gate[i])) * up[i];
+    add(residual, times("midlayer.mlp.down_proj.weight", gate));
+    const Row normed = norm(residual, values("norm.weight"));
+    return {flag("norm_output") ? normed : residual, times("lm_head.weight", normed)};
+  }
+
+ private:
+  bool flag(const char* name) const { return config_.value(name, false); }
+
+  Row values(const std::string& name) const {
+    const TensorEntry* entry = checkpoint_.find(name);
+    REQUIRE_MESSAGE(entry, name);
+    std::vector<std::byte> raw(entry->bytes);
+    entry->file->read(entry->offset, raw.data(), raw.size());
+    Row out(entry->bytes / dtype_bytes(entry->dtype));
+    for (size_t i = 0; i < out.size(); ++i) {
+      float value;
+      if (entry->dtype == DType::f32) {
+        std::memcpy(&value, raw.data() + 4 * i, 4);
+      } else {
+        uint16_t bits;
+        std::memcpy(&bits, raw.data() + 2 * i, 2);
+        value = bf16_to_f32(bits);
+      }
+      out[i] = value;
+    }
+    return out;
+  }
+  Row times(const std::string& name, const Row& x) const {
+    const Row w = values(name);
+    Row out(w.size() / x.size());
+    for (size_t n = 0; n < out.size(); ++n)
+      for (size_t k = 0; k < x.size(); ++k) out[n] += w[n * x.size() + k] * x[k];
+    return out;
+  }
+  Row project(const std::string& which, const Row& x) const {
+    const std::string name = "midlayer.self_attn." + which + "_proj.";
+    Row out = times(name + "weight", x);
+    if (flag("attention_bias")) add(out, values(name + "bias"));
+    return out;
+  }
+  Row norm(const Row& x, const Row& weight) const {
+    double squares = 0;
+    for (const double value : x) squares += value * value;
+    const double scale = 1 / std::sqrt(squares / x.size() + config_["rms_norm_eps"].get<double>());
+    Row out(x.size());
+    for (size_t i = 0; i < x.size(); ++i) out[i] = x[i] * scale * weight[i];
+    return out;
+  }
+  void turn(Row& heads, int64_t position) const {
+    const size_t head_dim = config_["head_dim"], half = head_dim / 2;
+    const double theta = config_.value("rope_theta", 10000.0);
+    for (size_t at = 0; at < heads.size(); at += head_dim)
+      for (size_t i = 0; i < half; ++i) {
+        const double angle = position * std::pow(theta, -2.0 * i / head_dim), a = heads[at + i], b = heads[at + half + i];
+        heads[at + i] = a * std::cos(angle) - b * std::sin(angle);
+        heads[at + half + i] = b * std::cos(angle) + a * std::sin(angle);
+      }
+  }
+  static void add(Row& to, const Row& what) {
+    for (size_t i = 0; i < to.size(); ++i) to[i] += what[i];
+  }
+
+  Checkpoint checkpoint_;
+  nlohmann::json config_;
+  std::vector<Row> k_, v_;
+};
+
+}  // namespace
+
+TEST_CASE("draft: the optional keys of the format, each and all, against the layer written out") {
+  std::mt19937 random(11);
+  const auto with_tensors = [&](auto& tensors) {
+    const auto vector = [&](const std::string& name, int64_t n, double centre) {
+      testing::StoredTensor tensor{name, "F32", {n}, std::vector<std::byte>(4 * n)};
+      for (int64_t i = 0; i < n; ++i) {
+        const float value = static_cast<float>(std::normal_distribution<double>(centre, 0.3)(random));
+        std::memcpy(tensor.bytes.data() + 4 * i, &value, 4);
+      }
+      tensors.push_back(std::move(tensor));
+    };
+    const auto rows_of = [&](const std::string& name) {
+      return std::find_if(tensors.begin(), tensors.end(), [&](const auto& tensor) { return tensor.name == name; })->shape[0];
+    };
+    for (int i = 0; i < 3; ++i) vector("fc_norm." + std::to_string(i) + ".weight", 256, 1);
+    for (const std::string which : {"q", "k", "v", "o"}) {
+      const std::string name = "midlayer.self_attn." + which + "_proj.";
+      vector(name + "bias", rows_of(name + "weight"), 0);
+    }
+  };
+  const std::vector<nlohmann::json> kinds{
+      {{"fc_norm", true}, {"attention_bias", true}},
+      {{"fc_norm", true}, {"attention_bias", true}, {"norm_output", true}},
+      {{"fc_norm", true}, {"attention_bias", true}, {"norm_output", true}, {"norm_before_residual", true}}};
+  const std::vector<int32_t> prompt{300, 77, 1241, 9, 2000, 77};
+  for (size_t kind = 0; kind < kinds.size(); ++kind) {
+    CAPTURE(kinds[kind].dump());
+    const std::string folder_name = draft_of_tensors(("keys" + std::to_string(kind)).c_str(), with_tensors);
+    std::ifstream file(folder_name + "/config.json");
+    nlohmann::json config = nlohmann::json::parse(file);
+    file.close();
+    config.merge_patch(kinds[kind]);
+    std::ofstream(folder_name + "/config.json") << config.dump();
+
+    const DraftFolder folder = open_draft_folder(folder_name, open_model_folder(kNano).config);
+    WorldSpec spec;
+    spec.kernels = "generic";
+    spec.features = {folder.config.feature_layers, 64};
+    TestModel model(kNano, spec, kPositions);
+    RankRunner& target = model.world->rank(0);
+    const auto drafter =
+        make_eagle3_drafter(folder, load_draft_weights(folder, model.config, target.backend(), 2, nullptr), target, kLimits);
+    Sequence sequence;
+    sequence.tokens = prompt;
+    sequence.tokens.push_back(run_prompt(model, prompt));
+    sequence.pages = {0};
+    std::vector<DraftTask> tasks{task_behind(sequence, 3)};
+    DraftTrace trace;
+    drafter->draft(tasks, &trace);
+    REQUIRE(trace.logits.size() == 3);
+
+    PlainDraft plain(folder_name);
+    const size_t stride = 3 * model.config.hidden_size, width = folder.config.hidden_size;
+    const auto embedding = [&](int32_t token) {
+      const auto* row = target.weights().embedding.as<uint16_t>() + static_cast<size_t>(token) * width;
+      PlainDraft::Row out;
+      for (size_t i = 0; i < width; ++i) out.push_back(bf16_to_f32(row[i]));
+      return out;
+    };
+    REQUIRE(target.weights().embedding_dtype == DType::bf16);
+    PlainDraft::Out out;
+    const auto check = [&](const PlainDraft::Row& expected, const std::vector<float>& found, const char* what) {
+      check_error(row_errors(found, {expected.begin(), expected.end()}, expected.size())[0], kFloat32Bound, what);
+    };
+    for (size_t position = 0; position < prompt.size(); ++position) {
+      const float* row = target.features() + position * stride;
+      const PlainDraft::Row hidden = plain.fuse({row, row + stride});
+      check(hidden, {trace.fused.begin() + position * width, trace.fused.begin() + (position + 1) * width}, "fused features");
+      out = plain.step(hidden, embedding(sequence.tokens[position + 1]), static_cast<int64_t>(position));
+    }
+    for (int pass = 0; pass < 3; ++pass) {
+      check(out.logits, trace.logits[pass], "draft logits");
+      out = plain.step(out.next, embedding(tasks[0].drafts[pass]), static_cast<int64_t>(prompt.size()) + pass);
+    }
+  }
 }
