@@ -14,6 +14,7 @@ export {
   CheckpointError,
   DeviceError,
   DisposedError,
+  DownloadError,
   EngineError,
   type ErrorCode,
   InternalError,
@@ -24,6 +25,16 @@ export {
   UnsupportedError,
 } from './errors.js';
 export type { Generation } from './generate.js';
+export {
+  type ModelSource,
+  type PullOptions,
+  type PullProgress,
+  type PullResult,
+  pull,
+  type ResolveOptions,
+  resolveModel,
+  type Source,
+} from './hub/index.js';
 export { JsonNumber, type JsonValue, parseJson } from './json.js';
 export { bench, devices, inspect, Model, nativeVersion } from './model.js';
 export type { TokenDecoder } from './text/bytes.js';

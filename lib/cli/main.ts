@@ -1,5 +1,5 @@
 #!/usr/bin/env node
-/** The sigmoe command: the list of commands, and how any of them ends. Makes no network connection. */
+/** The sigmoe command: the list of commands, and how any of them ends. */
 import { readFileSync } from 'node:fs';
 import { Command } from 'commander';
 import { benchCommand } from './commands/bench.js';
@@ -7,6 +7,7 @@ import { chatCommand } from './commands/chat.js';
 import { devicesCommand } from './commands/devices.js';
 import { generateCommand } from './commands/generate.js';
 import { inspectCommand } from './commands/inspect.js';
+import { pullCommand } from './commands/pull.js';
 import { serveCommand } from './commands/serve.js';
 import { describeFailure } from './failure.js';
 import { note, watchOutput } from './terminal.js';
@@ -18,7 +19,15 @@ const { version, description } = JSON.parse(readFileSync(new URL('../../package.
 
 function buildProgram(): Command {
   const program = new Command('sigmoe').description(description).version(version).enablePositionalOptions();
-  const commands = [generateCommand(), chatCommand(), serveCommand(), inspectCommand(), benchCommand(), devicesCommand()];
+  const commands = [
+    generateCommand(),
+    chatCommand(),
+    serveCommand(),
+    inspectCommand(),
+    benchCommand(),
+    devicesCommand(),
+    pullCommand(),
+  ];
   for (const command of commands) program.addCommand(command);
   for (const command of withSubcommands(program)) {
     command

@@ -25,7 +25,7 @@ export function generateCommand(): Command {
   const command = new Command('generate')
     .summary('answer one prompt')
     .description('Answers a prompt given as an argument, in a file, or on standard input; streams to standard output.')
-    .argument('<model>', 'model folder')
+    .argument('<model>', 'model folder, or owner/name of a hub')
     .argument('[prompt]', 'what to answer; "-" or nothing reads standard input')
     .option('-f, --file <path>', 'read the prompt from a file')
     .option('-s, --system <text>', 'system message before the prompt')

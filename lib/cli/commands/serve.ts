@@ -5,7 +5,8 @@ import type { ApiKey, Logger, LogLevel, RunningServer, ServerOptions } from '../
 import { CliError, EXIT_INTERRUPTED, EXIT_USAGE } from '../failure.js';
 import { engineOptions } from '../flags.js';
 import { readText } from '../input.js';
-import { readNotice } from '../load.js';
+import { interruptible } from '../interrupt.js';
+import { findModel, readNotice } from '../load.js';
 import { write } from '../terminal.js';
 import { addServeFlags, readForeignFlags, type ServeFlags } from './serve/flags.js';
 
@@ -19,19 +20,20 @@ export function serveCommand(): Command {
   const command = new Command('serve')
     .summary('serve the OpenAI API')
     .description("Serves the OpenAI API over HTTP. Flags carry vLLM's names where they mean the same.")
-    .argument('[model]', 'model folder');
+    .argument('[model]', 'model folder, or owner/name of a hub');
   return addServeFlags(command).action((path: string | undefined, flags: ServeFlags) => run(path, flags, command));
 }
 
-async function run(argument: string | undefined, flags: ServeFlags, command: Command): Promise<void> {
-  const path = modelPath(argument, flags);
+async function run(argument: string | undefined, given: ServeFlags, command: Command): Promise<void> {
+  const named = modelPath(argument, given);
   const ineffective = readForeignFlags(command);
+  const { path, flags } = await interruptible((signal) => findModel(named, given, signal));
   // Loaded here, so that other commands need not wait for the parts of the server.
   const server = await import('../../server/index.js');
   const log = server.createLog(logLevel(flags), process.stderr);
   const load = await loadOptions(flags);
   const notice = await readNotice(path);
-  const options = await serverOptions(path, notice, flags, log, server);
+  const options = await serverOptions(named, notice, flags, log, server);
   for (const line of ineffective) log.info(line);
   if (notice !== undefined) log.warn(notice);
 
@@ -125,7 +127,7 @@ function computeOf(dtype: string): 'bfloat16' | 'float32' {
 }
 
 async function serverOptions(
-  path: string,
+  named: string,
   notice: string | undefined,
   flags: ServeFlags,
   log: Logger,
@@ -133,7 +135,7 @@ async function serverOptions(
 ): Promise<ServerOptions> {
   const { defaultSystemPrompt: prompt, disclaimer = notice ?? 'off', allowedOrigins } = flags;
   return {
-    modelName: flags.servedModelName ?? [path],
+    modelName: flags.servedModelName ?? [named],
     keys: await keysOf(flags, server),
     limits: { maxConcurrency: flags.keyMaxConcurrency, tokensPerMinute: flags.keyTokensPerMinute },
     maxBodyBytes: flags.maxBodyBytes,
