@@ -10,10 +10,9 @@ await runMain(async () => {
   await prepare();
   removeLeftovers();
   await buildCommonJs();
-  const folder = join(root, 'prebuilds', `linux-${process.arch}`);
-  // A file that CI made in its container of an old glibc is better than what this machine would make.
-  if (existsSync(folder) && readdirSync(folder).some((name) => name.endsWith('.node'))) say(`prebuilt: ${folder}, as it is`);
-  else await prebuild();
+  // CI makes the files in a container of an old glibc and packs them elsewhere.
+  if (process.env.SIGMOE_KEEP_PREBUILDS) say('prebuilds: as they are');
+  else await prebuild({ anyGlibc: true });
 });
 
 // Compiled files whose source is gone: tsc does not remove them, and the package takes all of dist.

@@ -1,10 +1,10 @@
 // npm run prebuildify: the addon of this machine as a prebuilt file, prebuilds/linux-<arch>/sigmoe.glibc.node, stripped and
-// checked for the oldest system it runs on. With --arch arm64 (Debian: g++-12-aarch64-linux-gnu) it is cross-compiled.
+// checked for the oldest system it runs on (not with --any-glibc). With --arch arm64 (Debian: g++-12-aarch64-linux-gnu) it is cross-compiled.
 import { copyFileSync, existsSync, mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { isAbove, neededVersions } from './prebuild-floor.mjs';
+import { checkFloor, neededVersions } from './prebuild-floor.mjs';
 import { prepare, preparePackages } from './prepare.mjs';
 import { findOnPath, root, runMain, runStep, ScriptError, say } from './tools.mjs';
 
@@ -42,11 +42,7 @@ function report(file, anyGlibc) {
   const needed = neededVersions(file);
   if (needed === undefined) return say(`${file}: ${size}; what it needs was not checked, objdump is not on the PATH`);
   say(`${file}: ${size}, needs glibc ${needed.GLIBC}, GLIBCXX ${needed.GLIBCXX}`);
-  if (isAbove(needed.GLIBC, GLIBC) && !anyGlibc) {
-    throw new ScriptError(
-      `${file} needs glibc ${needed.GLIBC}, the package promises ${GLIBC}: build it on an older system (as .github/workflows/build.yml does), or pass --any-glibc`,
-    );
-  }
+  if (!anyGlibc) checkFloor(file, needed, GLIBC);
 }
 
 function crossPrefix(arch) {
