@@ -25,6 +25,9 @@ export interface Fetching {
   onNote(line: string): void;
 }
 
+/** A try that brought this much counts as none that failed: a connection may be cut as often as it likes. */
+const PROGRESS_BYTES = 256 * 1024;
+
 /** The server sends whole files where a range was asked. */
 class RangeIgnored extends Error {}
 
@@ -148,7 +151,7 @@ async function fetchRange(
       await attempt();
     }
   };
-  await retrying(policy, signal, onNote, attemptWhole, () => range.done > before);
+  await retrying(policy, signal, onNote, attemptWhole, () => range.done - before >= PROGRESS_BYTES);
 }
 
 /** Whether the body is the range that was asked. Some stores send a range with status 200. */

@@ -29,7 +29,7 @@ export interface Download {
 interface Surroundings {
   policy: Policy;
   progress: Progress;
-  signal: AbortSignal | undefined;
+  signal: AbortSignal;
   onNote(line: string): void;
 }
 
@@ -39,10 +39,9 @@ export async function download(asked: Download, token: string | undefined, aroun
   await store.prepare();
   const http = await Http.open(endpoint, token === undefined ? {} : HUBS[source].secrets(token));
   try {
-    const signal = around.signal ?? new AbortController().signal;
     const onWait = () => around.onNote(`another process is downloading ${id}; waiting for it`);
-    const body = () => fill(store, asked, { ...around, http, signal, requests: new Semaphore(asked.maxWorkers) });
-    return await withLock(await realpath(store.entry), signal, onWait, body);
+    const body = () => fill(store, asked, { ...around, http, requests: new Semaphore(asked.maxWorkers) });
+    return await withLock(await realpath(store.entry), around.signal, onWait, body);
   } finally {
     await http.close();
   }

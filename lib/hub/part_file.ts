@@ -176,7 +176,7 @@ export async function waitForOwner(blob: string, signal: AbortSignal, onNote: (l
     } catch {
       return;
     }
-    if (owner === OWNER || age > ABANDONED_MS) return;
+    if (typeof owner !== 'string' || owner === OWNER || age > ABANDONED_MS) return;
     if (!told) onNote('another machine or container is downloading the same file; waiting until it is done or gone');
     told = true;
     await sleep(1000, undefined, { signal });

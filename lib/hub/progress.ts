@@ -23,7 +23,7 @@ export class Progress {
   private readonly active = new Map<RemoteFile, number>();
   private toldAt = 0;
 
-  constructor(private readonly tell: ((progress: PullProgress) => void) | undefined) {}
+  constructor(private readonly tell: (progress: PullProgress) => void) {}
 
   /** Of files with the same content, one is downloaded and counted. */
   begin(files: readonly RemoteFile[], missing: readonly RemoteFile[]): void {
@@ -57,7 +57,6 @@ export class Progress {
   }
 
   private report(): void {
-    if (this.tell === undefined) return;
     this.toldAt = Date.now();
     const { bytesDone, bytesTotal, filesDone, filesTotal } = this;
     const active = [...this.active].map(([{ path, size }, bytes]) => ({ path, bytesDone: bytes, bytesTotal: size }));

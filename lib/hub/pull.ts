@@ -83,11 +83,21 @@ export async function pullWith(text: string, options: PullOptions, policy: Polic
   if (offline !== undefined) return cached(source, id, revision, `${offline} is set`);
 
   const asked = { id, revision, source, endpoint: endpointOf(source), include, exclude, maxWorkers };
-  const progress = new Progress(onProgress);
   const token = tokenOf(source);
+  // What a callback throws ends the download, and is what the caller gets.
+  const failed = new AbortController();
+  const guarded = (progress: PullProgress) => {
+    try {
+      onProgress?.(progress);
+    } catch (error) {
+      failed.abort({ error });
+    }
+  };
+  const signal = outer === undefined ? failed.signal : AbortSignal.any([outer, failed.signal]);
   try {
-    return await download(asked, token, { policy, progress, onNote, signal: outer });
+    return await download(asked, token, { policy, progress: new Progress(guarded), onNote, signal });
   } catch (error) {
+    if (failed.signal.aborted) throw failed.signal.reason.error;
     throw explain(error, { ...asked, hasToken: token !== undefined }, outer);
   }
 }
