@@ -1,5 +1,5 @@
 /** npm pack, npm install without a network, without install scripts and without a compiler: then everything works. */
-import { existsSync, readdirSync, statSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterAll, describe, expect, test } from 'vitest';
 import { nano, root } from '../helpers/files.js';
@@ -41,12 +41,12 @@ describe.skipIf(typeof found === 'string')('the installed package', () => {
     expect(files.filter((name) => /\.(map|safetensors|tgz)$|third_party\/doctest/.test(name))).toEqual([]);
   });
 
-  test('answers on the command line', () => {
+  test('answers on the command line, with the model of the package @sigmoe/nano', () => {
     const { status, stdout, stderr } = run(
       'npx',
       'sigmoe',
       'generate',
-      nano,
+      'node_modules/@sigmoe/nano',
       'What is asthma?',
       '--max-tokens',
       '12',
@@ -103,6 +103,20 @@ describe.skipIf(typeof found === 'string')('the installed package', () => {
     const { status, stdout, stderr } = run('node', 'import.mjs', nano);
     expect({ status, stderr }).toEqual({ status: 0, stderr: '' });
     expect(JSON.parse(stdout).file).toMatch(/sigmoe\/dist\/index\.m?js$/);
+  });
+
+  test('finds the CUDA library in its own package', () => {
+    const folder = join(project, 'node_modules/@sigmoe/linux-x64-cuda');
+    mkdirSync(folder);
+    copyFileSync(join(root, 'packages/linux-x64-cuda/package.json'), join(folder, 'package.json'));
+    const library = join(folder, 'libsigmoe_cuda.so');
+    // No library at all: what the loader says of it proves that it was looked for there, on machines without a GPU too.
+    writeFileSync(library, 'not a library');
+    const { stdout } = run('npx', 'sigmoe', 'devices', '--json');
+    const cuda = JSON.parse(stdout).find(({ device }: { device: string }) => device === 'cuda');
+    expect(cuda).toMatchObject({ available: false, detail: expect.stringContaining(`${library}: `) });
+    rmSync(folder, { recursive: true });
+    expect(run('npx', 'sigmoe', 'devices').stdout).toContain('install the package @sigmoe/linux-x64-cuda');
   });
 
   // Each of these starts a compiler: seconds on an idle machine.

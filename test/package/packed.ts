@@ -38,9 +38,15 @@ export function install(): Installed | string {
   if (npm === undefined) return 'npm is not beside this Node';
   const folder = mkdtempSync(join(tmpdir(), 'sigmoe-package-'));
   const remove = (): void => rmSync(folder, { recursive: true, force: true });
-  const packed = spawnSync(process.execPath, [npm, 'pack', '--pack-destination', folder], { cwd: root, encoding: 'utf8' });
-  const tarball = readdirSync(folder).find((name) => name.endsWith('.tgz'));
-  if (packed.status !== 0 || tarball === undefined) throw new Error(`npm pack: ${packed.stderr}`);
+  const pack = (packageFolder: string, name: string): string => {
+    const args = [npm, 'pack', '--pack-destination', folder];
+    const { status, stderr } = spawnSync(process.execPath, args, { cwd: packageFolder, encoding: 'utf8' });
+    const tarball = readdirSync(folder).find((file) => file.startsWith(name));
+    if (status !== 0 || tarball === undefined) throw new Error(`npm pack: ${stderr}`);
+    return join(folder, tarball);
+  };
+  const tarball = pack(root, 'sigmoe-0');
+  const model = pack(join(root, 'packages/nano'), 'sigmoe-nano-');
 
   const [project, programs] = [join(folder, 'project'), join(folder, 'bin')];
   for (const path of [project, programs]) mkdirSync(path);
@@ -58,7 +64,7 @@ export function install(): Installed | string {
   };
   const began = performance.now();
   const options = ['--ignore-scripts', '--offline', '--no-audit', '--no-fund'];
-  const { status, stderr } = run('npm', 'install', join(folder, tarball), ...options);
+  const { status, stderr } = run('npm', 'install', tarball, model, ...options);
   if (status !== 0) {
     remove();
     if (/ENOTCACHED|ENOTFOUND|EAI_AGAIN/.test(stderr)) return "npm's cache does not hold the dependencies of the package";
@@ -67,5 +73,5 @@ export function install(): Installed | string {
   const seconds = (performance.now() - began) / 1000;
   const consumer = join(root, 'test/package/consumer');
   for (const name of readdirSync(consumer)) copyFileSync(join(consumer, name), join(project, name));
-  return { project, tarball: join(folder, tarball), seconds, run, remove };
+  return { project, tarball, seconds, run, remove };
 }
