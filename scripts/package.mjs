@@ -3,11 +3,11 @@ import { existsSync, readdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { buildCommonJs } from './package-cjs.mjs';
 import { prebuild } from './prebuild.mjs';
-import { prepare } from './prepare.mjs';
+import { prepareLibrary } from './prepare.mjs';
 import { root, runMain, say } from './tools.mjs';
 
 await runMain(async () => {
-  await prepare();
+  await prepareLibrary();
   removeLeftovers();
   await buildCommonJs();
   // CI makes the files in a container of an old glibc and packs them elsewhere.
