@@ -13,7 +13,8 @@ export function inspectCommand(): Command {
     .summary('show what a model folder holds and what fits in memory')
     .description('Shows architecture, parameters and memory of a model folder from its headers; no weights are loaded.')
     .argument('<model>', 'model folder, or owner/name of a hub')
-    .option('--json', 'print one JSON object');
+    .option('--json', 'print one JSON object')
+    .addHelpText('after', '\nExample:\n  sigmoe inspect models/nano');
   return addModelFlags(command).action(async (model: string, flags: ModelFlags & { json?: boolean }) => {
     const info = await inspect((await findModel(model, flags)).path);
     const fit = whatFits(info, availableBytes());

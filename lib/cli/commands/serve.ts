@@ -1,6 +1,6 @@
 /** sigmoe serve: the OpenAI-compatible server, until SIGTERM or Ctrl-C. */
 import { Command } from 'commander';
-import { type LoadOptions, Model } from '../../index.js';
+import { type LoadOptions, Model, selftest } from '../../index.js';
 import type { ApiKey, Logger, LogLevel, RunningServer, ServerOptions } from '../../server/index.js';
 import { CliError, EXIT_INTERRUPTED, EXIT_USAGE } from '../failure.js';
 import { engineOptions } from '../flags.js';
@@ -8,6 +8,7 @@ import { readText } from '../input.js';
 import { interruptible } from '../interrupt.js';
 import { findModel, readNotice } from '../load.js';
 import { write } from '../terminal.js';
+import { failureOf } from './selftest.js';
 import { addServeFlags, readForeignFlags, type ServeFlags } from './serve/flags.js';
 
 /** The system prompt of the model card's examples. */
@@ -20,7 +21,8 @@ export function serveCommand(): Command {
   const command = new Command('serve')
     .summary('serve the OpenAI API')
     .description("Serves the OpenAI API over HTTP. Flags carry vLLM's names where they mean the same.")
-    .argument('[model]', 'model folder, or owner/name of a hub');
+    .argument('[model]', 'model folder, or owner/name of a hub')
+    .addHelpText('after', '\nExample:\n  sigmoe serve models/nano --port 8000 --served-model-name nano');
   return addServeFlags(command).action((path: string | undefined, flags: ServeFlags) => run(path, flags, command));
 }
 
@@ -39,7 +41,7 @@ async function run(argument: string | undefined, given: ServeFlags, command: Com
 
   const aborted = new AbortController();
   const running = await listening(
-    server.serve((onProgress) => Model.load(path, { ...load, onProgress, signal: aborted.signal }), {
+    server.serve((onProgress) => loadTested(path, { ...load, onProgress, signal: aborted.signal }, flags, log), {
       ...options,
       ...(await tracingOf(server)),
       host: flags.host,
@@ -60,6 +62,22 @@ async function run(argument: string | undefined, given: ServeFlags, command: Com
   } finally {
     aborted.abort();
     await end(running, flags, log);
+  }
+}
+
+/** The model, once it has passed its self-test where that was asked for: until then no request is taken. */
+async function loadTested(path: string, load: LoadOptions, flags: ServeFlags, log: Logger): Promise<Model> {
+  const model = await Model.load(path, load);
+  if (flags.selftest === undefined) return model;
+  try {
+    const recording = flags.selftest === true ? undefined : flags.selftest;
+    const report = await selftest(model, { recording, signal: load.signal });
+    if (!report.passed) throw new CliError(failureOf(report), 'nothing is served; sigmoe selftest shows the whole report');
+    log.info({ prompts: report.cases.length, rule: report.rule }, 'self-test passed');
+    return model;
+  } catch (error) {
+    await model.dispose();
+    throw error;
   }
 }
 
