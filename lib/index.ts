@@ -9,6 +9,15 @@ export {
   type ModelPage,
 } from './client.js';
 export {
+  type DoctorOptions,
+  type DoctorReport,
+  doctor,
+  type Finding,
+  type Fit,
+  type FitDtype,
+  type ModelFit,
+} from './doctor/index.js';
+export {
   AbortError,
   BusyError,
   CheckpointError,
@@ -37,6 +46,24 @@ export {
 } from './hub/index.js';
 export { JsonNumber, type JsonValue, parseJson } from './json.js';
 export { bench, devices, inspect, Model, nativeVersion } from './model.js';
+export {
+  type KindError,
+  type QuantizeFormat,
+  type QuantizeOptions,
+  type QuantizeProgress,
+  type QuantizeReport,
+  quantize,
+} from './quantize/index.js';
+export {
+  RECORDING_FILE,
+  recordSelftest,
+  type SelftestCaseReport,
+  type SelftestOptions,
+  type SelftestRecording,
+  type SelftestReport,
+  saveRecording,
+  selftest,
+} from './selftest/index.js';
 export type { TokenDecoder } from './text/bytes.js';
 export { type DecodeOptions, type EncodeOptions, Tokenizer, type TokenizerOptions } from './tokenizer.js';
 export type {

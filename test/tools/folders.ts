@@ -7,6 +7,8 @@ export interface Tensor {
   dtype: string;
   shape: number[];
   bytes: Buffer;
+  /** In its file; of tensors that were read. */
+  offset?: number;
 }
 
 export function readTensors(path: string): Map<string, Tensor> {
@@ -19,8 +21,8 @@ export function readTensors(path: string): Map<string, Tensor> {
   const tensors = new Map<string, Tensor>();
   for (const [name, { dtype, shape, data_offsets }] of Object.entries(header)) {
     if (name === '__metadata__') continue;
-    const [begin, end] = data_offsets.map((offset) => 8 + headerBytes + offset);
-    tensors.set(name, { dtype, shape, bytes: file.subarray(begin, end) });
+    const [begin, end] = data_offsets.map((at) => 8 + headerBytes + at);
+    tensors.set(name, { dtype, shape, bytes: file.subarray(begin, end), offset: begin ?? 0 });
   }
   return tensors;
 }
