@@ -30,7 +30,7 @@ export class Http {
     const { Agent, EnvHttpProxyAgent, request } = await import('undici');
     const timeout = timeoutSeconds() * 1000;
     const options = { connect: { timeout }, headersTimeout: timeout, bodyTimeout: timeout, maxHeaderSize: 64 * 1024 };
-    const dispatcher = hasProxy() ? new EnvHttpProxyAgent(options) : new Agent(options);
+    const dispatcher = hasProxy() ? quietly(() => new EnvHttpProxyAgent(options)) : new Agent(options);
     return new Http(request, dispatcher, new URL(endpoint).origin, secrets);
   }
 
@@ -102,6 +102,17 @@ export class Http {
     if (statusCode === 416) throw new Passing(`${said}: the file is shorter than was listed`);
     const reason = headers['x-error-code'];
     throw new Refused(statusCode, typeof reason === 'string' ? reason : '');
+  }
+}
+
+/** Without the warning that EnvHttpProxyAgent may change: it is for whoever chose the version, not for whoever has a proxy. */
+function quietly<T>(make: () => T): T {
+  const { emitWarning } = process;
+  process.emitWarning = () => {};
+  try {
+    return make();
+  } finally {
+    process.emitWarning = emitWarning;
   }
 }
 

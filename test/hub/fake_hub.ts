@@ -44,6 +44,7 @@ export class FakeHub {
   commit = COMMIT;
   /** Bytes of files that were sent. */
   sentBytes = 0;
+  onSent: (bytes: number) => void = () => {};
   private readonly hub: Server;
   private readonly store: Server;
   private readonly counts = new Map<string, number>();
@@ -159,6 +160,7 @@ export class FakeHub {
       const part = body.subarray(at, at + step);
       response.write(part);
       this.sentBytes += part.length;
+      this.onSent(this.sentBytes);
       if (this.pace > 0) await sleep(10);
     }
   }

@@ -42,17 +42,19 @@ export function pullCommand(): Command {
     .action((id: string, flags: Flags) => interruptible((signal) => run(id, flags, signal)));
 }
 
-async function run(id: string, { json: asJson, ...options }: Flags, signal: AbortSignal): Promise<void> {
+async function run(id: string, flags: Flags, signal: AbortSignal): Promise<void> {
+  const { json: asJson, source, revision, include, exclude, maxWorkers, offline } = flags;
   const bars = downloadProgress();
   let result: PullResult;
   try {
+    const options = { source, revision, include, exclude, maxWorkers, offline };
     result = await pull(id, { ...options, onProgress: bars.update, onNote: note, signal });
   } finally {
     bars.stop();
   }
   if (!asJson) {
-    const { revision, commit, files, downloadedBytes } = result;
-    const at = commit === '' || commit === revision ? revision : `${revision}, commit ${commit}`;
+    const { commit, files, downloadedBytes } = result;
+    const at = commit === '' || commit === result.revision ? result.revision : `${result.revision}, commit ${commit}`;
     note(dim(`${result.id} at ${at}: ${files} files of ${bytes(result.bytes)}, ${bytes(downloadedBytes)} downloaded`));
   }
   await write(asJson ? `${json(result, 2)}\n` : `${result.path}\n`);
