@@ -1,6 +1,6 @@
 /**
  * Whether a model fits a memory, and how fast one sequence can be at most: a token reads the weights it uses and its cache once,
- * so bandwidth over those bytes is a bound that no program passes.
+ * so bandwidth over those bytes is a bound. Only a model that fits the processor's caches passes it.
  */
 import type { ModelInfo } from '../types.js';
 import type { Bandwidth, Fit, FitDtype } from './types.js';
@@ -24,7 +24,7 @@ const LISTED: readonly (readonly [RegExp, number])[] = [
   [/\bH200\b/, 4800],
   [/\bH100\b.*HBM3/, 3350],
   [/\bH20\b/, 4000],
-  [/\bA100\b.*80GB/, 2039],
+  [/\bA100-SXM\S*-80GB/, 2039],
 ];
 
 export function listedBandwidth(gpu: string): Bandwidth | null {

@@ -8,7 +8,7 @@ import { devices, inspect, Model } from '../model.js';
 import { addonOrigin, native } from '../native.js';
 import { checkFields, checkSignal } from '../options.js';
 import { selftest } from '../selftest/index.js';
-import type { DeviceStatus } from '../types.js';
+import type { DeviceStatus, ModelInfo } from '../types.js';
 import { describeFindings } from './findings.js';
 import { fitOf, listedBandwidth, reachableDtypes, storedDtype } from './fit.js';
 import { readGpus } from './gpus.js';
@@ -31,6 +31,7 @@ export async function doctor(options: DoctorOptions = {}): Promise<DoctorReport>
   checkFields('doctor', options, ['model', 'context', 'dtype', 'revision', 'source', 'signal']);
   checkOptions(options);
   const signal = checkSignal(options.signal);
+  const examined = options.model === undefined ? undefined : await examine(options.model, options);
   const machine = readMachine(thisMachine);
   const gpu = await readGpus(thisMachine);
   const found = devices();
@@ -52,26 +53,34 @@ export async function doctor(options: DoctorOptions = {}): Promise<DoctorReport>
     ...facts,
   };
   if (signal?.aborted) throw new AbortError('the examination was aborted', undefined, { cause: signal.reason });
-  if (options.model !== undefined) report.fit = await modelFit(options.model, options, found, machine, gpu);
+  if (examined !== undefined) report.fit = await modelFit(examined, options.dtype ?? 'auto', found, machine, gpu);
   return report;
 }
 
+interface Examined {
+  info: ModelInfo;
+  context: number;
+}
+
+/** What the folder holds, and the length of sequence to make room for. */
+async function examine(model: string, { context: asked, revision, source }: DoctorOptions): Promise<Examined> {
+  const info = await inspect(model, { revision, source });
+  const context = asked ?? Math.min(USUAL_CONTEXT, info.context);
+  if (context <= info.context) return { info, context };
+  throw new InvalidArgumentError(
+    'context',
+    `context: ${context} tokens asked for, the model has ${info.context}`,
+    'lower it, or add a YaRN rope_scaling entry to config.json',
+  );
+}
+
 async function modelFit(
-  model: string,
-  { context: asked, dtype = 'auto', revision, source }: DoctorOptions,
+  { info, context }: Examined,
+  dtype: FitDtype | 'auto',
   found: DeviceStatus[],
   machine: MachineFacts,
   gpu: GpuFacts,
 ): Promise<ModelFit> {
-  const info = await inspect(model, { revision, source });
-  const context = asked ?? Math.min(USUAL_CONTEXT, info.context);
-  if (context > info.context) {
-    throw new InvalidArgumentError(
-      'context',
-      `context: ${context} tokens asked for, the model has ${info.context}`,
-      'lower it, or add a YaRN rope_scaling entry to config.json',
-    );
-  }
   const first = gpu.gpus[0];
   const onGpu = first !== undefined && found.some(({ device, available }) => device === 'cuda' && available);
   const availableBytes = onGpu ? (first.freeBytes ?? first.memoryBytes ?? 0) : machine.memory.availableBytes;

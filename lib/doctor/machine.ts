@@ -11,7 +11,7 @@ const FEATURES = [
   'avx512bw',
   'avx512vl',
   'avx512_bf16',
-  'avx512_vbmi',
+  'avx512vbmi',
   'amx_tile',
   'amx_bf16',
   'amx_int8',

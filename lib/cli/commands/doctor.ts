@@ -9,6 +9,9 @@ import { bytes, integer, json, measure } from '../format.js';
 import { interruptible } from '../interrupt.js';
 import { write } from '../terminal.js';
 
+/** More than the caches of any processor hold. */
+const CACHE_BYTES = 1e9;
+
 interface Flags extends Pick<ModelFlags, 'revision' | 'source'> {
   context?: number;
   dtype: string;
@@ -41,19 +44,14 @@ async function run(model: string | undefined, flags: Flags, signal: AbortSignal)
 }
 
 function text({ findings, fit }: DoctorReport): string {
-  const table = new Table({ style: { head: [], border: [] }, colWidths: [null, null, detailWidth()], wordWrap: true });
-  for (const { topic, status, detail } of findings) table.push([topic, mark(status), detail]);
-  return fit === undefined ? table.toString() : `${table.toString()}\n\n${fitText(fit)}`;
-}
-
-/** What a terminal leaves beside the two narrow columns; a file gets lines as long as they are. */
-function detailWidth(): number | null {
-  return process.stdout.isTTY ? Math.max(40, process.stdout.columns - 32) : null;
+  const width = Math.max(...findings.map(({ topic }) => topic.length));
+  const lines = findings.map(({ topic, status, detail }) => `${topic.padEnd(width)}  ${mark(status)}  ${detail}`);
+  return fit === undefined ? lines.join('\n') : `${lines.join('\n')}\n\n${fitText(fit)}`;
 }
 
 function mark(status: Finding['status']): string {
   const colours = pc.createColors(process.stdout.isTTY && pc.isColorSupported);
-  return { ok: colours.green('ok'), note: colours.yellow('note'), bad: colours.red('BAD') }[status];
+  return { ok: colours.green('ok  '), note: colours.yellow('note'), bad: colours.red('BAD ') }[status];
 }
 
 function fitText({ model, context, device, availableBytes, bandwidth, rows }: ModelFit): string {
@@ -77,5 +75,8 @@ function fitText({ model, context, device, availableBytes, bandwidth, rows }: Mo
     bandwidth === null
       ? 'its bandwidth is not listed here, so there is no bound in tokens/s'
       : `${measure(bandwidth.gbps)} GB/s ${bandwidth.source === 'measured' ? 'measured just now' : 'by its data sheet'}`;
-  return `${model} on ${device}, ${bytes(availableBytes)} free; ${speed}\n${table.toString()}`;
+  const small = rows.some(({ weightBytes }) => weightBytes < CACHE_BYTES)
+    ? '\nWeights this small may stay in the caches; then they are faster than memory.'
+    : '';
+  return `${model} on ${device}, ${bytes(availableBytes)} free; ${speed}\n${table.toString()}${small}`;
 }
