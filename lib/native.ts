@@ -212,6 +212,15 @@ export interface NativeAddon {
   devices(): { device: string; available: boolean; detail: string }[];
   /** Where a package holds the library of a device backend; to be said before any other call. */
   offerLibrary(file: string, path: string): void;
+  /** What quantising the folder makes, as JSON text: a `QuantizePlan` of lib/quantize. */
+  planQuantization(path: string, format: string): Promise<string>;
+  /** Writes one shard of the plan to a new file; the result is JSON text, a `TensorError[]` of lib/quantize. */
+  quantizeShard(
+    job: { path: string; format: string; file: string; out: string; threads: number },
+    onProgress: (sourceBytesDone: number) => void,
+  ): { promise: Promise<string>; cancel(): void };
+  /** 10^9 bytes/s of reading host memory once, all cores together; takes about a second. */
+  memoryBandwidth(): Promise<number>;
   /** Runs off the JavaScript thread; options and result are JSON text. */
   bench(optionsJson: string, onLine: (line: string) => void): { promise: Promise<string>; cancel(): void };
 }

@@ -63,13 +63,14 @@ for (const { folder, allowed } of cppRules) {
 
 const imports = /(?:\bfrom\s+|\bimport\s*\(\s*|\bimport\s+|\brequire\s*\(\s*)'([^']+)'/g;
 
-// The server and the benchmarks are not part of the package's API; the commands that run them are their only callers.
-const cliDoors = ['lib/index.js', 'lib/bench/index.js', 'lib/server/index.js'];
+// The server, the benchmarks and bundles are not part of the package's API; the commands that run them are their only callers.
+const cliDoors = ['lib/index.js', 'lib/bench/index.js', 'lib/bundle/index.js', 'lib/server/index.js'];
 
 for (const file of filesUnder('lib', /\.ts$/)) {
   const inCli = file.startsWith('lib/cli/');
   eachMatch(file, imports, (module, place) => {
     if (module === 'node-gyp-build' && file !== 'lib/addon.ts') problems.push(`${place}: only lib/addon.ts loads the addon`);
+    if (module === 'undici' && file !== 'lib/hub/http.ts') problems.push(`${place}: only lib/hub/http.ts connects to hubs`);
     if (module === 'fastify' && !file.startsWith('lib/server/')) problems.push(`${place}: only lib/server speaks HTTP`);
     if (!module.startsWith('.')) return;
     const target = normalize(join(dirname(file), module));

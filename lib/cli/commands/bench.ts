@@ -73,6 +73,7 @@ export function benchCommand(): Command {
     .option('--load', 'measure loading as well (model folders only)')
     .option('--json', 'print one JSON object')
     .option('--output <file>', 'write the JSON, with commit and command, to a file')
+    .addHelpText('after', '\nExample:\n  sigmoe bench models/nano\n  sigmoe bench --shape ling-mini-2.0:5 --output result.json')
     .action(runBench);
   command.addCommand(benchServeCommand());
   command.addCommand(benchThroughputCommand());
