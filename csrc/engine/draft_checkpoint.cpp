@@ -336,6 +336,8 @@ DraftFolder open_draft_folder(const std::string& folder, const ModelConfig& targ
   return draft;
 }
 
+bool DraftFolder::brings_head() const { return DraftTensors(checkpoint).top("lm_head.weight") != nullptr; }
+
 DraftWeights load_draft_weights(const DraftFolder& draft, const ModelConfig& target, Backend& backend, int n_threads,
                                 const std::atomic<bool>* cancelled) {
   const DraftEntries entries(draft.config, target, draft.checkpoint);

@@ -30,6 +30,7 @@ uint64_t draft_kv_bytes_per_token(const DraftConfig& config, DType dtype);
 struct DraftFolder {
   DraftConfig config;
   Checkpoint checkpoint;
+  bool brings_head() const;  // or shares the target's
 };
 
 // Reads the config and all tensor headers, and checks them against each other and against the target. Throws not_found,

@@ -59,7 +59,10 @@ class Eagle3Drafter : public ModelDrafter {
  protected:
   float* state() override { return residual_.as<float>(); }
   const float* normed() const override { return normed_.as<float>(); }
-  const LinearWeight& head() const override { return weights_.lm_head ? *weights_.lm_head : *target_.weights().lm_head; }
+  void head_logits(const float* rows, const int32_t* row_ids, int n_rows, float* logits) override {
+    const LinearWeight& head = weights_.lm_head ? *weights_.lm_head : *target_.weights().lm_head;
+    backend_.head_logits(rows, row_ids, n_rows, head, nullptr, {config_.vocab_size}, logits);
+  }
   int32_t target_id(int32_t draft_id) const override { return weights_.target_ids[draft_id]; }
 
   void take_features(const int32_t* feature_rows, int n_rows) override {

@@ -132,7 +132,7 @@ void ModelDrafter::append_drafts(std::span<DraftTask> tasks, const int32_t* row_
   for (int first = 0; first < n_tasks; first += at_once) {
     const int n = std::min(at_once, n_tasks - first);
     const float* rows = row_ids ? normed() : normed() + first * width_;
-    backend_.head_logits(rows, row_ids ? row_ids + first : nullptr, n, head(), nullptr, {vocab_size_}, logits_.as<float>());
+    head_logits(rows, row_ids ? row_ids + first : nullptr, n, logits_.as<float>());
     if (trace)
       backend_.download(trace->logits.back().data() + first * vocab_size_, logits_.data(), n * vocab_size_ * sizeof(float));
     SampleArgs args;

@@ -25,7 +25,8 @@ class ModelDrafter : public Drafter {
   // One pass: row t sees its own token's hidden state and the token after it, next_ids (T) on the device.
   virtual void forward(const BatchView& batch, const int32_t* next_ids) = 0;
   virtual const float* normed() const = 0;  // (T, D) after forward(): what the head reads
-  virtual const LinearWeight& head() const = 0;
+  // logits (n, V) of rows of normed(), picked by row_ids on the device (null: the first n of `rows`).
+  virtual void head_logits(const float* rows, const int32_t* row_ids, int n_rows, float* logits) = 0;
   virtual int32_t target_id(int32_t draft_id) const { return draft_id; }
 
   RankRunner& target_;

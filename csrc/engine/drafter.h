@@ -58,7 +58,8 @@ struct DrafterLimits {
 
 std::unique_ptr<Drafter> make_eagle3_drafter(const DraftFolder& draft, DraftWeights weights, RankRunner& target,
                                              const DrafterLimits& limits);
-std::unique_ptr<Drafter> make_mtp_drafter(RankRunner& target, const DrafterLimits& limits);
+std::unique_ptr<Drafter> make_mtp_drafter(RankRunner& target, const DrafterLimits& limits);  // of a single rank
+std::unique_ptr<Drafter> make_mtp_drafter(World& world, const DrafterLimits& limits);
 std::unique_ptr<Drafter> make_ngram_drafter();
 
 }  // namespace sigmoe

@@ -154,10 +154,9 @@ DraftPlan plan_drafting(const ModelFolder& model, const EngineOptions& options) 
     throw EngineError(code, message, hint);
   };
   const bool has_mtp = model.config.n_mtp_layers > 0 && layer_is_stored(model.checkpoint, model.config.n_layers);
-  const bool one_rank = options.tensor_parallel == 1;
   DraftPlan plan;
   plan.method = options.speculation;
-  if (plan.method == "auto") plan.method = !options.draft.empty() ? "eagle3" : has_mtp && one_rank ? "mtp" : "ngram";
+  if (plan.method == "auto") plan.method = !options.draft.empty() ? "eagle3" : has_mtp ? "mtp" : "ngram";
   const std::string asked = "speculation '" + plan.method + "' asked for: ";
   if (plan.method != "none" && plan.method != "eagle3" && plan.method != "mtp" && plan.method != "ngram")
     refuse(ErrorCode::invalid_argument, asked + "no such method", "known are none, auto, eagle3, mtp and ngram");
@@ -167,15 +166,15 @@ DraftPlan plan_drafting(const ModelFolder& model, const EngineOptions& options) 
     refuse(ErrorCode::invalid_argument, asked + "it needs a draft folder", "pass draft, or use mtp or ngram");
   if (plan.method == "mtp" && !has_mtp)
     refuse(ErrorCode::not_found, asked + "the checkpoint has no MTP layer", "use eagle3 with a draft, or ngram");
-  if (plan.reads_features() && !one_rank)
-    refuse(ErrorCode::unsupported,
-           asked + "draft models run on one rank, tensorParallelSize is " + std::to_string(options.tensor_parallel),
-           "use ngram, or tensorParallelSize 1");
   if (plan.method == "none") return plan;
   // Chains much deeper than this rarely pay; depth control goes below wherever they do not.
   const int usual = plan.method == "eagle3" ? 5 : plan.method == "mtp" ? 3 : 7;
   plan.max_draft = options.max_draft > 0 ? options.max_draft : usual;
-  if (plan.method == "eagle3") plan.folder = open_draft_folder(options.draft, model.config);
+  if (plan.method != "eagle3") return plan;
+  plan.folder = open_draft_folder(options.draft, model.config);
+  if (options.tensor_parallel > 1 && !plan.folder->brings_head())
+    refuse(ErrorCode::unsupported, asked + "the draft shares the head of the target, which several ranks have in parts",
+           "use a draft with lm_head.weight, or tensorParallelSize 1");
   return plan;
 }
 
@@ -288,7 +287,7 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
       };
     ModelWeights weights = load_weights(config, model.checkpoint, *backend, load);
     info.weight_bytes += weights.bytes;
-    if (drafting.folder) {
+    if (drafting.folder && rank == 0) {  // small beside the target: one rank drafts, and the others wait
       draft_weights = load_draft_weights(*drafting.folder, config, *backend, load.n_threads, cancelled);
       info.weight_bytes += draft_weights.bytes;
     }
@@ -313,7 +312,7 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
     const DrafterLimits limits{most_rows, options.max_num_seqs, plan.context, plan.kv_cache_tokens / kPageTokens};
     RankRunner& target = loaded.world->rank(0);
     loaded.drafter = drafting.folder ? make_eagle3_drafter(*drafting.folder, std::move(draft_weights), target, limits)
-                     : drafting.method == "mtp" ? make_mtp_drafter(target, limits)
+                     : drafting.method == "mtp" ? make_mtp_drafter(*loaded.world, limits)
                                                 : make_ngram_drafter();
     info.kv_bytes += loaded.drafter->kv_bytes();
     info.workspace_bytes += loaded.drafter->bytes();

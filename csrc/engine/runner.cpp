@@ -198,17 +198,24 @@ World::~World() {
 }
 
 void World::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace) {
+  on_every_rank([&](int rank) {
+    StepOutputs ignored;
+    runners_[rank]->run(inputs, rank == 0 ? outputs : ignored, rank == 0 ? trace : nullptr);
+  });
+}
+
+void World::on_every_rank(const std::function<void(int rank)>& work) {
   {
     const std::lock_guard lock(mutex_);
     if (failure_) std::rethrow_exception(failure_);
-    step_ = &inputs;
+    work_ = &work;
     n_unfinished_ = static_cast<int>(threads_.size());
     ++generation_;
   }
   changed_.notify_all();
   std::exception_ptr own_failure;
   try {
-    runners_[0]->run(inputs, outputs, trace);
+    work(0);
   } catch (...) {
     own_failure = std::current_exception();
     if (!comms_.empty()) comms_[0]->shut_down();  // the other ranks must not wait for this one
@@ -225,18 +232,17 @@ void World::rank_loop(int rank) {
   name_this_thread("sigmoe-rank");
   uint64_t seen = 0;
   for (;;) {
-    const StepInputs* step = nullptr;
+    const std::function<void(int rank)>* work = nullptr;
     {
       std::unique_lock lock(mutex_);
       changed_.wait(lock, [&] { return stopping_ || generation_ != seen; });
       if (stopping_) return;
       seen = generation_;
-      step = step_;
+      work = work_;
     }
-    StepOutputs ignored;
     std::exception_ptr failure;
     try {
-      runners_[rank]->run(*step, ignored);
+      (*work)(rank);
     } catch (...) {
       failure = std::current_exception();
       comms_[rank]->shut_down();

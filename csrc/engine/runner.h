@@ -71,6 +71,7 @@ class RankRunner {
   Backend& backend() { return *backend_; }
   Graph& graph() { return graph_; }
   const ModelConfig& config() const { return config_; }
+  Comm* comm() const { return comm_; }
   const ModelWeights& weights() const { return weights_; }
   Workspace& workspace() { return workspace_; }
   const float* features() const { return features_.as<float>(); }  // (limits.features.n_rows, its width)
@@ -113,6 +114,8 @@ class World {
   ~World();
 
   void run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace = nullptr);
+  // work(rank), on the thread of each rank at the same time; the first error of any is thrown when all have ended.
+  void on_every_rank(const std::function<void(int rank)>& work);
 
   RankRunner& rank(int index) { return *runners_[index]; }
   int size() const { return static_cast<int>(runners_.size()); }
@@ -125,7 +128,7 @@ class World {
   std::vector<std::thread> threads_;
   std::mutex mutex_;
   std::condition_variable changed_;
-  const StepInputs* step_ = nullptr;  // being run; the generation says whether a rank has seen it
+  const std::function<void(int rank)>* work_ = nullptr;  // being done; the generation says whether a rank has seen it
   uint64_t generation_ = 0;
   int n_unfinished_ = 0;
   bool stopping_ = false;

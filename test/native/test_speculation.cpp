@@ -467,9 +467,6 @@ TEST_CASE("speculation: what cannot be combined is refused before anything is lo
   refused(options, ErrorCode::invalid_argument, "would not be used");
   options.speculation = "none";
   refused(options, ErrorCode::invalid_argument, "would not be used");
-  options = with("eagle3", 3);
-  options.tensor_parallel = 2;
-  refused(options, ErrorCode::unsupported, "tensorParallelSize is 2");
   options = with("mtp", 16);
   refused(options, ErrorCode::invalid_argument, "speculative.maxDepth");
   options = with("eagle3", 3);
@@ -479,8 +476,6 @@ TEST_CASE("speculation: what cannot be combined is refused before anything is lo
   EngineOptions automatic;
   automatic.speculation = "auto";
   CHECK(Engine::load(kNano, automatic)->info().speculation == "mtp");
-  automatic.tensor_parallel = 2;
-  CHECK(Engine::load(kNano, automatic)->info().speculation == "ngram");
   automatic = {};
   automatic.speculation = "auto";
   automatic.draft = kDraft;
@@ -493,10 +488,20 @@ TEST_CASE("speculation: what cannot be combined is refused before anything is lo
   CHECK_THROWS_AS(run.submit(request), EngineError);
 }
 
-TEST_CASE("speculation: prompt lookup on two ranks answers like one") {
-  const std::vector<GenerateRequest> requests = all_kinds(4, 40);
-  EngineOptions options;
-  options.compute = "float32";
-  options.tensor_parallel = 2;
-  check_same(Run(with("ngram", 4, false, options)).answers(requests), Run(options).answers(requests));
+TEST_CASE("speculation: every method on several ranks answers like plain decoding on them") {
+  const std::vector<GenerateRequest> requests = all_kinds(8, 40);
+  for (const int n_ranks : {2, 4}) {
+    EngineOptions options;
+    options.compute = "float32";
+    options.tensor_parallel = n_ranks;
+    options.n_threads = 1;
+    const std::vector<Answer> expected = Run(options).answers(requests);
+    for (const std::string& method : kMethods) {
+      CAPTURE(n_ranks);
+      CAPTURE(method);
+      const std::vector<Answer> got = Run(with(method, 4, false, options)).answers(requests);
+      check_same(got, expected);
+      if (method != "ngram") CHECK(n_accepted(got) > 20);
+    }
+  }
 }
