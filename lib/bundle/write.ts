@@ -35,15 +35,27 @@ const PART_BYTES = 1 << 20;
 
 /** Makes an archive of the package, all it needs, and models. `path` must not exist yet. */
 export async function writeBundle(path: string, options: BundleOptions): Promise<BundleFacts> {
-  const { models, signal } = options;
+  const { models } = options;
+  const items = await programItems();
+  for (const { name, folder } of models) items.push(...(await modelItems(folder, name)));
+  const folders = models.map(({ name }) => `models/${name}`);
+  return writeArchive(path, items, folders, options);
+}
+
+/** Makes an archive of these items, of which `models` are the folders of models. */
+export async function writeArchive(
+  path: string,
+  items: readonly Item[],
+  models: string[],
+  options: Omit<BundleOptions, 'models'>,
+): Promise<BundleFacts> {
+  const { signal } = options;
   const exists = await access(path).then(
     () => true,
     () => false,
   );
   if (exists)
     throw new InvalidArgumentError('path', `${path}: there is such a file already`, 'choose another name, or remove it');
-  const items = await programItems();
-  for (const { name, folder } of models) items.push(...(await modelItems(folder, name)));
   const sizes = await Promise.all(items.map(sizeOf));
   const bytesTotal = sizes.reduce((sum, size) => sum + size, 0);
   const asked = bytesTotal + items.length * 1024;
@@ -51,8 +63,7 @@ export async function writeBundle(path: string, options: BundleOptions): Promise
   if (asked > free) throw new IoError(`${path}: about ${asked} bytes are asked, ${free} free`, 'choose a larger disk');
   const { version, node } = await packageFacts();
   const { platform, arch } = process;
-  const folders = models.map(({ name }) => `models/${name}`);
-  const manifest: Manifest = { format: 1, sigmoe: version, platform, arch, node, models: folders, files: [] };
+  const manifest: Manifest = { format: 1, sigmoe: version, platform, arch, node, models, files: [] };
 
   const beside = `${path}.${randomBytes(6).toString('hex')}.incomplete`;
   const pack = new Pack({ portable: true });
@@ -95,7 +106,7 @@ async function fill(
   items: readonly Item[],
   sizes: readonly number[],
   files: BundledFile[],
-  { onProgress, signal, bytesTotal }: BundleOptions & { signal: AbortSignal; bytesTotal: number },
+  { onProgress, signal, bytesTotal }: Omit<BundleOptions, 'models'> & { signal: AbortSignal; bytesTotal: number },
 ): Promise<void> {
   let bytesDone = 0;
   for (const [i, item] of items.entries()) {
