@@ -15,6 +15,9 @@ if (!hasCurl) console.log('blocks with curl are not run: curl is not on the PATH
 /** What is not a program: nothing can be wrong with it that a test could see. */
 const TEXT = new Set(['', 'text', 'dockerfile']);
 
+/** sigmoe where a command begins, up to where the next one does. */
+const COMMAND = /(?:^(?:\w+=(?:\$\([^)]*\)|\S+) )*|npx |\| |&& |ExecStart=\S*\/)(sigmoe .*?)(?: &| \| .*| > .*)?$/;
+
 describe.each(pages.filter(({ blocks }) => blocks.length > 0))('docs/$name', ({ name, blocks }) => {
   const programs = blocks.filter(({ language }) => language === 'js');
   test.runIf(programs.length > 0)('programs run', () => {
@@ -42,7 +45,7 @@ describe.each(pages.filter(({ blocks }) => blocks.length > 0))('docs/$name', ({ 
       else if (language === 'yaml') expect(parse(text), place).toBeDefined();
       else if (language === 'sh' || language === 'ini') {
         for (const line of commandLines(text)) {
-          const [, command] = /(?:^|[\s=/])(sigmoe .*?)(?: &| \| .*| > .*)?$/.exec(line) ?? [];
+          const [, command] = COMMAND.exec(line) ?? [];
           if (command !== undefined) await expect(checkCommandLine(command), `${place}: ${line}`).resolves.toBeUndefined();
         }
       } else expect(language === 'js' || TEXT.has(language), `${place}: language ${language}`).toBe(true);
