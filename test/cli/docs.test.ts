@@ -21,7 +21,7 @@ function flagsOf(command: Command): Set<string> {
 }
 
 test('every flag the docs mention exists, and every file they link to', () => {
-  const known = new Set(['--help', '--import', '--output-file']); // the last two are of Node and SGLang
+  const known = new Set(['--help', ...OF_OTHERS]);
   for (const each of withSubcommands(buildProgram())) for (const flag of flagsOf(each)) known.add(flag);
   let count = 0;
   for (const { name, text } of pages) {
