@@ -47,7 +47,8 @@ test('the site is built without a warning', { timeout: 300_000 }, () => {
   expect(readFileSync(join(site, 'index.html'), 'utf8')).toContain('Getting started');
   // One page for each document, one for each exported class, and the help of every command.
   expect(readdirSync(join(site, 'documents')).length).toBeGreaterThanOrEqual(pages.length);
-  for (const name of ['Model', 'Tokenizer', 'EngineError']) expect(existsSync(join(site, `classes/index.${name}.html`))).toBe(true);
+  for (const name of ['Model', 'Tokenizer', 'EngineError'])
+    expect(existsSync(join(site, `classes/index.${name}.html`))).toBe(true);
   const reference = readFileSync(join(site, 'documents/Command_reference.html'), 'utf8');
   for (const flag of ['--max-tokens', '--served-model-name', '--revision']) expect(reference).toContain(flag);
 });
