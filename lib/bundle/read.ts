@@ -10,6 +10,7 @@ import { pipeline } from 'node:stream/promises';
 import { Parser, type ReadEntry } from 'tar';
 import { AbortError, CheckpointError, EngineError, IoError } from '../errors.js';
 import { checkRelativePath } from '../hub/ids.js';
+import { anySignal } from '../hub/signals.js';
 import { type BundledFile, MANIFEST, MAX_FILES, MAX_MANIFEST_BYTES, type Manifest, ROOT, readManifest } from './manifest.js';
 import type { BundleFacts, BundleProgress } from './write.js';
 
@@ -25,7 +26,7 @@ export type Keep = (path: string, data: AsyncIterable<Buffer>) => Promise<void>;
 export async function readBundle(path: string, { onProgress, signal }: ReadOptions, keep: Keep = drain): Promise<BundleFacts> {
   const bytes = await checkArchive(path);
   const failed = new AbortController();
-  const all = signal === undefined ? failed.signal : AbortSignal.any([signal, failed.signal]);
+  const all = anySignal(failed.signal, ...(signal === undefined ? [] : [signal]));
   const fail = (error: unknown) => failed.abort(error);
   const found = new Map<string, Omit<BundledFile, 'executable'>>();
   let manifest: Manifest | undefined;

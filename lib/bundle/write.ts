@@ -7,6 +7,7 @@ import { Transform } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { Header, Pack, ReadEntry } from 'tar';
 import { AbortError, EngineError, InvalidArgumentError, IoError } from '../errors.js';
+import { anySignal } from '../hub/signals.js';
 import { freeBytes } from '../hub/space.js';
 import { type Item, modelItems, packageFacts, programItems } from './contents.js';
 import { type BundledFile, MANIFEST, type Manifest, ROOT } from './manifest.js';
@@ -69,7 +70,7 @@ export async function writeArchive(
   const pack = new Pack({ portable: true });
   const hash = createHash('sha256');
   const failed = new AbortController();
-  const all = signal === undefined ? failed.signal : AbortSignal.any([signal, failed.signal]);
+  const all = anySignal(failed.signal, ...(signal === undefined ? [] : [signal]));
   let bytes = 0;
   const tee = new Transform({
     transform(chunk: Buffer, _, done) {

@@ -7,9 +7,9 @@ import type { LoadOptions, SamplingOptions, Source } from '../index.js';
 
 /** Where a model that is named by its id comes from. */
 export interface ModelFlags {
-  download?: boolean;
-  revision?: string;
-  source?: Source;
+  download?: boolean | undefined;
+  revision?: string | undefined;
+  source?: Source | undefined;
 }
 
 export interface EngineFlags

@@ -23,7 +23,7 @@ export async function findModel<F extends ModelFlags & { draft?: string | undefi
 
 async function findFolder(
   model: string,
-  { download, revision, source }: { [name in keyof ModelFlags]: ModelFlags[name] | undefined },
+  { download, revision, source }: ModelFlags,
   signal: AbortSignal | undefined,
 ): Promise<string> {
   const bars = downloadProgress();

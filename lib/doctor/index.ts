@@ -1,5 +1,7 @@
 /** sigmoe doctor: what this machine has, what is missing, whether a model fits and how fast it could be at most. */
 import { existsSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { AbortError, InvalidArgumentError } from '../errors.js';
 import { cacheRootOf } from '../hub/environment.js';
@@ -21,7 +23,17 @@ export type * from './types.js';
 
 const DTYPES: readonly FitDtype[] = ['float32', 'bf16', 'fp8', 'int8', 'int4'];
 const USUAL_CONTEXT = 4096;
-const BUNDLED = fileURLToPath(new URL('../../models/nano', import.meta.url));
+
+/** The demonstration model: of a clone, or of the package that holds it. */
+function bundledModel(): string | undefined {
+  const own = fileURLToPath(new URL('../../models/nano', import.meta.url));
+  if (existsSync(own)) return own;
+  try {
+    return dirname(createRequire(import.meta.url).resolve('@sigmoe/nano/package.json'));
+  } catch {
+    return undefined;
+  }
+}
 
 /**
  * Looks at the machine and, given a model, says whether it fits. Makes no connection. `ok` is whether the device that `auto` picks
@@ -100,9 +112,11 @@ async function modelFit(
 
 /** The bundled model on the default device, where it is installed: the only proof that the device computes. */
 async function tryBundled(signal: AbortSignal | undefined): Promise<{ works: boolean; text: string }> {
-  if (!existsSync(BUNDLED)) return { works: true, text: 'not tried: the bundled model is not installed' };
+  const bundled = bundledModel();
+  if (bundled === undefined)
+    return { works: true, text: 'not tried: @sigmoe/nano, the model it would be tried with, is not installed' };
   try {
-    const model = await Model.load(BUNDLED, { signal });
+    const model = await Model.load(bundled, { signal });
     try {
       const { passed, problems, cases, device } = await selftest(model, { signal });
       const failure = problems[0] ?? cases.flatMap((each) => each.problems)[0];

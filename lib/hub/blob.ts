@@ -13,6 +13,7 @@ import { PartFile, type Range, waitForOwner } from './part_file.js';
 import type { Progress } from './progress.js';
 import { type Policy, retrying } from './retry.js';
 import type { Semaphore } from './semaphore.js';
+import { anySignal } from './signals.js';
 import { freeBytes } from './space.js';
 
 export interface Fetching {
@@ -92,7 +93,7 @@ async function fetchOnce(file: RemoteFile, url: string, blob: string, fetching: 
 /** Fetches what is missing; the first failure ends all, and settles when all have ended. */
 async function fetchRanges(part: PartFile, file: RemoteFile, url: string, fetching: Fetching): Promise<void> {
   const failed = new AbortController();
-  const signal = AbortSignal.any([fetching.signal, failed.signal]);
+  const signal = anySignal(fetching.signal, failed.signal);
   let first: { error: unknown } | undefined;
   const missing = part.ranges.filter(({ begin, end, done }) => begin + done < end);
   await Promise.all(

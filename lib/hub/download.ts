@@ -13,6 +13,7 @@ import { bytesOf, type Progress } from './progress.js';
 import type { PullResult } from './pull.js';
 import { type Policy, retrying } from './retry.js';
 import { Semaphore } from './semaphore.js';
+import { anySignal } from './signals.js';
 import { freeBytes } from './space.js';
 import { Store } from './store.js';
 
@@ -84,7 +85,7 @@ async function fetchAll(
   fetching: Fetching,
 ): Promise<void> {
   const failed = new AbortController();
-  const signal = AbortSignal.any([fetching.signal, failed.signal]);
+  const signal = anySignal(fetching.signal, failed.signal);
   const jobs = new Semaphore(atOnce);
   const errors: unknown[] = [];
   const fetchOne = async (file: RemoteFile) => {

@@ -9,6 +9,7 @@ import { HUBS } from './hub.js';
 import { readModelId } from './ids.js';
 import { Progress, type PullProgress } from './progress.js';
 import { DEFAULT_POLICY, type Policy } from './retry.js';
+import { anySignal } from './signals.js';
 
 export interface PullOptions {
   /** Default `huggingface`. */
@@ -93,7 +94,7 @@ export async function pullWith(text: string, options: PullOptions, policy: Polic
       failed.abort({ error });
     }
   };
-  const signal = outer === undefined ? failed.signal : AbortSignal.any([outer, failed.signal]);
+  const signal = anySignal(failed.signal, ...(outer === undefined ? [] : [outer]));
   try {
     return await download(asked, token, { policy, progress: new Progress(guarded), onNote, signal });
   } catch (error) {

@@ -3,9 +3,10 @@
  * and the reading and writing of shards are csrc/engine/quantize*.
  */
 import { type Dirent, existsSync } from 'node:fs';
-import { copyFile, mkdir, readdir, rename, rm, stat } from 'node:fs/promises';
+import { copyFile, mkdir, readdir, rename, rm, rmdir, stat } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
 import { AbortError, EngineError, InvalidArgumentError, IoError, toEngineError } from '../errors.js';
+import { resolveModel } from '../hub/index.js';
 import { freeBytes } from '../hub/space.js';
 import { native } from '../native.js';
 import { checkCallback, checkFields, checkSignal } from '../options.js';
@@ -45,7 +46,7 @@ const MOST_SIDE_FILE_BYTES = 256 * 1024 * 1024;
 const LEAST_LEFT_BYTES = 64 * 1024 * 1024;
 
 /**
- * Makes a quantised copy of a BF16 or F32 model folder. `to` must not exist; a run that was interrupted goes on where it stopped
+ * Makes a quantised copy of a BF16 or F32 model, a folder or one of a hub that is in the cache. `to` must not exist; a run that was interrupted goes on where it stopped
  * when it is called again in the same way.
  *
  *     const { errors } = await quantize('AntAngelMed', 'AntAngelMed-FP8', { format: 'fp8' });
@@ -53,7 +54,7 @@ const LEAST_LEFT_BYTES = 64 * 1024 * 1024;
 export async function quantize(from: string, to: string, options: QuantizeOptions = {}): Promise<QuantizeReport> {
   const settings = readOptions(from, to, options);
   try {
-    return await run(from, resolve(to), settings);
+    return await run(await resolveModel(from), resolve(to), settings);
   } catch (error) {
     if (settings.signal?.aborted) {
       throw new AbortError(`quantising was aborted; what is done is kept in ${resolve(to)}.partial`, undefined, {
@@ -92,6 +93,7 @@ async function run(from: string, to: string, settings: Settings): Promise<Quanti
     return reportOf(from, to, format, plan, finished, kept);
   } finally {
     await unlock();
+    await rmdir(working).catch(() => {}); // where nothing came of it
   }
 }
 

@@ -1,4 +1,5 @@
 /** Command lines of help texts and docs, read as the command line itself reads them, without being carried out. */
+import { CommanderError } from 'commander';
 import { buildProgram, withSubcommands } from '../../lib/cli/program.js';
 
 /** Throws what the command line would complain of. */
@@ -14,7 +15,12 @@ export async function checkCommandLine(line: string): Promise<void> {
   const dashed = ['serve', 'bench'].includes(words[0] ?? '')
     ? words.map((word) => word.replace(/^--[a-z][\w-]*/, (flag) => flag.replaceAll('_', '-')))
     : words;
-  await program.parseAsync(dashed, { from: 'user' });
+  try {
+    await program.parseAsync(dashed, { from: 'user' });
+  } catch (error) {
+    // Asking for help ends the parsing, too.
+    if (!(error instanceof CommanderError && error.exitCode === 0)) throw error;
+  }
 }
 
 /** The words of a line of a shell: quotes hold words together, a comment ends the line. */

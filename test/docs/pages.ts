@@ -26,6 +26,12 @@ export const pages: Page[] = readdirSync(join(root, 'docs'))
     return { name, text, blocks: blocksOf(name, text) };
   });
 
+/** Pages outside of docs/ whose blocks are read, not run; the program of the README is run by test/cli/readme.test.ts. */
+export const otherPages: Page[] = ['README.md', 'packages/nano/README.md', 'packages/linux-x64-cuda/README.md'].map((name) => {
+  const text = readFileSync(join(root, name), 'utf8');
+  return { name, text, blocks: blocksOf(name, text) };
+});
+
 function blocksOf(name: string, text: string): Block[] {
   const blocks: Block[] = [];
   const lines = text.split('\n');

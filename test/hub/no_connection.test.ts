@@ -19,7 +19,7 @@ const RUNS: Record<string, string[] | undefined> = {
   devices: ['devices'],
   doctor: ['doctor'],
   selftest: ['selftest', nano],
-  quantize: ['quantize', nano, '/no/such/folder/out'],
+  quantize: ['quantize', nano, join(folderWith({}), 'out')],
 };
 const ELSEWHERE = ['serve', 'pull', 'bundle', 'help'];
 

@@ -1,4 +1,5 @@
 /** Downloads that go well: what arrives, what is asked for, where it lies. */
+import { randomBytes } from 'node:crypto';
 import { existsSync, lstatSync, mkdirSync, readdirSync, readFileSync, readlinkSync, renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
@@ -173,6 +174,18 @@ describe('on the way', () => {
       throw new RangeError('mine');
     };
     await expect(briskPull({ onProgress })).rejects.toThrow(new RangeError('mine'));
+  });
+
+  test('many requests at once are no reason for a warning', async () => {
+    const files = { 'model.safetensors': randomBytes(3_000_000) };
+    await startHub(files);
+    const warnings: Error[] = [];
+    const onWarning = (warning: Error) => warnings.push(warning);
+    process.on('warning', onWarning);
+    expectSame((await briskPull({ maxWorkers: 64 })).path, files);
+    await new Promise(setImmediate);
+    process.off('warning', onWarning);
+    expect(warnings).toEqual([]);
   });
 
   test('a blob of another length is fetched again', async () => {

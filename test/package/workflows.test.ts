@@ -55,6 +55,20 @@ describe.each(readdirSync(join(root, '.github/workflows')))('%s', (name) => {
   });
 });
 
+test('the packages beside the main one have its version, and are never installed by it', () => {
+  const main = JSON.parse(read('package.json')) as Record<string, unknown> & { version: string; dependencies: object };
+  expect(Object.keys(main.dependencies).filter((name) => name.startsWith('@sigmoe/'))).toEqual([]);
+  expect(main).not.toHaveProperty('optionalDependencies');
+  for (const name of readdirSync(join(root, 'packages'))) {
+    const { version, peerDependencies } = JSON.parse(read(`packages/${name}/package.json`)) as {
+      version: string;
+      peerDependencies?: { sigmoe: string };
+    };
+    expect(version, name).toBe(main.version);
+    if (peerDependencies !== undefined) expect(peerDependencies.sigmoe, name).toBe(main.version);
+  }
+});
+
 interface Container {
   args: string[];
   ports?: { name: string; containerPort: number }[];

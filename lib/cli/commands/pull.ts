@@ -55,7 +55,11 @@ async function run(id: string, flags: Flags, signal: AbortSignal): Promise<void>
   if (!asJson) {
     const { commit, files, downloadedBytes } = result;
     const at = commit === '' || commit === result.revision ? result.revision : `${result.revision}, commit ${commit}`;
-    note(dim(`${result.id} at ${at}: ${files} files of ${bytes(result.bytes)}, ${bytes(downloadedBytes)} downloaded`));
+    note(
+      dim(
+        `${result.id} at ${at}: ${files} ${files === 1 ? 'file' : 'files'} of ${bytes(result.bytes)}, ${bytes(downloadedBytes)} downloaded`,
+      ),
+    );
   }
   await write(asJson ? `${json(result, 2)}\n` : `${result.path}\n`);
 }
