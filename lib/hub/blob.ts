@@ -53,7 +53,7 @@ export async function fetchBlob(file: RemoteFile, url: string, blob: string, fet
 /** The hash of what arrived; the blob is in place if it is the right one, else nothing is left. */
 async function fetchOnce(file: RemoteFile, url: string, blob: string, fetching: Fetching): Promise<string> {
   const { policy, progress, signal } = fetching;
-  const part = await PartFile.open(blob, file.size, policy.chunkBytes);
+  const part = await PartFile.open(blob, file.size, policy);
   try {
     progress.known(file, part.doneBytes);
     try {
@@ -68,7 +68,10 @@ async function fetchOnce(file: RemoteFile, url: string, blob: string, fetching: 
     const found = await digest(part.path, file.hash.algorithm, signal);
     if (found === file.hash.hex) {
       await part.sync();
-      await rename(part.path, blob);
+      await rename(part.path, blob).catch((error: NodeJS.ErrnoException) => {
+        // Another container was there first, with the same content.
+        if (error.code !== 'ENOENT' || !existsSync(blob)) throw error;
+      });
     }
     await PartFile.discard(blob);
     return found;

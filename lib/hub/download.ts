@@ -64,6 +64,7 @@ async function fill(store: Store, asked: Download, fetching: Fetching): Promise<
   await fetchAll(missing, urlOf, store, asked.maxWorkers, fetching);
   for (const file of files) await store.link(listing.commit, file);
   await store.publish(revision, listing, files);
+  await store.tidy();
   return {
     id,
     source,
@@ -104,7 +105,10 @@ async function fetchAll(
 /** Contents that are not in the cache, each once, small ones first: what a model is can be read before its weights are there. */
 async function whatIsMissing(files: readonly RemoteFile[], store: Store): Promise<RemoteFile[]> {
   const missing = new Map<string, RemoteFile>();
-  for (const file of files) if (!missing.has(file.hash.hex) && !(await store.has(file))) missing.set(file.hash.hex, file);
+  for (const file of files) {
+    if (await store.has(file)) await PartFile.forget(store.blobOf(file));
+    else missing.set(file.hash.hex, missing.get(file.hash.hex) ?? file);
+  }
   return [...missing.values()].sort((a, b) => a.size - b.size);
 }
 

@@ -36,13 +36,13 @@ export interface Asked {
 
 /** The error a caller gets. Names no address beyond the hub's own: those of stores carry signatures. */
 export function explain(error: unknown, asked: Asked, signal: AbortSignal | undefined): EngineError {
-  const { id, endpoint } = asked;
+  const { id } = asked;
   if (signal?.aborted) return new AbortError(`the download of ${id} was aborted`, undefined, { cause: signal.reason });
   if (error instanceof EngineError) return error;
   if (error instanceof Refused) return explainRefusal(error, asked);
   const cause = { cause: error };
   if (error instanceof Passing) {
-    return new DownloadError(`${id} from ${endpoint}: ${error.message}`, 'what arrived is kept: try again', undefined, cause);
+    return new DownloadError(`${id}: ${error.message}`, 'what arrived is kept: try again', undefined, cause);
   }
   const { code, message } = error as NodeJS.ErrnoException;
   if (code === 'EACCES' || code === 'EPERM' || code === 'EROFS') {

@@ -8,6 +8,7 @@ import { type FileHandle, open, readFile, rename, rm, stat, utimes, writeFile } 
 import { hostname } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { isFields } from '../folder.js';
+import type { Policy } from './retry.js';
 
 export interface Range {
   begin: number;
@@ -16,7 +17,6 @@ export interface Range {
   done: number;
 }
 
-const SAVE_EVERY_MS = 200;
 const HEARTBEAT_MS = 10_000;
 /** A journal of another machine or container that is older than this has nobody who writes it. */
 const ABANDONED_MS = 60_000;
@@ -31,6 +31,7 @@ export class PartFile {
     readonly path: string,
     private readonly journal: string,
     private readonly size: number,
+    private readonly saveEveryMs: number,
     private readonly file: FileHandle,
   ) {
     this.heartbeat = setInterval(() => {
@@ -50,12 +51,18 @@ export class PartFile {
     await rm(path, { force: true });
   }
 
+  /** Of a blob that is whole: takes away the journal, if the end of its download was cut off before that. */
+  static async forget(blob: string): Promise<void> {
+    const { path, journal } = namesOf(blob);
+    if (!existsSync(path)) await rm(journal, { force: true });
+  }
+
   /** Goes on with what is there, or begins anew. The caller holds the lock of the cache entry. */
-  static async open(blob: string, size: number, chunkBytes: number): Promise<PartFile> {
+  static async open(blob: string, size: number, { chunkBytes, saveEveryMs }: Policy): Promise<PartFile> {
     const { path, journal } = namesOf(blob);
     const known = await readJournal(path, journal, size);
     if (known === undefined) await PartFile.discard(blob);
-    const part = new PartFile(path, journal, size, await open(path, known === undefined ? 'wx+' : 'r+'));
+    const part = new PartFile(path, journal, size, saveEveryMs, await open(path, known === undefined ? 'wx+' : 'r+'));
     try {
       if (known === undefined) await part.restart(chunkBytes);
       else {
@@ -88,7 +95,7 @@ export class PartFile {
       range.done += bytesWritten;
       at += bytesWritten;
     }
-    if (Date.now() - this.savedAt > SAVE_EVERY_MS) await this.save();
+    if (Date.now() - this.savedAt > this.saveEveryMs) await this.save();
   }
 
   /** Everything is on the disk when this settles. */

@@ -1,4 +1,4 @@
-/** How often and how long to try again. */
+/** The pace of a download: how much at once, how often and how long to try again. */
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Passing } from './failures.js';
 
@@ -12,6 +12,8 @@ export interface Policy {
   maxRetryAfterMs: number;
   /** A file is fetched in ranges of this many bytes, several at a time. */
   chunkBytes: number;
+  /** How often it is noted down how far a file is: a process that is killed loses at most this. */
+  saveEveryMs: number;
 }
 
 export const DEFAULT_POLICY: Policy = {
@@ -20,6 +22,7 @@ export const DEFAULT_POLICY: Policy = {
   maxDelayMs: 30_000,
   maxRetryAfterMs: 300_000,
   chunkBytes: 32 * 1024 * 1024,
+  saveEveryMs: 200,
 };
 
 /** Tries until `attempt` ends without a `Passing` error. `progressed` tells whether the last failure came after some success. */

@@ -240,7 +240,7 @@ describe('what does not pass ends the pull', () => {
     process.env.HF_ENDPOINT = 'http://127.0.0.1:1';
     expect(await failure(briskPull())).toMatchObject({
       code: 'ERR_DOWNLOAD',
-      message: `${ID} from http://127.0.0.1:1: http://127.0.0.1:1: the connection was refused`,
+      message: `${ID}: http://127.0.0.1:1: the connection was refused`,
     });
   });
 

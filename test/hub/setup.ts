@@ -12,7 +12,14 @@ import { FakeHub } from './fake_hub.js';
 export const ID = 'owner/model-1.5';
 
 /** As the default, without its patience. */
-export const BRISK: Policy = { tries: 4, delayMs: 5, maxDelayMs: 20, maxRetryAfterMs: 2000, chunkBytes: 64 * 1024 };
+export const BRISK: Policy = {
+  tries: 4,
+  delayMs: 5,
+  maxDelayMs: 20,
+  maxRetryAfterMs: 2000,
+  chunkBytes: 64 * 1024,
+  saveEveryMs: 10,
+};
 
 const VARIABLES = /^(HF_|HUGGING|HUGGINGFACE|MODELSCOPE_|TRANSFORMERS_OFFLINE|XDG_CACHE_HOME|(https?|no)_proxy$)/i;
 
