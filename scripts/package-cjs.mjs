@@ -14,7 +14,7 @@ export async function buildCommonJs() {
     input: join(dist, 'index.js'),
     platform: 'node',
     external: isRequireable,
-    plugins: [{ name: 'worker-path', transform: moveWorkerPath }],
+    plugins: [{ name: 'keep-place', transform: keepPlace }],
   });
   const { output } = await bundle.write({ file: join(dist, 'index.cjs'), format: 'cjs', exports: 'named' });
   await bundle.close();
@@ -28,12 +28,11 @@ function isRequireable(id) {
   return !id.startsWith('.') && !id.startsWith('/') && !/^typebox(\/|$)/.test(id);
 }
 
-// dist/index.cjs stands one folder above the module that starts this worker.
-function moveWorkerPath(code, id) {
-  if (!id.endsWith('/dist/chat/template_thread.js')) return null;
-  const parts = code.split("'./template_worker.js', import.meta.url");
-  if (parts.length !== 2) throw new ScriptError(`${id}: the path of its worker is not where scripts/package-cjs.mjs looks`);
-  return parts.join("'./chat/template_worker.js', import.meta.url");
+// What a module finds beside itself (a worker, a file of the package) it finds from its own place, not from the bundle's.
+function keepPlace(code, id) {
+  if (!id.startsWith(dist)) return null;
+  if (/import\.meta\.(?!url\b)/.test(code)) throw new ScriptError(`${id}: of import.meta, the library may use url alone`);
+  return code.replaceAll('import.meta.url', `new URL('./${relative(dist, id)}', import.meta.url).href`);
 }
 
 // A declaration speaks of CommonJS when the package.json nearest to it does.

@@ -10,9 +10,10 @@ await runMain(async () => {
   await prepareLibrary();
   removeLeftovers();
   await buildCommonJs();
-  // CI makes the files in a container of an old glibc and packs them elsewhere.
-  if (process.env.SIGMOE_KEEP_PREBUILDS) say('prebuilds: as they are');
-  else await prebuild({ anyGlibc: true });
+  // CI makes the files in a container of an old glibc and packs them elsewhere. Here, what an older build left is not packed.
+  if (process.env.SIGMOE_KEEP_PREBUILDS) return say('prebuilds: as they are');
+  rmSync(join(root, 'prebuilds'), { recursive: true, force: true });
+  await prebuild({ anyGlibc: true });
 });
 
 // Compiled files whose source is gone: tsc does not remove them, and the package takes all of dist.
