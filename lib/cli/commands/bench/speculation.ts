@@ -36,7 +36,7 @@ export function benchSpeculationCommand(): Command {
     .option('--temperature <n>', 'of the answers, with the top-p, top-k and penalty of the model card', number, 0.6)
     .option('--output-json <file>', 'write the result to a file')
     .option('--json', 'print the result as JSON')
-    .addHelpText('after', '\nExample: sigmoe bench speculation models/nano --draft models/nano-eagle3 --batch 1,8\n');
+    .addHelpText('after', '\nExample:\n  sigmoe bench speculation models/nano --draft models/nano-eagle3 --batch 1,8');
   return addEngineFlags(command).action(run);
 }
 
