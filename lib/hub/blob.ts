@@ -158,7 +158,7 @@ async function fetchRange(
   await retrying(policy, signal, onNote, attemptWhole, () => range.done - before >= PROGRESS_BYTES);
 }
 
-/** Whether the body is the range that was asked. Some stores send a range with status 200. */
+/** Whether the body is the range that was asked. Some stores send a range with status 200, or without saying which. */
 function checkAnswer({ statusCode, headers }: Answer, begin: number, end: number, file: RemoteFile): void {
   const length = typeof headers['content-length'] === 'string' ? Number(headers['content-length']) : undefined;
   const encoding = headers['content-encoding'];
@@ -172,11 +172,13 @@ function checkAnswer({ statusCode, headers }: Answer, begin: number, end: number
       throw new Passing(`${file.path}: another range arrives than was asked`);
     return;
   }
-  const whole = begin === 0 && end === file.size;
-  if (statusCode === 206) throw new Passing(`${file.path}: a range arrives that is not named`);
-  if (!whole && length === end - begin) return;
-  if (!whole) throw new RangeIgnored();
-  if (length !== undefined && length !== file.size) throw wrongLength(file, `${length} arrive`);
+  if (begin === 0 && end === file.size) {
+    if (length !== undefined && length !== file.size) throw wrongLength(file, `${length} arrive`);
+    return;
+  }
+  if (length === end - begin) return;
+  if (statusCode === 206) throw new Passing(`${file.path}: another range arrives than was asked`);
+  throw new RangeIgnored();
 }
 
 function wrongLength({ path, size }: RemoteFile, found: string): Passing {
