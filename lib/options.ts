@@ -66,7 +66,7 @@ const LOAD_FIELDS = [
 ] as const satisfies readonly (keyof LoadOptions)[];
 
 const INT32_MAX = 2 ** 31 - 1;
-/** As in csrc/engine/depth_control.h. */
+/** As in csrc/engine/speculation/depth_control.h. */
 const MAX_DRAFT_DEPTH = 15;
 const MAX_TEXTS = 64;
 const MAX_TEXT_CHARACTERS = 1024;

@@ -18,9 +18,9 @@
 
 #include "cuda/bench_kernels.h"
 #include "cuda/cuda_backend.h"
-#include "engine/graph.h"
-#include "engine/page_pool.h"
-#include "engine/synthetic.h"
+#include "engine/forward/graph.h"
+#include "engine/schedule/page_pool.h"
+#include "engine/weights/synthetic.h"
 #include "nlohmann/json.hpp"
 
 using namespace sigmoe;

@@ -17,10 +17,10 @@
 
 #include "backend/registry.h"
 #include "engine/engine.h"
+#include "engine/forward/runner.h"
 #include "engine/model_folder.h"
-#include "engine/page_pool.h"
-#include "engine/runner.h"
-#include "engine/synthetic.h"
+#include "engine/schedule/page_pool.h"
+#include "engine/weights/synthetic.h"
 #include "nlohmann/json.hpp"
 
 namespace sigmoe {

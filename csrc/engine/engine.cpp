@@ -9,12 +9,12 @@
 
 #include "backend/registry.h"
 #include "backend/thread_name.h"
+#include "engine/forward/runner.h"
 #include "engine/model_folder.h"
-#include "engine/requests.h"
-#include "engine/runner.h"
-#include "engine/scheduler.h"
-#include "engine/speculation.h"
-#include "engine/step_builder.h"
+#include "engine/schedule/requests.h"
+#include "engine/schedule/scheduler.h"
+#include "engine/schedule/step_builder.h"
+#include "engine/speculation/speculation.h"
 
 namespace sigmoe {
 namespace {

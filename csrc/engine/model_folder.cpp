@@ -6,10 +6,10 @@
 #include <thread>
 
 #include "backend/registry.h"
-#include "engine/checkpoint_spec.h"
-#include "engine/draft_checkpoint.h"
-#include "engine/page_pool.h"
-#include "engine/speculation.h"
+#include "engine/checkpoint/checkpoint_spec.h"
+#include "engine/schedule/page_pool.h"
+#include "engine/speculation/draft_checkpoint.h"
+#include "engine/speculation/speculation.h"
 
 namespace sigmoe {
 namespace {

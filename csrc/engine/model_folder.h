@@ -6,11 +6,11 @@
 #include <memory>
 #include <string>
 
-#include "engine/config.h"
-#include "engine/drafter.h"
+#include "engine/checkpoint/config.h"
+#include "engine/checkpoint/safetensors.h"
 #include "engine/engine.h"
-#include "engine/runner.h"
-#include "engine/safetensors.h"
+#include "engine/forward/runner.h"
+#include "engine/speculation/drafter.h"
 
 namespace sigmoe {
 

@@ -10,7 +10,7 @@
 #include <random>
 #include <string>
 
-#include "engine/weights.h"
+#include "engine/weights/weights.h"
 #include "make_checkpoint.h"
 #include "recording_backend.h"
 

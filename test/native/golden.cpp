@@ -9,7 +9,7 @@
 
 #include "backend/registry.h"
 #include "engine/model_folder.h"
-#include "engine/page_pool.h"
+#include "engine/schedule/page_pool.h"
 
 namespace sigmoe::test {
 

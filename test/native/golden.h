@@ -7,8 +7,8 @@
 #include <vector>
 
 #include "backend/backend.h"
-#include "engine/runner.h"
-#include "engine/safetensors.h"
+#include "engine/checkpoint/safetensors.h"
+#include "engine/forward/runner.h"
 
 namespace sigmoe::test {
 

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "engine/safetensors.h"
+#include "engine/checkpoint/safetensors.h"
 #include "nlohmann/json.hpp"
 
 namespace sigmoe::testing {

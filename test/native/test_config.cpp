@@ -3,7 +3,7 @@
 #include <sstream>
 
 #include "doctest/doctest.h"
-#include "engine/config.h"
+#include "engine/checkpoint/config.h"
 #include "nlohmann/json.hpp"
 
 using namespace sigmoe;

@@ -2,7 +2,7 @@
 #include <random>
 
 #include "doctest/doctest.h"
-#include "engine/depth_control.h"
+#include "engine/speculation/depth_control.h"
 
 using namespace sigmoe;
 

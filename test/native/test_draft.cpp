@@ -8,9 +8,9 @@
 
 #include "backend/registry.h"
 #include "doctest/doctest.h"
-#include "engine/draft_checkpoint.h"
-#include "engine/drafter.h"
 #include "engine/model_folder.h"
+#include "engine/speculation/draft_checkpoint.h"
+#include "engine/speculation/drafter.h"
 #include "golden.h"
 #include "make_checkpoint.h"
 #include "nlohmann/json.hpp"

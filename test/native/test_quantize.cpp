@@ -12,7 +12,7 @@
 #include "doctest/doctest.h"
 #include "engine/engine.h"
 #include "engine/model_folder.h"
-#include "engine/quantize_rule.h"
+#include "engine/quantize/quantize_rule.h"
 #include "golden.h"
 #include "make_checkpoint.h"
 #include "nlohmann/json.hpp"

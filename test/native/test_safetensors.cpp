@@ -8,7 +8,7 @@
 #include <fstream>
 
 #include "doctest/doctest.h"
-#include "engine/safetensors.h"
+#include "engine/checkpoint/safetensors.h"
 
 using namespace sigmoe;
 

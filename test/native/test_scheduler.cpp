@@ -5,7 +5,7 @@
 #include <set>
 
 #include "doctest/doctest.h"
-#include "engine/scheduler.h"
+#include "engine/schedule/scheduler.h"
 
 using namespace sigmoe;
 

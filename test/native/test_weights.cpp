@@ -3,8 +3,8 @@
 #include <numeric>
 
 #include "doctest/doctest.h"
-#include "engine/synthetic.h"
-#include "engine/weights.h"
+#include "engine/weights/synthetic.h"
+#include "engine/weights/weights.h"
 #include "make_checkpoint.h"
 #include "recording_backend.h"
 

@@ -1,0 +1,259 @@
+#include "engine/forward/runner.h"
+
+#include <algorithm>
+
+#include "backend/thread_name.h"
+#include "engine/forward/packer.h"
+
+namespace sigmoe {
+namespace {
+
+// Logits exist for a block of rows at a time: 157,184 floats a row add up. A batch larger than a block reads the head again.
+// A chain of drafts never straddles blocks, and is shorter than the smallest.
+constexpr int kLeastHeadRows = 32, kMostHeadRows = 128;
+
+// Where the sampler puts what it finds for `rows` rows: one piece of memory, so that one download brings it all.
+struct SampledBlock {
+  static constexpr size_t kRowBytes = (2 + 2 * kMaxLogprobs) * 4;
+  SampledBlock(std::byte* memory, int rows)
+      : tokens(reinterpret_cast<int32_t*>(memory)),
+        logprobs(reinterpret_cast<float*>(tokens + rows)),
+        top_ids(reinterpret_cast<int32_t*>(logprobs + rows)),
+        top_logprobs(reinterpret_cast<float*>(top_ids + static_cast<int64_t>(rows) * kMaxLogprobs)) {}
+
+  int32_t* tokens;
+  float* logprobs;
+  int32_t* top_ids;
+  float* top_logprobs;
+};
+
+// Tells apart steps whose kernels take other arguments.
+uint64_t step_key(const BatchView& batch, const int32_t* feature_rows) {
+  uint64_t key = reinterpret_cast<uintptr_t>(batch.token_ids) ^ reinterpret_cast<uintptr_t>(feature_rows) << 1;
+  for (const int size : {batch.n_tokens, batch.max_pages}) key = (key ^ static_cast<uint64_t>(size)) * 0x9e3779b97f4a7c15ull;
+  return key;
+}
+
+}  // namespace
+
+struct RankRunner::DeviceStep {
+  BatchView batch;
+  const int32_t* feature_rows;  // null: no features are wanted
+  const int32_t* next_ids;
+  const int32_t* sample_row_ids;
+  const int32_t* logits_row_ids;
+  const int32_t* mtp_row_ids;
+  SampleArgs sample;
+};
+
+RankRunner::RankRunner(const ModelConfig& config, std::unique_ptr<Backend> backend, ModelWeights weights, Comm* comm, int rank,
+                       int world, const RunnerLimits& limits)
+    : config_(config),
+      backend_(std::move(backend)),
+      weights_(std::move(weights)),
+      comm_(comm),
+      rank_(rank),
+      limits_(limits),
+      head_rows_(std::clamp(limits.max_seqs, kLeastHeadRows, kMostHeadRows)),
+      heads_(shard_heads(config, rank, world)),
+      kv_(*backend_, config.n_layers + (limits.mtp ? 1 : 0), limits.n_pages, heads_.kv.size(), config.head_dim),
+      workspace_(config, heads_, *backend_, limits.max_tokens, limits.n_positions, limits.mtp),
+      graph_(config_, weights_, heads_, *backend_, comm, kv_, workspace_),
+      logits_(backend_->alloc(sizeof(float) * head_rows_ * config.vocab_size, "logits")),
+      step_output_(backend_->alloc(head_rows_ * SampledBlock::kRowBytes, "sampled tokens")) {
+  const FeatureTap& tap = limits.features;
+  if (tap.n_rows > 0) features_ = backend_->alloc(sizeof(float) * tap.n_rows * tap.width(config.hidden_size), "draft features");
+  if (rank == 0) counts_ = backend_->alloc(sizeof(uint32_t) * limits.max_seqs * config.vocab_size, "token counts");
+}
+
+uint64_t RankRunner::workspace_bytes() const {
+  return workspace_.bytes() + features_.bytes() + logits_.bytes() + counts_.bytes() + step_input_.bytes() +
+         step_output_.bytes();
+}
+
+RankRunner::DeviceStep RankRunner::upload(const StepInputs& inputs) {
+  Packer packer(staging_);
+  const size_t token_ids = packer.put(inputs.token_ids), positions = packer.put(inputs.positions),
+               seq_offsets = packer.put(inputs.seq_offsets), page_tables = packer.put(inputs.page_tables),
+               feature_rows = packer.put(inputs.feature_rows), next_ids = packer.put(inputs.next_ids),
+               sample_row_ids = packer.put(inputs.sample_row_ids), sample_rows = packer.put(inputs.sample_rows),
+               bias_ids = packer.put(inputs.bias_ids), bias_values = packer.put(inputs.bias_values),
+               ban_ids = packer.put(inputs.ban_ids), masks = packer.put(inputs.masks),
+               logits_row_ids = packer.put(inputs.logits_row_ids), mtp_row_ids = packer.put(inputs.mtp_row_ids);
+  if (step_input_.bytes() < staging_.size()) step_input_ = backend_->alloc(staging_.size() * 2, "step inputs");
+  backend_->upload(step_input_.data(), staging_.data(), staging_.size());
+
+  const auto at = [&]<typename T>(size_t offset, const T*) {
+    return reinterpret_cast<const T*>(step_input_.as<std::byte>() + offset);
+  };
+  const int32_t* i32 = nullptr;
+  DeviceStep step;
+  step.batch = {inputs.n_tokens(),  inputs.n_seqs(),      inputs.max_pages,    at(token_ids, i32),
+                at(positions, i32), at(seq_offsets, i32), at(page_tables, i32)};
+  step.feature_rows = inputs.feature_rows.empty() ? nullptr : at(feature_rows, i32);
+  step.next_ids = at(next_ids, i32);
+  step.sample_row_ids = at(sample_row_ids, i32);
+  step.logits_row_ids = at(logits_row_ids, i32);
+  step.mtp_row_ids = at(mtp_row_ids, i32);
+  step.sample.vocab_size = static_cast<int>(config_.vocab_size);
+  step.sample.rows = at(sample_rows, static_cast<const SampleRow*>(nullptr));
+  step.sample.bias_ids = at(bias_ids, i32);
+  step.sample.bias_values = at(bias_values, static_cast<const float*>(nullptr));
+  step.sample.ban_ids = at(ban_ids, i32);
+  step.sample.masks = at(masks, static_cast<const uint32_t*>(nullptr));
+  step.sample.counts = counts_.as<uint32_t>();
+  return step;
+}
+
+void RankRunner::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace) {
+  if (rank_ == 0)
+    for (const SlotReset& reset : inputs.resets)
+      backend_->reset_counts(counts_.as<uint32_t>() + reset.slot * config_.vocab_size, static_cast<int>(config_.vocab_size),
+                             reset.prompt.data(), static_cast<int>(reset.prompt.size()), reset.generated.data(),
+                             static_cast<int>(reset.generated.size()));
+  const DeviceStep step = upload(inputs);
+  // A pure decode step enqueues the same work whenever its sizes and addresses are the same: the batch's arrays come first in
+  // the upload, so their sizes fix their places.
+  const bool decode = inputs.n_tokens() == inputs.n_seqs();
+  const FeatureSink sink{limits_.features, features_.as<float>(), step.feature_rows};
+  const FeatureSink* features = step.feature_rows ? &sink : nullptr;
+  if (decode && !trace && !comm_)
+    backend_->run_recorded(step_key(step.batch, step.feature_rows), [&] { graph_.forward(step.batch, nullptr, features); });
+  else
+    graph_.forward(step.batch, trace, features);
+  sample(inputs, step, outputs);
+  download_logits(step.logits_row_ids, static_cast<int>(inputs.logits_row_ids.size()), outputs.logits);
+  if (!inputs.next_ids.empty()) {
+    graph_.forward_mtp(step.batch, step.next_ids, trace);
+    download_logits(step.mtp_row_ids, static_cast<int>(inputs.mtp_row_ids.size()), outputs.mtp_logits);
+  }
+}
+
+// Final hidden states to logits, a block of rows at a time: with_logits(first, n) finds rows [first, first + n) in logits_.
+// No block begins at a row for which begins_block is false.
+void RankRunner::head(const int32_t* row_ids, int n_rows, const std::function<bool(int row)>& begins_block,
+                      const std::function<void(int, int)>& with_logits) {
+  for (int first = 0, n = 0; first < n_rows; first += n) {
+    n = std::min(head_rows_, n_rows - first);
+    while (first + n < n_rows && !begins_block(first + n)) --n;
+    backend_->head_logits(workspace_.normed.as<float>(), row_ids + first, n, *weights_.lm_head, comm_, weights_.vocab_widths,
+                          logits_.as<float>());
+    if (rank_ == 0) with_logits(first, n);
+  }
+}
+
+void RankRunner::sample(const StepInputs& inputs, const DeviceStep& step, StepOutputs& outputs) {
+  const int n_rows = static_cast<int>(inputs.sample_rows.size());
+  outputs.tokens.resize(n_rows);
+  outputs.logprobs.resize(n_rows);
+  outputs.top_ids.resize(static_cast<size_t>(n_rows) * kMaxLogprobs);
+  outputs.top_logprobs.resize(static_cast<size_t>(n_rows) * kMaxLogprobs);
+  const bool logprobs = std::any_of(inputs.sample_rows.begin(), inputs.sample_rows.end(),
+                                    [](const SampleRow& row) { return row.n_logprobs >= 0; });
+  SampleArgs args = step.sample;
+  args.logits = logits_.as<float>();
+  const SampledBlock on_device(step_output_.as<std::byte>(), head_rows_);
+  args.tokens = on_device.tokens;
+  args.logprobs = on_device.logprobs;
+  args.top_ids = on_device.top_ids;
+  args.top_logprobs = on_device.top_logprobs;
+  const auto begins_chain = [&](int row) { return inputs.sample_rows[row].if_previous < 0; };
+  head(step.sample_row_ids, n_rows, begins_chain, [&](int first, int n) {
+    args.rows = step.sample.rows + first;
+    args.n_rows = n;
+    backend_->sample(args);
+    if (!logprobs) return backend_->download(outputs.tokens.data() + first, args.tokens, n * sizeof(int32_t));
+    staging_.resize(step_output_.bytes());
+    backend_->download(staging_.data(), step_output_.data(), staging_.size());
+    const SampledBlock on_host(staging_.data(), head_rows_);
+    const auto alternatives = static_cast<int64_t>(first) * kMaxLogprobs;
+    std::copy_n(on_host.tokens, n, outputs.tokens.begin() + first);
+    std::copy_n(on_host.logprobs, n, outputs.logprobs.begin() + first);
+    std::copy_n(on_host.top_ids, n * kMaxLogprobs, outputs.top_ids.begin() + alternatives);
+    std::copy_n(on_host.top_logprobs, n * kMaxLogprobs, outputs.top_logprobs.begin() + alternatives);
+  });
+}
+
+void RankRunner::download_logits(const int32_t* row_ids, int n_rows, std::vector<float>& out) {
+  const size_t vocab = config_.vocab_size;
+  out.resize(rank_ == 0 ? n_rows * vocab : 0);
+  head(
+      row_ids, n_rows, [](int) { return true; },
+      [&](int first, int n) { backend_->download(out.data() + first * vocab, logits_.data(), n * vocab * sizeof(float)); });
+}
+
+World::World(int n_ranks, const MakeRank& make_rank) {
+  if (n_ranks > 1) comms_ = make_thread_world(n_ranks);
+  for (int rank = 0; rank < n_ranks; ++rank) runners_.push_back(make_rank(rank, comms_.empty() ? nullptr : comms_[rank].get()));
+  for (int rank = 1; rank < n_ranks; ++rank) threads_.emplace_back([this, rank] { rank_loop(rank); });
+}
+
+World::~World() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopping_ = true;
+  }
+  changed_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void World::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace) {
+  on_every_rank([&](int rank) {
+    StepOutputs ignored;
+    runners_[rank]->run(inputs, rank == 0 ? outputs : ignored, rank == 0 ? trace : nullptr);
+  });
+}
+
+void World::on_every_rank(const std::function<void(int rank)>& work) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (failure_) std::rethrow_exception(failure_);
+    work_ = &work;
+    n_unfinished_ = static_cast<int>(threads_.size());
+    ++generation_;
+  }
+  changed_.notify_all();
+  std::exception_ptr own_failure;
+  try {
+    work(0);
+  } catch (...) {
+    own_failure = std::current_exception();
+    if (!comms_.empty()) comms_[0]->shut_down();  // the other ranks must not wait for this one
+  }
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [&] { return n_unfinished_ == 0; });
+  // With several ranks the collectives are gone after a failure: every later step fails the same way.
+  if (own_failure && !threads_.empty() && !failure_) failure_ = own_failure;
+  if (failure_) std::rethrow_exception(failure_);
+  if (own_failure) std::rethrow_exception(own_failure);
+}
+
+void World::rank_loop(int rank) {
+  name_this_thread("sigmoe-rank");
+  uint64_t seen = 0;
+  for (;;) {
+    const std::function<void(int rank)>* work = nullptr;
+    {
+      std::unique_lock lock(mutex_);
+      changed_.wait(lock, [&] { return stopping_ || generation_ != seen; });
+      if (stopping_) return;
+      seen = generation_;
+      work = work_;
+    }
+    std::exception_ptr failure;
+    try {
+      (*work)(rank);
+    } catch (...) {
+      failure = std::current_exception();
+      comms_[rank]->shut_down();
+    }
+    {
+      const std::lock_guard lock(mutex_);
+      if (failure && !failure_) failure_ = failure;
+      --n_unfinished_;
+    }
+    changed_.notify_all();
+  }
+}
+
+}  // namespace sigmoe

@@ -1,0 +1,138 @@
+// One rank's model: its weights, KV cache, activations and graph, and how a step's host data gets onto the device and its
+// results back. World runs the same step on every rank.
+#pragma once
+
+#include <condition_variable>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "backend/backend.h"
+#include "engine/forward/graph.h"
+
+namespace sigmoe {
+
+// A sampler slot that gets a new sequence in this step.
+struct SlotReset {
+  int slot = 0;
+  std::vector<int32_t> prompt, generated;
+};
+
+// One step, on the host: what Scheduler planned, flattened.
+struct StepInputs {
+  std::vector<int32_t> token_ids, positions;  // (T)
+  std::vector<int32_t> seq_offsets;           // (B + 1)
+  std::vector<int32_t> page_tables;           // (B, max_pages)
+  int max_pages = 0;
+  std::vector<int32_t> feature_rows;  // (T) where each row's features go; empty: none are wanted
+  std::vector<int32_t> next_ids;      // (T) each row's next token; empty unless MTP logits are wanted
+  std::vector<SlotReset> resets;
+  std::vector<int32_t> sample_row_ids;  // (R) rows in [0, T) that get a token
+  std::vector<SampleRow> sample_rows;   // (R)
+  std::vector<int32_t> bias_ids, ban_ids;
+  std::vector<float> bias_values;
+  std::vector<uint32_t> masks;          // (mask rows, mask_words(V)): tokens that may be sampled
+  std::vector<int32_t> logits_row_ids;  // rows whose logits go back to the host
+  std::vector<int32_t> mtp_row_ids;     // rows whose MTP logits go back
+
+  int n_tokens() const { return static_cast<int>(token_ids.size()); }
+  int n_seqs() const { return static_cast<int>(seq_offsets.size()) - 1; }
+};
+
+struct StepOutputs {
+  std::vector<int32_t> tokens;      // (R)
+  std::vector<float> logprobs;      // (R)
+  std::vector<int32_t> top_ids;     // (R, kMaxLogprobs)
+  std::vector<float> top_logprobs;  // (R, kMaxLogprobs)
+  std::vector<float> logits;        // (logits_row_ids, V)
+  std::vector<float> mtp_logits;    // (mtp_row_ids, V)
+};
+
+struct RunnerLimits {
+  int64_t max_tokens = 512;  // per step
+  int max_seqs = 32;         // per step, and sampler slots
+  int64_t n_positions = 0;   // RoPE tables: positions [0, n_positions)
+  int64_t n_pages = 0;
+  bool mtp = false;
+  FeatureTap features;  // what a draft model reads of this one
+};
+
+class RankRunner {
+ public:
+  RankRunner(const ModelConfig& config, std::unique_ptr<Backend> backend, ModelWeights weights, Comm* comm, int rank, int world,
+             const RunnerLimits& limits);
+
+  // `outputs` is filled on the rank that samples (0) and ignored elsewhere.
+  void run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace = nullptr);
+
+  Backend& backend() { return *backend_; }
+  Graph& graph() { return graph_; }
+  const ModelConfig& config() const { return config_; }
+  Comm* comm() const { return comm_; }
+  const ModelWeights& weights() const { return weights_; }
+  Workspace& workspace() { return workspace_; }
+  const float* features() const { return features_.as<float>(); }  // (limits.features.n_rows, its width)
+  uint64_t kv_bytes() const { return kv_.bytes(); }
+  uint64_t workspace_bytes() const;
+
+ private:
+  struct DeviceStep;
+  DeviceStep upload(const StepInputs& inputs);
+  void head(const int32_t* row_ids, int n_rows, const std::function<bool(int row)>& begins_block,
+            const std::function<void(int first, int n)>& with_logits);
+  void sample(const StepInputs& inputs, const DeviceStep& step, StepOutputs& outputs);
+  void download_logits(const int32_t* row_ids, int n_rows, std::vector<float>& out);
+
+  ModelConfig config_;
+  std::unique_ptr<Backend> backend_;
+  ModelWeights weights_;
+  Comm* comm_;
+  int rank_;
+  RunnerLimits limits_;
+  int head_rows_;  // of one block of logits
+  HeadShard heads_;
+  KvCache kv_;
+  Workspace workspace_;
+  Graph graph_;
+  DeviceBuffer features_;     // (feature rows, width) for a draft model
+  DeviceBuffer logits_;       // (head_rows, V)
+  DeviceBuffer counts_;       // (slots, V) on rank 0
+  DeviceBuffer step_input_;   // everything a step uploads, in one piece
+  DeviceBuffer step_output_;  // tokens, logprobs and alternatives of a block of sampled rows
+  std::vector<std::byte> staging_;
+};
+
+// All ranks of a model in one process. Rank 0 runs on the caller's thread, the others on threads of their own.
+class World {
+ public:
+  // Makes rank r's runner; called on the constructing thread, in rank order.
+  using MakeRank = std::function<std::unique_ptr<RankRunner>(int rank, Comm* comm)>;
+  World(int n_ranks, const MakeRank& make_rank);
+  ~World();
+
+  void run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace = nullptr);
+  // work(rank), on the thread of each rank at the same time; the first error of any is thrown when all have ended.
+  void on_every_rank(const std::function<void(int rank)>& work);
+
+  RankRunner& rank(int index) { return *runners_[index]; }
+  int size() const { return static_cast<int>(runners_.size()); }
+
+ private:
+  void rank_loop(int rank);
+
+  std::vector<std::unique_ptr<Comm>> comms_;  // empty for one rank
+  std::vector<std::unique_ptr<RankRunner>> runners_;
+  std::vector<std::thread> threads_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  const std::function<void(int rank)>* work_ = nullptr;  // being done; the generation says whether a rank has seen it
+  uint64_t generation_ = 0;
+  int n_unfinished_ = 0;
+  bool stopping_ = false;
+  std::exception_ptr failure_;
+};
+
+}  // namespace sigmoe
