@@ -1,0 +1,5 @@
+// What a kernel includes: here the twin, in a CANN build Huawei's header of the same name.
+#pragma once
+
+#include "ascend/twin/cast.h"
+#include "ascend/twin/vector.h"
