@@ -2,4 +2,5 @@
 #pragma once
 
 #include "ascend/twin/cast.h"
+#include "ascend/twin/fixpipe.h"
 #include "ascend/twin/vector.h"
