@@ -10,7 +10,7 @@ constexpr int32_t kUbBlock = 32;
 template <typename T>
 __aicore__ inline void load_row(const LocalTensor<T>& to, const GlobalTensor<T>& from, int32_t n) {
   const DataCopyExtParams params{1, static_cast<uint32_t>(n * sizeof(T)), 0, 0, 0};
-  const DataCopyPadExtParams<T> no_padding{false, 0, 0, 0};
+  const DataCopyPadExtParams<T> no_padding;
   DataCopyPad(to, from, params, no_padding);
 }
 
