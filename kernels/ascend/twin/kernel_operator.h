@@ -3,4 +3,7 @@
 
 #include "ascend/twin/cast.h"
 #include "ascend/twin/fixpipe.h"
+#include "ascend/twin/reduce.h"
+#include "ascend/twin/select.h"
+#include "ascend/twin/sort.h"
 #include "ascend/twin/vector.h"
