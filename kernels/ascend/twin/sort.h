@@ -88,7 +88,8 @@ twin::Only<T, half, float> MrgSort(const LocalTensor<T>& dst, const MrgSortSrcLi
       i.require(n_lists == 4, "repeats are for four lists");
       for (int l = 1; l < 4; ++l)
         i.require(info.elementLengths[l] == info.elementLengths[0] &&
-                      src[l]->local().at == src[0]->local().at + std::size_t{l} * info.elementLengths[0] * sizeof(twin::Record),
+                      src[l]->local().at ==
+                          src[0]->local().at + static_cast<std::size_t>(l) * info.elementLengths[0] * sizeof(twin::Record),
                   "repeats are for equal lists that follow each other");
     }
     const std::size_t bytes = all * info.repeatTimes * sizeof(twin::Record);
