@@ -10,7 +10,7 @@ import { fileURLToPath } from 'node:url';
 export interface NativeEngineOptions {
   device: string;
   kernels: string;
-  compute: 'bfloat16' | 'float32';
+  compute: 'bfloat16' | 'float32' | 'int8';
   threads: number;
   tensorParallelSize: number;
   maxModelLen: number;

@@ -97,8 +97,8 @@ struct LinearDesc {
   std::vector<int64_t> k_bounds;
   // Rows [0, n/2) are the gate and [n/2, n) the up projection of one SwiGLU; backends may interleave them.
   bool gate_up = false;
-  LinearUse use = LinearUse::body;
   std::string name;  // for messages
+  LinearUse use = LinearUse::body;
 };
 
 // A weight in the backend's own layout. Opaque to the engine.
