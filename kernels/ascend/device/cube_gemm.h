@@ -1,7 +1,8 @@
 // One output tile of a matrix product on a cube core: rows of x times a range of output channels of a packed weight.
 //
-//   GM x  -Nd2Nz->  L1 [k / lanes][rows][lanes]         -LoadData->  L0A [rows / 16][k / lanes][16][lanes]  \
-//   GM W  -copy->   L1 [groups][k / lanes][16][lanes]   -LoadData->  L0B [k / lanes][groups][16][lanes]     -> Mmad -> L0C -> GM
+//   x: GM  -Nd2Nz->  L1 [k / lanes][rows][lanes]         -LoadData->  L0A [rows / 16][k / lanes][16][lanes]
+//   W: GM  -copy->   L1 [groups][k / lanes][16][lanes]   -LoadData->  L0B [k / lanes][groups][16][lanes]
+//   L0A, L0B  -Mmad->  L0C  -Fixpipe->  GM
 //
 // Every buffer is double: the queues let a copy of the next piece of k run while the last one is multiplied.
 #pragma once
@@ -9,9 +10,10 @@
 #include "ascend/device/args/weight_layout.h"
 #include "kernel_operator.h"
 
-namespace sigmoe::ascend {
+namespace sigmoe_cube_kernels {
 
 using namespace AscendC;
+using namespace sigmoe::ascend;
 
 constexpr int32_t kTileRows = 128;
 constexpr int32_t kTileColumns = 128;
@@ -29,7 +31,7 @@ struct CubeSum<int8_t> {
 
 // Mmad with m = 1 reads its left operand in another layout, so a single row is multiplied together with the unwritten one
 // after it, whose result nobody fetches.
-__aicore__ inline uint16_t CubeRows(int32_t rows) { return static_cast<uint16_t>(rows > 1 ? rows : 2); }
+__aicore__ inline uint16_t cube_rows(int32_t rows) { return static_cast<uint16_t>(rows > 1 ? rows : 2); }
 
 template <typename T>
 class CubeGemm {
@@ -37,7 +39,7 @@ class CubeGemm {
   using Sum = typename CubeSum<T>::Type;
   static constexpr int32_t kLanes = kBlockBytes / sizeof(T);
 
-  __aicore__ inline void Init(TPipe* pipe) {
+  __aicore__ inline void init(TPipe* pipe) {
     pipe->InitBuffer(a1_, 2, kTileRows * kL1Blocks * kBlockBytes);
     pipe->InitBuffer(b1_, 2, kTileColumns * kL1Blocks * kBlockBytes);
     pipe->InitBuffer(a2_, 2, kTileRows * kL0Blocks * kBlockBytes);
@@ -46,7 +48,8 @@ class CubeGemm {
   }
 
   // Rows ids[0 .. rows) of x, or rows [first_row, first_row + rows) when ids is null; `pitch` elements apart.
-  __aicore__ inline void SetRows(const GlobalTensor<T>& x, int32_t pitch, const int32_t* ids, int64_t first_row, int32_t rows) {
+  __aicore__ inline void set_rows(const GlobalTensor<T>& x, int32_t pitch, const int32_t* ids, int64_t first_row,
+                                  int32_t rows) {
     x_ = x;
     pitch_ = pitch;
     ids_ = ids;
@@ -56,19 +59,19 @@ class CubeGemm {
   }
 
   // out[r * out_pitch + c] for the rows set and c < columns, of output channels from 16 * first_group on.
-  __aicore__ inline void Multiply(const GlobalTensor<T>& weight, const WeightLayout& layout, int32_t first_group,
+  __aicore__ inline void multiply(const GlobalTensor<T>& weight, const WeightLayout& layout, int32_t first_group,
                                   int32_t columns, const GlobalTensor<Sum>& out, uint32_t out_pitch) {
     const int32_t groups = static_cast<int32_t>(ceil_div(columns, kGroupRows));
     const int32_t blocks = static_cast<int32_t>(layout.blocks());
     LocalTensor<Sum> sums = co1_.template AllocTensor<Sum>();
     for (int32_t at = 0; at < blocks; at += kL1Blocks) {
       const int32_t count = at + kL1Blocks < blocks ? kL1Blocks : blocks - at;
-      CopyRows(layout, at, count);
-      CopyWeight(weight, layout, first_group, groups, at, count);
+      copy_rows(layout, at, count);
+      copy_weight(weight, layout, first_group, groups, at, count);
       LocalTensor<T> a1 = a1_.template DeQue<T>();
       LocalTensor<T> b1 = b1_.template DeQue<T>();
       for (int32_t part = 0; part < count; part += kL0Blocks)
-        MultiplyPart(sums, a1, b1, groups, count, part, part + kL0Blocks < count ? kL0Blocks : count - part, at + part == 0);
+        multiply_part(sums, a1, b1, groups, count, part, part + kL0Blocks < count ? kL0Blocks : count - part, at + part == 0);
       a1_.FreeTensor(a1);
       b1_.FreeTensor(b1);
     }
@@ -86,7 +89,7 @@ class CubeGemm {
 
  private:
   // Blocks [at, at + count) along k of the rows.
-  __aicore__ inline void CopyRows(const WeightLayout& layout, int32_t at, int32_t count) {
+  __aicore__ inline void copy_rows(const WeightLayout& layout, int32_t at, int32_t count) {
     LocalTensor<T> a1 = a1_.template AllocTensor<T>();
     const int64_t column = static_cast<int64_t>(at) * kLanes;
     const int64_t end = column + static_cast<int64_t>(count) * kLanes;
@@ -108,8 +111,8 @@ class CubeGemm {
     a1_.EnQue(a1);
   }
 
-  __aicore__ inline void CopyWeight(const GlobalTensor<T>& weight, const WeightLayout& layout, int32_t first_group,
-                                    int32_t groups, int32_t at, int32_t count) {
+  __aicore__ inline void copy_weight(const GlobalTensor<T>& weight, const WeightLayout& layout, int32_t first_group,
+                                     int32_t groups, int32_t at, int32_t count) {
     LocalTensor<T> b1 = b1_.template AllocTensor<T>();
     DataCopyParams copy;
     copy.blockCount = static_cast<uint16_t>(groups);
@@ -121,8 +124,8 @@ class CubeGemm {
   }
 
   // Adds the product of blocks [part, part + count) of what L1 holds (`held` blocks), or stores it when it is the first.
-  __aicore__ inline void MultiplyPart(const LocalTensor<Sum>& sums, const LocalTensor<T>& a1, const LocalTensor<T>& b1,
-                                      int32_t groups, int32_t held, int32_t part, int32_t count, bool first) {
+  __aicore__ inline void multiply_part(const LocalTensor<Sum>& sums, const LocalTensor<T>& a1, const LocalTensor<T>& b1,
+                                       int32_t groups, int32_t held, int32_t part, int32_t count, bool first) {
     LoadData2DParams load;
     load.startIndex = 0;
     load.repeatTimes = static_cast<uint8_t>(count);
@@ -145,7 +148,7 @@ class CubeGemm {
     a2 = a2_.template DeQue<T>();
     b2 = b2_.template DeQue<T>();
     MmadParams mmad;
-    mmad.m = CubeRows(rows_);
+    mmad.m = cube_rows(rows_);
     mmad.n = static_cast<uint16_t>(groups * kGroupRows);
     mmad.k = static_cast<uint16_t>(count * kLanes);
     mmad.cmatrixInitVal = first;
@@ -166,4 +169,4 @@ class CubeGemm {
   int32_t pitch_ = 0, rows_ = 0, rows16_ = 0;
 };
 
-}  // namespace sigmoe::ascend
+}  // namespace sigmoe_cube_kernels

@@ -11,10 +11,17 @@
 #include "ascend/device/args/experts.h"
 #include "ascend/device/cube_gemm.h"
 
-namespace sigmoe::ascend {
+namespace sigmoe_cube_kernels {
 
 struct ExpertsMemory {
-  GM_ADDR x, x_scales, table, expert_offsets, slot_order, slot_weights, work, out;
+  GM_ADDR x;
+  GM_ADDR x_scales;  // int8 only
+  GM_ADDR table;
+  GM_ADDR expert_offsets;
+  GM_ADDR slot_order;
+  GM_ADDR slot_weights;
+  GM_ADDR work;
+  GM_ADDR out;
 };
 
 // Walks the experts that have rows, the shared one last, and deals their items out to the cores.
@@ -25,7 +32,7 @@ class ExpertWalk {
     offsets_.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(memory.expert_offsets));
   }
 
-  __aicore__ inline bool Next() {
+  __aicore__ inline bool next() {
     dealt_ += items_;
     items_ = 0;
     while (++expert_ < t_.n_experts) {
@@ -40,16 +47,16 @@ class ExpertWalk {
   }
 
   // The first of this expert's `items` items that is this core's; the next is `cores` further.
-  __aicore__ inline int32_t Deal(int32_t items) {
+  __aicore__ inline int32_t deal(int32_t items) {
     items_ = items;
     return static_cast<int32_t>((core_ + cores_ - dealt_ % cores_) % cores_);
   }
 
-  __aicore__ inline int32_t Expert() const { return expert_; }
-  __aicore__ inline bool Shared() const { return expert_ == t_.n_experts; }
-  __aicore__ inline int32_t First() const { return first_; }
-  __aicore__ inline int32_t Rows() const { return rows_; }
-  __aicore__ inline int32_t Inner() const { return Shared() ? t_.shared_inner : t_.inner; }
+  __aicore__ inline int32_t expert() const { return expert_; }
+  __aicore__ inline bool shared() const { return expert_ == t_.n_experts; }
+  __aicore__ inline int32_t first() const { return first_; }
+  __aicore__ inline int32_t rows() const { return rows_; }
+  __aicore__ inline int32_t inner() const { return shared() ? t_.shared_inner : t_.inner; }
 
  private:
   const ExpertsTiling& t_;
@@ -63,10 +70,10 @@ class ExpertsCube {
  public:
   using Sum = typename CubeSum<T>::Type;
 
-  __aicore__ inline void Init(const ExpertsMemory& memory, const ExpertsTiling& t, TPipe* pipe) {
+  __aicore__ inline void init(const ExpertsMemory& memory, const ExpertsTiling& t, TPipe* pipe) {
     memory_ = memory;
     t_ = t;
-    gemm_.Init(pipe);
+    gemm_.init(pipe);
     x_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(memory.x));
     table_.SetGlobalBuffer(reinterpret_cast<__gm__ uint64_t*>(memory.table));
     slot_order_.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(memory.slot_order));
@@ -74,42 +81,42 @@ class ExpertsCube {
     inner_.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(memory.work + t.inner_at));
   }
 
-  __aicore__ inline void GateUp() {
+  __aicore__ inline void gate_up() {
     ExpertWalk walk(memory_, t_, static_cast<int32_t>(GetBlockIdx()), static_cast<int32_t>(GetBlockNum()));
-    while (walk.Next())
-      Tiles(walk, kGateUp, 2 * walk.Inner(), t_.width, walk.Shared() ? t_.shared_up_tile : t_.up_tile);
+    while (walk.next()) tiles_of(walk, kGateUp, 2 * walk.inner(), t_.width, walk.shared() ? t_.shared_up_tile : t_.up_tile);
   }
 
-  __aicore__ inline void Down() {
+  __aicore__ inline void down() {
     ExpertWalk walk(memory_, t_, static_cast<int32_t>(GetBlockIdx()), static_cast<int32_t>(GetBlockNum()));
-    while (walk.Next()) Tiles(walk, kDown, t_.width, walk.Inner(), t_.down_tile);
+    while (walk.next()) tiles_of(walk, kDown, t_.width, walk.inner(), t_.down_tile);
   }
 
  private:
-  __aicore__ inline void Tiles(ExpertWalk& walk, ExpertTable which, int32_t n, int32_t k, int32_t column_tile) {
-    const uint64_t address = table_.GetValue(which * (t_.n_experts + 1) + walk.Expert());
+  __aicore__ inline void tiles_of(ExpertWalk& walk, ExpertTable which, int32_t n, int32_t k, int32_t column_tile) {
+    const uint64_t address = table_.GetValue(which * (t_.n_experts + 1) + walk.expert());
     if (address == 0) return;
     GlobalTensor<T> weight;
     weight.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(address));
     const WeightLayout layout{n, k, sizeof(T)};
-    const int32_t row_blocks = static_cast<int32_t>(ceil_div(walk.Rows(), kTileRows));
+    const int32_t row_blocks = static_cast<int32_t>(ceil_div(walk.rows(), kTileRows));
     const int32_t tiles = row_blocks * static_cast<int32_t>(ceil_div(n, column_tile));
-    for (int32_t tile = walk.Deal(tiles); tile < tiles; tile += static_cast<int32_t>(GetBlockNum())) {
+    for (int32_t tile = walk.deal(tiles); tile < tiles; tile += static_cast<int32_t>(GetBlockNum())) {
       const int32_t row = tile % row_blocks * kTileRows, column = tile / row_blocks * column_tile;
-      const int32_t rows = row + kTileRows < walk.Rows() ? kTileRows : walk.Rows() - row;
+      const int32_t rows = row + kTileRows < walk.rows() ? kTileRows : walk.rows() - row;
       const int32_t columns = column + column_tile < n ? column_tile : n - column;
       if (which == kDown)
-        gemm_.SetRows(inner_, t_.inner_pitch, nullptr, walk.First() + row, rows);
-      else if (walk.Shared())
-        gemm_.SetRows(x_, t_.x_pitch, nullptr, row, rows);
+        gemm_.set_rows(inner_, t_.inner_pitch, nullptr, walk.first() + row, rows);
+      else if (walk.shared())
+        gemm_.set_rows(x_, t_.x_pitch, nullptr, row, rows);
       else
-        gemm_.SetRows(x_, t_.x_pitch, Tokens(walk.First() + row, rows), 0, rows);
-      gemm_.Multiply(weight, layout, column / static_cast<int32_t>(kGroupRows), columns,
-                     sums_[static_cast<int64_t>(walk.First() + row) * t_.sum_pitch + column], static_cast<uint32_t>(t_.sum_pitch));
+        gemm_.set_rows(x_, t_.x_pitch, tokens(walk.first() + row, rows), 0, rows);
+      gemm_.multiply(weight, layout, column / static_cast<int32_t>(kGroupRows), columns,
+                     sums_[static_cast<int64_t>(walk.first() + row) * t_.sum_pitch + column],
+                     static_cast<uint32_t>(t_.sum_pitch));
     }
   }
 
-  __aicore__ inline const int32_t* Tokens(int32_t first, int32_t rows) {
+  __aicore__ inline const int32_t* tokens(int32_t first, int32_t rows) {
     for (int32_t i = 0; i < rows; ++i) tokens_[i] = slot_order_.GetValue(first + i) / t_.n_active;
     return tokens_;
   }
@@ -124,4 +131,4 @@ class ExpertsCube {
   int32_t tokens_[kTileRows];
 };
 
-}  // namespace sigmoe::ascend
+}  // namespace sigmoe_cube_kernels

@@ -3,28 +3,28 @@
 
 #include "ascend/device/experts_vector.h"
 
-namespace sigmoe::ascend {
+namespace sigmoe_cube_kernels {
 
 template <typename T>
-__aicore__ inline void RunExperts(const ExpertsMemory& memory, const ExpertsTiling& tiling) {
+__aicore__ inline void run_experts(const ExpertsMemory& memory, const ExpertsTiling& tiling) {
   TPipe pipe;
   if ASCEND_IS_AIC {
     ExpertsCube<T> cube;
-    cube.Init(memory, tiling, &pipe);
-    cube.GateUp();
+    cube.init(memory, tiling, &pipe);
+    cube.gate_up();
     SyncAll<false>();
     SyncAll<false>();
-    cube.Down();
+    cube.down();
     SyncAll<false>();
   } else {
     ExpertsVector<T> vector;
-    vector.Init(memory, tiling, &pipe);
+    vector.init(memory, tiling, &pipe);
     SyncAll<false>();
-    vector.SwiGlu();
+    vector.swiglu();
     SyncAll<false>();
     SyncAll<false>();
-    vector.Weigh();
+    vector.weigh();
   }
 }
 
-}  // namespace sigmoe::ascend
+}  // namespace sigmoe_cube_kernels

@@ -5,5 +5,5 @@ extern "C" __global__ __aicore__ void sigmoe_experts_f32(GM_ADDR x, GM_ADDR x_sc
                                                          GM_ADDR slot_order, GM_ADDR slot_weights, GM_ADDR work, GM_ADDR out,
                                                          sigmoe::ascend::ExpertsTiling tiling) {
   KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_AIC_1_2);
-  sigmoe::ascend::RunExperts<float>({x, x_scales, table, expert_offsets, slot_order, slot_weights, work, out}, tiling);
+  sigmoe_cube_kernels::run_experts<float>({x, x_scales, table, expert_offsets, slot_order, slot_weights, work, out}, tiling);
 }

@@ -2,16 +2,18 @@
 #pragma once
 
 #include "ascend/device/experts.h"
+#include "ascend/device/rows.h"
 
-namespace sigmoe::ascend {
+namespace sigmoe_cube_kernels {
 
 template <typename T>
 class ExpertsVector {
  public:
   using Sum = typename CubeSum<T>::Type;
   static constexpr bool kQuantised = sizeof(T) == 1;
+  static constexpr int32_t kScaleStride = kBlockBytes / sizeof(float);  // a scale has a block of its own
 
-  __aicore__ inline void Init(const ExpertsMemory& memory, const ExpertsTiling& t, TPipe* pipe) {
+  __aicore__ inline void init(const ExpertsMemory& memory, const ExpertsTiling& t, TPipe* pipe) {
     memory_ = memory;
     t_ = t;
     core_ = static_cast<int32_t>(GetBlockIdx());
@@ -25,7 +27,8 @@ class ExpertsVector {
     inner_scales_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(memory.work + t.scales_at));
     out_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(memory.out));
 
-    const int32_t inner = static_cast<int32_t>(round_up(t.inner > t.shared_inner ? t.inner : t.shared_inner, 64));
+    const int32_t widest = t.inner > t.shared_inner ? t.inner : t.shared_inner;
+    const int32_t inner = static_cast<int32_t>(round_up(widest > 0 ? widest : 1, 64));
     pipe->InitBuffer(sum_in_, 2, kExpertPiece * sizeof(Sum));
     pipe->InitBuffer(up_in_, 2, kExpertPiece * sizeof(Sum));
     pipe->InitBuffer(divisor_, kExpertPiece * sizeof(float));
@@ -34,56 +37,51 @@ class ExpertsVector {
     if constexpr (sizeof(T) < 4) pipe->InitBuffer(row_, inner * sizeof(float));
     if constexpr (kQuantised) {
       pipe->InitBuffer(scale_in_, 2, kExpertPiece * sizeof(float));
-      pipe->InitBuffer(halves_, inner * sizeof(half));
-      pipe->InitBuffer(highest_, (kMaxExpertInner / kExpertPiece + 1) * kBlockBytes);
+      pipe->InitBuffer(work_, inner * sizeof(float));
       pipe->InitBuffer(scale_out_, 2, kBlockBytes);
     }
   }
 
   // inner = silu(gate) * up, rows dealt out one by one.
-  __aicore__ inline void SwiGlu() {
+  __aicore__ inline void swiglu() {
     ExpertWalk walk(memory_, t_, core_, cores_);
-    while (walk.Next()) {
-      if (Address(kGateUp, walk) == 0) continue;
-      for (int32_t row = walk.Deal(walk.Rows()); row < walk.Rows(); row += cores_) SwiGluRow(walk, row);
+    while (walk.next()) {
+      if (address(kGateUp, walk) == 0) continue;
+      for (int32_t row = walk.deal(walk.rows()); row < walk.rows(); row += cores_) swiglu_row(walk, row);
     }
   }
 
   // out = sums * slot weight, pieces of rows dealt out.
-  __aicore__ inline void Weigh() {
+  __aicore__ inline void weigh() {
     ExpertWalk walk(memory_, t_, core_, cores_);
     const int32_t pieces = static_cast<int32_t>(ceil_div(t_.width, kExpertPiece));
-    while (walk.Next()) {
-      const int32_t items = walk.Rows() * pieces;
-      for (int32_t item = walk.Deal(items); item < items; item += cores_)
-        WeighPiece(walk, item / pieces, item % pieces * kExpertPiece);
+    while (walk.next()) {
+      const int32_t items = walk.rows() * pieces;
+      for (int32_t item = walk.deal(items); item < items; item += cores_)
+        weigh_piece(walk, item / pieces, item % pieces * kExpertPiece);
     }
   }
 
  private:
-  __aicore__ inline uint64_t Address(ExpertTable which, const ExpertWalk& walk) const {
-    return table_.GetValue(which * (t_.n_experts + 1) + walk.Expert());
-  }
-
-  __aicore__ inline static DataCopyExtParams Run(int32_t n, int32_t element_bytes) {
-    return DataCopyExtParams{1, static_cast<uint32_t>(n * element_bytes), 0, 0, 0};
+  __aicore__ inline uint64_t address(ExpertTable which, const ExpertWalk& walk) const {
+    return table_.GetValue(which * (t_.n_experts + 1) + walk.expert());
   }
 
   // n values from GM, as they are.
   template <typename Q, typename V>
-  __aicore__ inline static LocalTensor<V> CopyIn(Q& queue, const GlobalTensor<V>& from, int32_t n) {
+  __aicore__ inline static LocalTensor<V> copy_in(Q& queue, const GlobalTensor<V>& from, int32_t n) {
     LocalTensor<V> in = queue.template AllocTensor<V>();
-    DataCopyPad(in, from, Run(n, sizeof(V)), DataCopyPadExtParams<V>{false, 0, 0, V{}});
+    sigmoe_rows::load_row(in, from, n);
     queue.EnQue(in);
     return queue.template DeQue<V>();
   }
 
   // Sums in float32; of INT8 products, times the scales of their output channels and `scale`. In place.
-  __aicore__ inline LocalTensor<float> Floats(const LocalTensor<Sum>& sums, const GlobalTensor<float>& channel_scales, float scale,
-                                              int32_t n) {
+  __aicore__ inline LocalTensor<float> floats(const LocalTensor<Sum>& sums, const GlobalTensor<float>& channel_scales,
+                                              float scale, int32_t n) {
     LocalTensor<float> values = sums.template ReinterpretCast<float>();
     if constexpr (kQuantised) {
-      LocalTensor<float> scales = CopyIn(scale_in_, channel_scales, n);
+      LocalTensor<float> scales = copy_in(scale_in_, channel_scales, n);
       Cast(values, sums, RoundMode::CAST_NONE, n);
       PipeBarrier<PIPE_V>();
       Mul(values, values, scales, n);
@@ -95,14 +93,14 @@ class ExpertsVector {
     return values;
   }
 
-  __aicore__ inline void SwiGluRow(const ExpertWalk& walk, int32_t row) {
-    const int32_t inner = walk.Inner();
-    const int64_t at = walk.First() + row;
+  __aicore__ inline void swiglu_row(const ExpertWalk& walk, int32_t row) {
+    const int32_t inner = walk.inner();
+    const int64_t at = walk.first() + row;
     GlobalTensor<float> channel_scales;
     float scale = 1.0f;
     if constexpr (kQuantised) {
-      channel_scales.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(Address(kGateUpScales, walk)));
-      scale = x_scales_.GetValue(walk.Shared() ? row : slot_order_.GetValue(at) / t_.n_active);
+      channel_scales.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(address(kGateUpScales, walk)));
+      scale = x_scales_.GetValue(walk.shared() ? row : slot_order_.GetValue(at) / t_.n_active);
     }
     LocalTensor<T> out = inner_out_.template AllocTensor<T>();
     LocalTensor<float> values;
@@ -112,10 +110,10 @@ class ExpertsVector {
       values = row_.template Get<float>();
     for (int32_t from = 0; from < inner; from += kExpertPiece) {
       const int32_t n = from + kExpertPiece < inner ? kExpertPiece : inner - from;
-      LocalTensor<Sum> gate_sums = CopyIn(sum_in_, sums_[at * t_.sum_pitch + from], n);
-      LocalTensor<Sum> up_sums = CopyIn(up_in_, sums_[at * t_.sum_pitch + inner + from], n);
-      LocalTensor<float> gate = Floats(gate_sums, channel_scales[from], scale, n);
-      LocalTensor<float> up = Floats(up_sums, channel_scales[inner + from], scale, n);
+      LocalTensor<Sum> gate_sums = copy_in(sum_in_, sums_[at * t_.sum_pitch + from], n);
+      LocalTensor<Sum> up_sums = copy_in(up_in_, sums_[at * t_.sum_pitch + inner + from], n);
+      LocalTensor<float> gate = floats(gate_sums, channel_scales[from], scale, n);
+      LocalTensor<float> up = floats(up_sums, channel_scales[inner + from], scale, n);
       LocalTensor<float> divisor = divisor_.template Get<float>();
       Muls(divisor, gate, -1.0f, n);
       PipeBarrier<PIPE_V>();
@@ -129,87 +127,56 @@ class ExpertsVector {
       PipeBarrier<PIPE_V>();
       sum_in_.FreeTensor(gate_sums);
       up_in_.FreeTensor(up_sums);
-      if constexpr (kQuantised) Highest(values[from], from / kExpertPiece, n);
     }
     if constexpr (kQuantised)
-      Quantise(out, values, inner, at);
+      store_scale(at, sigmoe_rows::quantise_row(out, values, work_.template Get<float>(), inner));
     else if constexpr (sizeof(T) == 2)
       Cast(out, values, RoundMode::CAST_RINT, inner);
     inner_out_.EnQue(out);
     out = inner_out_.template DeQue<T>();
-    DataCopyPad(inner_[at * t_.inner_pitch], out, Run(inner, sizeof(T)));
+    sigmoe_rows::store_row(inner_[at * t_.inner_pitch], out, inner);
     inner_out_.FreeTensor(out);
   }
 
-  // The largest magnitude of a piece of a row, kept in the block of its number.
-  __aicore__ inline void Highest(const LocalTensor<float>& values, int32_t piece, int32_t n) {
-    LocalTensor<float> magnitudes = divisor_.template Get<float>();
-    LocalTensor<float> highest = highest_.template Get<float>();
-    Abs(magnitudes, values, n);
-    PipeBarrier<PIPE_V>();
-    ReduceMax(highest[piece * 8], magnitudes, magnitudes, n);
-    PipeBarrier<PIPE_V>();
-  }
-
-  // out = round(values / scale), scale = largest magnitude / 127, which goes to inner_scales[row].
-  __aicore__ inline void Quantise(const LocalTensor<T>& out, const LocalTensor<float>& values, int32_t n, int64_t row) {
-    LocalTensor<float> highest = highest_.template Get<float>();
-    const TEventID event = GetTPipePtr()->FetchEventID(HardEvent::V_S);
-    SetFlag<HardEvent::V_S>(event);
-    WaitFlag<HardEvent::V_S>(event);
-    float peak = 0.0f;
-    for (int32_t piece = 0; piece * kExpertPiece < n; ++piece) {
-      const float value = highest.GetValue(piece * 8);
-      peak = value > peak ? value : peak;
-    }
+  // inner_scales[row] = scale, once a block.
+  __aicore__ inline void store_scale(int64_t row, float value) {
     LocalTensor<float> scale = scale_out_.template AllocTensor<float>();
-    Duplicate(scale, peak / 127.0f, 8);
+    Duplicate(scale, value, kScaleStride);
     scale_out_.EnQue(scale);
     scale = scale_out_.template DeQue<float>();
-    DataCopy(inner_scales_[row * 8], scale, 8);
+    DataCopy(inner_scales_[row * kScaleStride], scale, kScaleStride);
     scale_out_.FreeTensor(scale);
-
-    LocalTensor<int32_t> whole = values.template ReinterpretCast<int32_t>();
-    LocalTensor<half> halves = halves_.template Get<half>();
-    Muls(values, values, peak > 0.0f ? 127.0f / peak : 0.0f, n);
-    PipeBarrier<PIPE_V>();
-    Cast(whole, values, RoundMode::CAST_RINT, n);
-    PipeBarrier<PIPE_V>();
-    SetDeqScale(static_cast<half>(1.0f));
-    Cast(halves, whole, RoundMode::CAST_NONE, n);
-    PipeBarrier<PIPE_V>();
-    Cast(out, halves, RoundMode::CAST_TRUNC, n);
   }
 
-  __aicore__ inline void WeighPiece(const ExpertWalk& walk, int32_t row, int32_t column) {
+  __aicore__ inline void weigh_piece(const ExpertWalk& walk, int32_t row, int32_t column) {
     const int32_t n = column + kExpertPiece < t_.width ? kExpertPiece : t_.width - column;
-    const int64_t at = walk.First() + row;
+    const int64_t at = walk.first() + row;
     const int32_t slots = t_.n_active + t_.shared;
     int64_t place = static_cast<int64_t>(row) * slots + t_.n_active;
     float weight = 1.0f;
-    if (!walk.Shared()) {
+    if (!walk.shared()) {
       const int32_t slot = slot_order_.GetValue(at);
       place = static_cast<int64_t>(slot / t_.n_active) * slots + slot % t_.n_active;
       weight = slot_weights_.GetValue(slot);
     }
     LocalTensor<float> result = result_.template AllocTensor<float>();
-    if (Address(kDown, walk) == 0) {
+    if (address(kDown, walk) == 0) {
       Duplicate(result, 0.0f, n);
     } else {
       GlobalTensor<float> channel_scales;
       float scale = 1.0f;
       if constexpr (kQuantised) {
-        channel_scales.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(Address(kDownScales, walk)));
-        scale = inner_scales_.GetValue(at * 8);
+        channel_scales.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(address(kDownScales, walk)));
+        scale = inner_scales_.GetValue(at * kScaleStride);
       }
-      LocalTensor<Sum> sums = CopyIn(sum_in_, sums_[at * t_.sum_pitch + column], n);
-      LocalTensor<float> values = Floats(sums, channel_scales[column], scale, n);
+      LocalTensor<Sum> sums = copy_in(sum_in_, sums_[at * t_.sum_pitch + column], n);
+      LocalTensor<float> values = floats(sums, channel_scales[column], scale, n);
       Muls(result, values, weight, n);
       sum_in_.FreeTensor(sums);
     }
     result_.EnQue(result);
     result = result_.template DeQue<float>();
-    DataCopyPad(out_[place * t_.width + column], result, Run(n, sizeof(float)));
+    sigmoe_rows::store_row(out_[place * t_.width + column], result, n);
     result_.FreeTensor(result);
   }
 
@@ -223,7 +190,7 @@ class ExpertsVector {
   GlobalTensor<T> inner_;
   TQue<TPosition::VECIN, 1> sum_in_, up_in_, scale_in_;
   TQue<TPosition::VECOUT, 1> inner_out_, result_, scale_out_;
-  TBuf<TPosition::VECCALC> divisor_, row_, halves_, highest_;
+  TBuf<TPosition::VECCALC> divisor_, row_, work_;
 };
 
-}  // namespace sigmoe::ascend
+}  // namespace sigmoe_cube_kernels

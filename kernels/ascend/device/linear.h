@@ -5,13 +5,13 @@
 #include "ascend/device/args/linear.h"
 #include "ascend/device/cube_gemm.h"
 
-namespace sigmoe::ascend {
+namespace sigmoe_cube_kernels {
 
 template <typename T>
-__aicore__ inline void LinearTiles(GM_ADDR x, GM_ADDR row_ids, GM_ADDR weight, GM_ADDR y, const LinearTiling& t, TPipe* pipe) {
+__aicore__ inline void linear_tiles(GM_ADDR x, GM_ADDR row_ids, GM_ADDR weight, GM_ADDR y, const LinearTiling& t, TPipe* pipe) {
   using Sum = typename CubeSum<T>::Type;
   CubeGemm<T> gemm;
-  gemm.Init(pipe);
+  gemm.init(pipe);
   GlobalTensor<T> x_gm, weight_gm;
   GlobalTensor<int32_t> ids_gm;
   GlobalTensor<Sum> y_gm;
@@ -30,10 +30,10 @@ __aicore__ inline void LinearTiles(GM_ADDR x, GM_ADDR row_ids, GM_ADDR weight, G
     const int32_t columns = column + t.column_tile < t.n ? t.column_tile : t.n - column;
     if (t.gathered)
       for (int32_t i = 0; i < rows; ++i) ids[i] = ids_gm.GetValue(row + i);
-    gemm.SetRows(x_gm, t.x_pitch, t.gathered ? ids : nullptr, row, rows);
-    gemm.Multiply(weight_gm, layout, column / static_cast<int32_t>(kGroupRows), columns,
+    gemm.set_rows(x_gm, t.x_pitch, t.gathered ? ids : nullptr, row, rows);
+    gemm.multiply(weight_gm, layout, column / static_cast<int32_t>(kGroupRows), columns,
                   y_gm[static_cast<int64_t>(row) * t.n + column], static_cast<uint32_t>(t.n));
   }
 }
 
-}  // namespace sigmoe::ascend
+}  // namespace sigmoe_cube_kernels

@@ -5,5 +5,5 @@ extern "C" __global__ __aicore__ void sigmoe_linear_f32(GM_ADDR x, GM_ADDR row_i
                                                         sigmoe::ascend::LinearTiling tiling) {
   KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIC_ONLY);
   AscendC::TPipe pipe;
-  sigmoe::ascend::LinearTiles<float>(x, row_ids, weight, y, tiling, &pipe);
+  sigmoe_cube_kernels::linear_tiles<float>(x, row_ids, weight, y, tiling, &pipe);
 }

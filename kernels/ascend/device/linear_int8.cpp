@@ -1,12 +1,13 @@
 // y = x W^T in INT8 (W8A8): the cube cores leave int32 sums in y, and after a barrier the vector cores turn them, in place,
 // into sum * scale of the row of x * scale of the output channel. Fixpipe has no scale per row.
 #include "ascend/device/linear.h"
+#include "ascend/device/rows.h"
 
-namespace sigmoe::ascend {
+namespace sigmoe_cube_kernels {
 
 class LinearScale {
  public:
-  __aicore__ inline void Init(GM_ADDR x_scales, GM_ADDR row_ids, GM_ADDR weight_scales, GM_ADDR y, const LinearTiling& t,
+  __aicore__ inline void init(GM_ADDR x_scales, GM_ADDR row_ids, GM_ADDR weight_scales, GM_ADDR y, const LinearTiling& t,
                               TPipe* pipe) {
     t_ = t;
     x_scales_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(x_scales));
@@ -19,7 +20,7 @@ class LinearScale {
     pipe->InitBuffer(out_, 2, t.scale_width * sizeof(float));
   }
 
-  __aicore__ inline void Process() {
+  __aicore__ inline void process() {
     const int32_t strips = static_cast<int32_t>(ceil_div(t_.rows, t_.scale_strip));
     const int32_t items = strips * static_cast<int32_t>(ceil_div(t_.n, t_.scale_width));
     const int32_t cores = static_cast<int32_t>(GetBlockNum() * GetSubBlockNum());
@@ -28,23 +29,19 @@ class LinearScale {
       const int32_t width = column + t_.scale_width < t_.n ? t_.scale_width : t_.n - column;
       const int32_t end = row + t_.scale_strip < t_.rows ? row + t_.scale_strip : t_.rows;
       LocalTensor<float> scales = scale_in_.AllocTensor<float>();
-      DataCopyPad(scales, weight_scales_[column], Piece(width), DataCopyPadExtParams<float>{false, 0, 0, 0});
+      sigmoe_rows::load_row(scales, weight_scales_[column], width);
       scale_in_.EnQue(scales);
       scales = scale_in_.DeQue<float>();
-      for (int32_t r = row; r < end; ++r) ScaleRow(r, column, width, scales);
+      for (int32_t r = row; r < end; ++r) scale_row(r, column, width, scales);
       scale_in_.FreeTensor(scales);
     }
   }
 
  private:
-  __aicore__ inline DataCopyExtParams Piece(int32_t width) const {
-    return DataCopyExtParams{1, static_cast<uint32_t>(width * sizeof(float)), 0, 0, 0};
-  }
-
-  __aicore__ inline void ScaleRow(int32_t row, int32_t column, int32_t width, const LocalTensor<float>& scales) {
+  __aicore__ inline void scale_row(int32_t row, int32_t column, int32_t width, const LocalTensor<float>& scales) {
     const int64_t at = static_cast<int64_t>(row) * t_.n + column;
     LocalTensor<int32_t> sums = sum_in_.AllocTensor<int32_t>();
-    DataCopyPad(sums, sums_[at], Piece(width), DataCopyPadExtParams<int32_t>{false, 0, 0, 0});
+    sigmoe_rows::load_row(sums, sums_[at], width);
     sum_in_.EnQue(sums);
     sums = sum_in_.DeQue<int32_t>();
     LocalTensor<float> out = out_.AllocTensor<float>();
@@ -56,7 +53,7 @@ class LinearScale {
     Muls(out, out, x_scales_.GetValue(t_.gathered ? ids_.GetValue(row) : row), width);
     out_.EnQue(out);
     out = out_.DeQue<float>();
-    DataCopyPad(y_[at], out, Piece(width));
+    sigmoe_rows::store_row(y_[at], out, width);
     out_.FreeTensor(out);
   }
 
@@ -67,19 +64,20 @@ class LinearScale {
   TQue<TPosition::VECOUT, 1> out_;
 };
 
-}  // namespace sigmoe::ascend
+}  // namespace sigmoe_cube_kernels
 
 extern "C" __global__ __aicore__ void sigmoe_linear_int8(GM_ADDR x, GM_ADDR x_scales, GM_ADDR row_ids, GM_ADDR weight,
-                                                         GM_ADDR weight_scales, GM_ADDR y, sigmoe::ascend::LinearTiling tiling) {
+                                                         GM_ADDR weight_scales, GM_ADDR y,
+                                                         sigmoe::ascend::LinearTiling tiling) {
   KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_AIC_1_2);
   AscendC::TPipe pipe;
   if ASCEND_IS_AIC {
-    sigmoe::ascend::LinearTiles<int8_t>(x, row_ids, weight, y, tiling, &pipe);
+    sigmoe_cube_kernels::linear_tiles<int8_t>(x, row_ids, weight, y, tiling, &pipe);
   }
   AscendC::SyncAll<false>();
   if ASCEND_IS_AIV {
-    sigmoe::ascend::LinearScale scale;
-    scale.Init(x_scales, row_ids, weight_scales, y, tiling, &pipe);
-    scale.Process();
+    sigmoe_cube_kernels::LinearScale scale;
+    scale.init(x_scales, row_ids, weight_scales, y, tiling, &pipe);
+    scale.process();
   }
 }

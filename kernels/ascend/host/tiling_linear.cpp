@@ -5,8 +5,8 @@
 namespace sigmoe::ascend {
 
 LinearTiling make_linear_tiling(const LinearShape& shape, const Cores& cores) {
-  constexpr int64_t kRowsOfTile = 128;    // kTileRows of device/cube_gemm.h
-  constexpr int64_t kScaleWidth = 4096;   // 5 buffers of it are 80 KB of UB
+  constexpr int64_t kRowsOfTile = 128;   // kTileRows of device/cube_gemm.h
+  constexpr int64_t kScaleWidth = 4096;  // 5 buffers of it are 80 KB of UB
   check_cube_shape("a linear layer", shape.k, shape.x_pitch, shape.element_bytes);
   LinearTiling tiling{};
   tiling.rows = static_cast<int32_t>(shape.rows);

@@ -9,7 +9,7 @@
 namespace sigmoe::ascend {
 
 struct LinearShape {
-  int64_t rows = 0;   // T
+  int64_t rows = 0;  // T
   int64_t n = 0, k = 0;
   int64_t x_pitch = 0;        // elements of x from row to row
   int64_t element_bytes = 2;  // of x and W: 2 bf16, 1 int8, 4 float32

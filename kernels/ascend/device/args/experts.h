@@ -15,18 +15,18 @@ constexpr int32_t kMaxExpertInner = 16384;  // F: a row of it is held whole
 enum ExpertTable : int32_t { kGateUp, kDown, kGateUpScales, kDownScales, kExpertTables };
 
 struct ExpertsTiling {
-  int32_t tokens;        // T
-  int32_t width;         // D
-  int32_t inner;         // F of the routed experts
-  int32_t shared_inner;  // F of the shared expert
-  int32_t n_experts;     // E
-  int32_t n_active;      // A
-  int32_t shared;        // 1: there is a slot of the shared expert
-  int32_t x_pitch;       // elements of x from token to token
-  int32_t inner_pitch;   // elements of the SwiGLU results from row to row
-  int32_t sum_pitch;     // 4-byte sums from row to row
+  int32_t tokens;                              // T
+  int32_t width;                               // D
+  int32_t inner;                               // F of the routed experts
+  int32_t shared_inner;                        // F of the shared expert
+  int32_t n_experts;                           // E
+  int32_t n_active;                            // A
+  int32_t shared;                              // 1: there is a slot of the shared expert
+  int32_t x_pitch;                             // elements of x from token to token
+  int32_t inner_pitch;                         // elements of the SwiGLU results from row to row
+  int32_t sum_pitch;                           // 4-byte sums from row to row
   int32_t up_tile, shared_up_tile, down_tile;  // columns of a tile on the cube cores
-  int64_t inner_at, scales_at;  // bytes into the workspace; the sums are at its start
+  int64_t inner_at, scales_at;                 // bytes into the workspace; the sums are at its start
 };
 
 }  // namespace sigmoe::ascend
