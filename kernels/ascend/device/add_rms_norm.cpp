@@ -1,10 +1,10 @@
-// residual (T, D) += sum over slots of addend (T, n_slots, D), in slot order; out (T, D) = residual / rms(residual) * weight, and
-// beside it the same rows in BF16 or INT8 for the cube. Vector cores, whole rows, one after the other.
-// Bound: memory; a row is read once, and the next row's loads run while this one is computed (two buffers).
-#include "kernel_operator.h"
-
+// residual (T, D) += sum over slots of addend (T, n_slots, D), in slot order; out (T, D) = residual / rms(residual) * weight,
+// and beside it the same rows in BF16 or INT8 for the cube. Vector cores, whole rows, one after the other. Bound: memory; a row
+// is read once, and the next row's loads run while this one is computed (two buffers).
 #include "ascend/device/args/add_rms_norm.h"
+
 #include "ascend/device/rows.h"
+#include "kernel_operator.h"
 
 namespace sigmoe_add_rms_norm_kernel {
 

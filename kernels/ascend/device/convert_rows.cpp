@@ -1,10 +1,10 @@
 // Row i of n_rows: `width` elements from source row from_ids[i] to target row to_ids[i] (null ids: row i), F32 or BF16 in, F32,
 // BF16 or INT8 with a float scale per row out. Embedding rows, picked rows, and what the cube reads of float rows.
 // Vector cores; a row in chunks of what UB holds, two buffers deep. Bound: memory.
-#include "kernel_operator.h"
-
 #include "ascend/device/args/convert_rows.h"
+
 #include "ascend/device/rows.h"
+#include "kernel_operator.h"
 
 namespace sigmoe_convert_rows_kernel {
 

@@ -74,7 +74,9 @@ const KernelTable* open_kernels(LibraryLine& line, std::string& missing) {
   return nullptr;
 }
 
-Runtime open_installed() {
+}  // namespace
+
+Runtime open_runtime() {
   Runtime runtime;
   runtime.device = "ascend";
   LibraryLine line;
@@ -114,8 +116,6 @@ Runtime open_installed() {
   return runtime;
 }
 
-}  // namespace
-
 std::string Runtime::report() const {
   std::string text;
   for (const LibraryLine& line : lines) {
@@ -126,7 +126,7 @@ std::string Runtime::report() const {
 }
 
 const Runtime& installed_runtime() {
-  static const Runtime runtime = open_installed();
+  static const Runtime runtime = open_runtime();
   return runtime;
 }
 

@@ -38,7 +38,7 @@ struct LibraryLine {
 
 // What the backend stands on. Made once per process and never closed: the libraries keep threads of their own.
 struct Runtime {
-  std::string device;             // "ascend" or "ascend-twin"
+  std::string device;  // "ascend" or "ascend-twin"
   std::vector<LibraryLine> lines;
   AclFunctions acl;
   const KernelTable* kernels = nullptr;
@@ -50,6 +50,9 @@ struct Runtime {
 };
 
 // Opens what is installed: under SIGMOE_ASCEND_HOME, ASCEND_HOME_PATH, ASCEND_TOOLKIT_HOME, then wherever the loader looks.
+Runtime open_runtime();
+
+// The same, done once for this process.
 const Runtime& installed_runtime();
 
 }  // namespace sigmoe::ascend

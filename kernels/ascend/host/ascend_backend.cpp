@@ -42,16 +42,12 @@ const BackendInfo& AscendBackend::info() const {
   return info_;
 }
 
-template <typename T>
-T* AscendBackend::scratch(Scratch& scratch, size_t n) {
-  const size_t bytes = n * sizeof(T);
-  if (bytes > scratch.memory.bytes()) {
-    SIGMOE_CHECK(!device_.recording(), "scratch memory must have grown before a step is recorded");
-    device_.forget_recorded();
-    scratch.memory = {};
-    scratch.memory = alloc(bytes + bytes / 4, scratch.what);
-  }
-  return scratch.memory.template as<T>();
+void AscendBackend::grow(Scratch& scratch, size_t bytes) {
+  if (bytes <= scratch.memory.bytes()) return;
+  SIGMOE_CHECK(!device_.recording(), "scratch memory must have grown before a step is recorded");
+  device_.forget_recorded();
+  scratch.memory = {};
+  scratch.memory = alloc(bytes + bytes / 4, scratch.what);
 }
 
 // A replay leaves no shadows behind that anybody here knows of, and must not build on any.
@@ -102,10 +98,10 @@ AscendBackend::Operand AscendBackend::operand(const float* x, const int32_t* row
   return {rows, scales, pitch};
 }
 
-void AscendBackend::convert(const void* from, int from_type, const int32_t* from_ids, int64_t from_stride, void* to, int to_type,
-                            const int32_t* to_ids, int64_t to_stride, float* scales, int n_rows, int width) {
-  ConvertRowsTiling tiling = make_convert_rows_tiling(n_rows, width, static_cast<RowType>(from_type),
-                                                      static_cast<RowType>(to_type), device_.cores());
+void AscendBackend::convert(const void* from, int from_type, const int32_t* from_ids, int64_t from_stride, void* to,
+                            int to_type, const int32_t* to_ids, int64_t to_stride, float* scales, int n_rows, int width) {
+  ConvertRowsTiling tiling =
+      make_convert_rows_tiling(n_rows, width, static_cast<RowType>(from_type), static_cast<RowType>(to_type), device_.cores());
   tiling.has_from_ids = from_ids != nullptr;
   tiling.has_to_ids = to_ids != nullptr;
   tiling.from_stride = from_stride;
@@ -132,8 +128,8 @@ void AscendBackend::copy_rows(const float* from, const int32_t* from_ids, int64_
 void AscendBackend::norm(float* residual, const float* addend, int n_slots, const float* weight, float eps, int n_tokens,
                          int width, float* out, int64_t out_stride, Shadow* shadow) {
   const ShadowKind kind = shadow && out ? begin_shadow(*shadow, out, n_tokens, width) : kNoShadow;
-  AddRmsNormTiling tiling = make_add_rms_norm_tiling(n_tokens, width, addend ? n_slots : 0, out != nullptr, kind, eps,
-                                                     device_.cores());
+  AddRmsNormTiling tiling =
+      make_add_rms_norm_tiling(n_tokens, width, addend ? n_slots : 0, out != nullptr, kind, eps, device_.cores());
   tiling.out_stride = out_stride;
   void* copy = nullptr;
   float* scales = nullptr;

@@ -69,8 +69,12 @@ class AscendBackend : public Backend {
     const char* what;
     DeviceBuffer memory{};
   };
+  void grow(Scratch& scratch, size_t bytes);
   template <typename T>
-  T* scratch(Scratch& scratch, size_t n);
+  T* scratch(Scratch& scratch, size_t n) {
+    grow(scratch, n * sizeof(T));
+    return scratch.memory.template as<T>();
+  }
 
   // What the cube reads in place of float rows.
   struct Operand {
@@ -104,7 +108,8 @@ class AscendBackend : public Backend {
   RequantisationReport requantisation_;
   DType compute_;
 
-  Shadow norm_shadow_{{"narrow activations"}, {"activation scales"}}, attended_shadow_{{"narrow activations"}, {"activation scales"}};
+  Shadow norm_shadow_{{"narrow activations"}, {"activation scales"}},
+      attended_shadow_{{"narrow activations"}, {"activation scales"}};
   Scratch narrow_{"narrow activations"}, narrow_scales_{"activation scales"}, gathered_{"sums over ranks"},
       forced_{"forced experts"}, workspace_{"kernel workspace"};
 };

@@ -83,10 +83,11 @@ void Device::enter() {
 void Device::check(int32_t status, const char* what) {
   if (status == kAclSuccess) return;
   const char* recent = acl().aclGetRecentErrMsg();
-  EngineError error(ErrorCode::device,
-                    "NPU " + std::to_string(index_) + " (" + runtime_.device + "): " + what + " gave error " +
-                        std::to_string(status) + (recent && *recent ? ": " + std::string(recent) : ""),
-                    "dispose the model and load it again; if it comes back, look at npu-smi info and the logs under ~/ascend/log");
+  EngineError error(
+      ErrorCode::device,
+      "NPU " + std::to_string(index_) + " (" + runtime_.device + "): " + what + " gave error " + std::to_string(status) +
+          (recent && *recent ? ": " + std::string(recent) : ""),
+      "dispose the model and load it again; if it comes back, look at npu-smi info and the logs under ~/ascend/log");
   const std::lock_guard lock(broken_mutex_);
   if (!broken_) broken_ = std::make_unique<EngineError>(error);
   throw error;
@@ -219,8 +220,8 @@ void Device::probe_capture() {
   }
   if (const int32_t status = acl().aclmdlRICaptureBegin(stream_, kAclCaptureThreadLocal)) {
     const char* recent = acl().aclGetRecentErrMsg();
-    refused_ = "aclmdlRICaptureBegin gave error " + std::to_string(status) +
-               (recent && *recent ? ": " + std::string(recent) : "");
+    refused_ =
+        "aclmdlRICaptureBegin gave error " + std::to_string(status) + (recent && *recent ? ": " + std::string(recent) : "");
     return;
   }
   void* graph = nullptr;

@@ -43,10 +43,10 @@ class Device {
 
   // Any thread. What alloc gives is zero-filled; what take gives is not.
   DeviceBuffer alloc(size_t bytes, const char* what);
-  DeviceSpan take(size_t bytes, const char* what);  // of a slab, 512-byte aligned: a model has 16,000 weights
-  void upload(void* to, const void* from, size_t bytes);        // in the stream's order; `from` may change when it returns
+  DeviceSpan take(size_t bytes, const char* what);                // of a slab, 512-byte aligned: a model has 16,000 weights
+  void upload(void* to, const void* from, size_t bytes);          // in the stream's order; `from` may change when it returns
   void upload_at_once(void* to, const void* from, size_t bytes);  // into memory that nothing on the stream touches
-  void download(void* to, const void* from, size_t bytes);      // waits for the stream
+  void download(void* to, const void* from, size_t bytes);        // waits for the stream
   void zero(void* to, size_t bytes);
   void synchronize();
   uint64_t free_bytes();

@@ -17,9 +17,10 @@ bool describe(std::string& detail) {
   const bool answers =
       (status == kAclSuccess || status == kAclRepeatInitialize) && runtime.acl.aclrtGetDeviceCount(&n_devices) == kAclSuccess;
   if (!answers || n_devices == 0) {
-    detail = std::string(answers ? "the driver lists no NPU" : "the Ascend driver does not answer") +
-             ": run npu-smi info, and in a container pass /dev/davinci*, /dev/davinci_manager, /dev/devmm_svm and /dev/hisi_hdc; " +
-             runtime.report();
+    detail =
+        std::string(answers ? "the driver lists no NPU" : "the Ascend driver does not answer") +
+        ": run npu-smi info, and in a container pass /dev/davinci*, /dev/davinci_manager, /dev/devmm_svm and /dev/hisi_hdc; " +
+        runtime.report();
     return false;
   }
   const char* name = runtime.acl.aclrtGetSocName();

@@ -1,8 +1,7 @@
 // The one symbol that libsigmoe_ascend_twin.so exports: device "ascend-twin", the same host code over the ACL of runtime/ and
 // kernels compiled for the CPU. It shows that the kernels and the host side are right; it says nothing about speed.
-#include "backend/plugin.h"
-
 #include "ascend/host/ascend_backend.h"
+#include "backend/plugin.h"
 
 extern "C" {
 #define ACL_REQUIRED(name, result, parameters) result name parameters;

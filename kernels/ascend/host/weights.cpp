@@ -172,7 +172,7 @@ std::string RequantisationReport::text() const {
 std::unique_ptr<LinearBuilder> begin_weight(const LinearDesc& desc, DType compute, Device& device,
                                             RequantisationReport& report) {
   // The edges of a model lose most by eight bits and are read once a step: they stay BF16.
-  const DType dtype = desc.use == LinearUse::router                          ? DType::f32
+  const DType dtype = desc.use == LinearUse::router                         ? DType::f32
                       : compute == DType::i8 && desc.use == LinearUse::edge ? DType::bf16
                                                                             : compute;
   return std::make_unique<Builder>(desc, dtype, device, report);

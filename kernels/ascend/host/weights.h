@@ -1,5 +1,5 @@
-// Weights in the cube's order (device/args/weight_layout.h), made from checkpoint bytes on the host: BF16, float32, or INT8 with
-// one scale per output channel. A router stays plain float32 rows.
+// Weights in the cube's order (device/args/weight_layout.h), made from checkpoint bytes on the host: BF16, float32, or INT8
+// with one scale per output channel. A router stays plain float32 rows.
 #pragma once
 
 #include <memory>

@@ -3,7 +3,9 @@
 
 #include "ascend/device/args/add_rms_norm.h"
 #include "ascend/device/args/convert_rows.h"
+#include "ascend/device/args/experts.h"
 #include "ascend/device/args/linear.h"
+#include "ascend/device/args/qk_norm_rope_store.h"
 
 #define SIGMOE_GM_1 GM_ADDR
 #define SIGMOE_GM_2 SIGMOE_GM_1, GM_ADDR

@@ -7,11 +7,10 @@
 #include <string>
 #include <utility>
 
-#include "kernel_operator.h"
-
 #include "ascend/launch/entries.h"
 #include "ascend/launch/kernel_table.h"
 #include "ascend/runtime/runtime.h"
+#include "kernel_operator.h"
 
 namespace sigmoe::ascend {
 namespace {
@@ -55,9 +54,8 @@ int32_t launch(uint32_t blocks, void* stream, void* const* pointers, const void*
     constexpr twin::Kind kTwinKind = kKind == KernelKind::aiv   ? twin::Kind::aiv
                                      : kKind == KernelKind::aic ? twin::Kind::aic
                                                                 : twin::Kind::mix;
-    twin::launch(kTwinKind, wanted.blocks, [&] {
-      call(kEntry, wanted.pointers, wanted.tiling, std::make_index_sequence<Shape::kPointers>());
-    });
+    twin::launch(kTwinKind, wanted.blocks,
+                 [&] { call(kEntry, wanted.pointers, wanted.tiling, std::make_index_sequence<Shape::kPointers>()); });
   };
   return sigmoe_runtime_enqueue(stream, run, made.release(), [](void* state) { delete static_cast<Call<Tiling>*>(state); });
 }
@@ -69,8 +67,8 @@ constexpr KernelEntry kEntries[] = {
 #undef SIGMOE_ASCEND_KERNEL
 };
 
-#define SIGMOE_ASCEND_KERNEL(name, kind, n_pointers, tiling)                                          \
-  static_assert(Signature<decltype(&sigmoe_##name)>::kPointers == n_pointers &&                       \
+#define SIGMOE_ASCEND_KERNEL(name, kind, n_pointers, tiling)                             \
+  static_assert(Signature<decltype(&sigmoe_##name)>::kPointers == n_pointers &&          \
                     std::is_same_v<Signature<decltype(&sigmoe_##name)>::Tiling, tiling>, \
                 "kernels.def and the entry of " #name " disagree");
 #include "ascend/launch/kernels.def"

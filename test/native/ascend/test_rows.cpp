@@ -2,15 +2,14 @@
 #include <cmath>
 #include <random>
 
-#include "doctest/doctest.h"
-#include "kernel_operator.h"
-
 #include "ascend/device/args/weight_layout.h"
 #include "ascend/host/tiling_rows.h"
 #include "ascend/launch/entries.h"
 #include "ascend/twin/launch.h"
 #include "backend/dtype.h"
 #include "cpu/reference.h"
+#include "doctest/doctest.h"
+#include "kernel_operator.h"
 
 using namespace sigmoe;
 using namespace sigmoe::ascend;
@@ -48,8 +47,8 @@ double relative_error(const std::vector<float>& a, const std::vector<float>& b) 
   return std::sqrt(difference / norm);
 }
 
-constexpr double kFloat = 2e-6;    // sums in another order
-constexpr double kBf16 = 3e-3;     // rounded to 8 bits of mantissa: 2^-9 at most, less in the mean
+constexpr double kFloat = 2e-6;      // sums in another order
+constexpr double kBf16 = 3e-3;       // rounded to 8 bits of mantissa: 2^-9 at most, less in the mean
 constexpr double kHalfStep = 0.501;  // of an INT8 row: half of its scale, and the float arithmetic before it
 
 // |a - b| <= kHalfStep * scale of the row, everywhere.
