@@ -223,11 +223,7 @@ twin::Only<T, half, bfloat16_t, float, std::int16_t, std::uint16_t, std::int32_t
 }
 
 template <typename T>
-twin::Only<T, half, bfloat16_t, float, std::int16_t, std::uint16_t, std::int32_t, std::uint32_t> Duplicate(
-    const LocalTensor<T>& dst, const T& value, std::uint64_t mask, std::uint8_t repeats, std::uint16_t block_stride,
-    std::uint8_t repeat_stride, TWIN_WHERE) {
-  const twin::Walk d{block_stride, repeat_stride};
-  const twin::Mask lanes = twin::Mask::first(mask);
+void twin_duplicate(const LocalTensor<T>& dst, T value, twin::Mask lanes, std::uint8_t repeats, twin::Walk d, twin::Where where) {
   if (twin::checking()) {
     twin::Instruction i("Duplicate", PIPE_V, where);
     twin::require_mask<T>(i, lanes);
@@ -236,6 +232,20 @@ twin::Only<T, half, bfloat16_t, float, std::int16_t, std::uint16_t, std::int32_t
   twin::each_piece<T>(d, lanes, repeats, 256 / sizeof(T), [&](std::size_t offset, std::size_t bytes) {
     std::fill_n(reinterpret_cast<T*>(dst.local().at + offset), bytes / sizeof(T), value);
   });
+}
+
+template <typename T>
+twin::Only<T, half, bfloat16_t, float, std::int16_t, std::uint16_t, std::int32_t, std::uint32_t> Duplicate(
+    const LocalTensor<T>& dst, const T& value, std::uint64_t mask, std::uint8_t repeats, std::uint16_t block_stride,
+    std::uint8_t repeat_stride, TWIN_WHERE) {
+  twin_duplicate<T>(dst, value, twin::Mask::first(mask), repeats, {block_stride, repeat_stride}, where);
+}
+
+template <typename T>
+twin::Only<T, half, bfloat16_t, float, std::int16_t, std::uint16_t, std::int32_t, std::uint32_t> Duplicate(
+    const LocalTensor<T>& dst, const T& value, std::uint64_t mask[], std::uint8_t repeats, std::uint16_t block_stride,
+    std::uint8_t repeat_stride, TWIN_WHERE) {
+  twin_duplicate<T>(dst, value, twin::Mask::bits(mask), repeats, {block_stride, repeat_stride}, where);
 }
 
 // first, first + 1, ...
