@@ -14,6 +14,9 @@ extern "C" void sigmoe_attention_bf16(uint8_t* q, uint8_t* k, uint8_t* v, uint8_
                                       uint8_t* page_tables, uint8_t* work, uint8_t* out, uint8_t* shadow, uint8_t* scales,
                                       AttentionTiling tiling);
 
+extern "C" void sigmoe_attention_f32(uint8_t* q, uint8_t* k, uint8_t* v, uint8_t* positions, uint8_t* seq_offsets,
+                                     uint8_t* page_tables, uint8_t* out, AttentionTiling tiling);
+
 namespace {
 
 constexpr double kBf16Attention = 6e-3;  // queries and probabilities rounded to BF16
@@ -84,22 +87,26 @@ Batch make_batch(const Heads& heads, const std::vector<Piece>& pieces, int spare
   return batch;
 }
 
+AttentionTiling tiling_of(const Batch& batch, int cores, ShadowKind kind = kNoShadow, int64_t pitch = 0) {
+  AttentionWork work;
+  work.tokens = batch.tokens();
+  work.seqs = static_cast<int64_t>(batch.offsets.size()) - 1;
+  work.max_pages = batch.max_pages;
+  work.heads = batch.heads.q;
+  work.kv_heads = batch.heads.kv;
+  work.head_dim = batch.heads.dim;
+  work.shadow = kind;
+  work.shadow_pitch = pitch;
+  return make_attention_tiling(work, {cores, 2 * cores});
+}
+
 struct Result {
   std::vector<float> out, narrow;  // narrow: of the shadow, its scale applied
 };
 
 Result run(const Batch& batch, int cores, ShadowKind kind = kNoShadow) {
   const int64_t width = static_cast<int64_t>(batch.heads.q) * batch.heads.dim, pitch = row_pitch(width, 1);
-  AttentionWork shape;
-  shape.tokens = batch.tokens();
-  shape.seqs = static_cast<int64_t>(batch.offsets.size()) - 1;
-  shape.max_pages = batch.max_pages;
-  shape.heads = batch.heads.q;
-  shape.kv_heads = batch.heads.kv;
-  shape.head_dim = batch.heads.dim;
-  shape.shadow = kind;
-  shape.shadow_pitch = pitch;
-  const AttentionTiling tiling = make_attention_tiling(shape, {cores, 2 * cores});
+  const AttentionTiling tiling = tiling_of(batch, cores, kind, pitch);
   Gm<float> q(batch.q), out(batch.q.size(), NAN), scales(batch.tokens(), NAN);
   Gm<bfloat16_t> k(batch.k), v(batch.v), shadow_bf16(batch.tokens() * pitch, bfloat16_t(-7.0f));
   Gm<int8_t> shadow_int8(batch.tokens() * pitch, int8_t{-7});
@@ -118,6 +125,23 @@ Result run(const Batch& batch, int cores, ShadowKind kind = kNoShadow) {
   return result;
 }
 
+// The float32 kernel over the same cache in float32.
+std::vector<float> run_f32(const Batch& batch, int cores) {
+  const auto wide = [](const std::vector<bfloat16_t>& values) {
+    std::vector<float> out;
+    for (const bfloat16_t value : values) out.push_back(static_cast<float>(value));
+    return out;
+  };
+  Gm<float> q(batch.q), k(wide(batch.k)), v(wide(batch.v)), out(batch.q.size(), NAN);
+  Gm<int32_t> positions(batch.positions), offsets(batch.offsets), tables(batch.tables);
+  const AttentionTiling tiling = tiling_of(batch, cores / 2 + 1);
+  twin::launch(twin::Kind::aiv, cores, [&] {
+    sigmoe_attention_f32(q.address(), k.address(), v.address(), positions.address(), offsets.address(), tables.address(),
+                         out.address(), tiling);
+  });
+  return out.values();
+}
+
 }  // namespace
 
 TEST_CASE("ascend attention: group ratios and head sizes agree with the reference") {
@@ -129,6 +153,7 @@ TEST_CASE("ascend attention: group ratios and head sizes agree with the referenc
     CAPTURE(heads.dim);
     const Batch batch = make_batch(heads, {{0, 37}, {140, 1}, {300, 3}});
     CHECK(relative_error(run(batch, 20).out, batch.expected) < kBf16Attention);
+    CHECK(relative_error(run_f32(batch, 40), batch.expected) < kF32Error);
   }
 }
 
@@ -137,6 +162,7 @@ TEST_CASE("ascend attention: lengths around fractals, pages, chunks and splits")
     CAPTURE(length);
     const Batch batch = make_batch({4, 1, 32}, {{length - 1, 1}});
     CHECK(relative_error(run(batch, 3).out, batch.expected) < kBf16Attention);
+    CHECK(relative_error(run_f32(batch, 3), batch.expected) < kF32Error);
   }
 }
 
@@ -145,6 +171,7 @@ TEST_CASE("ascend attention: prefill, chains and decode rows in one batch") {
       make_batch({8, 2, 64}, {{0, 1}, {0, 150}, {999, 1}, {250, 10}, {1020, 9}, {128, 128}, {60, 1}, {2047, 4}}, 3);
   const Result plain = run(batch, 24);
   CHECK(relative_error(plain.out, batch.expected) < kBf16Attention);
+  CHECK(relative_error(run_f32(batch, 48), batch.expected) < kF32Error);
   for (int cores = 1; cores <= 24; cores += cores < 5 ? 1 : 6) {
     CAPTURE(cores);
     CHECK(run(batch, cores).out == plain.out);
