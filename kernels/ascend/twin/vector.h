@@ -10,8 +10,8 @@ void unary(const char* name, const AscendC::LocalTensor<T>& dst, const AscendC::
            Where where, bool reads_dst = false) {
   if (checking()) {
     Instruction i(name, PIPE_V, where);
-    i.no_partial_overlap(dst.local(), n * sizeof(T), src.local(), n * sizeof(T));
     read_count<T>(i, src.local(), n);
+    i.no_partial_overlap(dst.local(), n * sizeof(T), src.local(), n * sizeof(T));
     if (reads_dst) read_count<T>(i, dst.local(), n);
     write_count<T>(i, dst.local(), n);
   }
@@ -46,10 +46,10 @@ void binary(const char* name, const AscendC::LocalTensor<T>& dst, const AscendC:
             const AscendC::LocalTensor<T>& b, std::int64_t n, Op op, Where where, bool reads_dst = false) {
   if (checking()) {
     Instruction i(name, PIPE_V, where);
-    i.no_partial_overlap(dst.local(), n * sizeof(T), a.local(), n * sizeof(T));
-    i.no_partial_overlap(dst.local(), n * sizeof(T), b.local(), n * sizeof(T));
     read_count<T>(i, a.local(), n);
     read_count<T>(i, b.local(), n);
+    i.no_partial_overlap(dst.local(), n * sizeof(T), a.local(), n * sizeof(T));
+    i.no_partial_overlap(dst.local(), n * sizeof(T), b.local(), n * sizeof(T));
     if (reads_dst) read_count<T>(i, dst.local(), n);
     write_count<T>(i, dst.local(), n);
   }
