@@ -181,38 +181,41 @@ void LoadData(const LocalTensor<T>& dst, const LocalTensor<T>& src, const LoadDa
 
 namespace twin::cube {
 
-// The reads and writes of one Mmad. Operands whole: the sums are. Else row by row, and by 16 columns.
+// The reads and writes of one Mmad. A sum is there when its row of a, its column of b and what it is added to were.
 inline void check_mmad(Instruction& instruction, const Local& sums, const Local& a, const Local& b, std::int64_t m,
                        std::int64_t n, std::int64_t k_blocks, bool accumulate) {
-  const std::int64_t m_blocks = ceil_div(m, kSide), n_blocks = ceil_div(n, kSide), column_bytes = m_blocks * kSide * 64;
+  constexpr std::int64_t kSumBytes = 4, kRowBytes = kSide * kSumBytes;
+  const std::int64_t m_blocks = ceil_div(m, kSide), n_blocks = ceil_div(n, kSide), column_bytes = m_blocks * kSide * kRowBytes;
   const auto a_row = [&](std::int64_t row, std::int64_t block) {
     return m == 1 ? block * kRow : (row / kSide * k_blocks + block) * kFractal + row % kSide * kRow;
   };
-  const std::int64_t a_bytes = m == 1 ? k_blocks * kRow : m_blocks * k_blocks * kFractal;
-  bool whole = read_written(instruction, a, 0, a_bytes);
+  const auto b_row = [&](std::int64_t column, std::int64_t block) {
+    return (block * n_blocks + column / kSide) * kFractal + column % kSide * kRow;
+  };
+  const auto sum_at = [&](std::int64_t row, std::int64_t column) {
+    return column / kSide * column_bytes + row * kRowBytes + column % kSide * kSumBytes;
+  };
+  bool whole = read_written(instruction, a, 0, m == 1 ? k_blocks * kRow : m_blocks * k_blocks * kFractal);
   whole &= read_written(instruction, b, 0, n_blocks * k_blocks * kFractal);
   if (accumulate)
-    for (std::int64_t column = 0; column < n_blocks; ++column)
-      whole &= read_written(instruction, sums, column * column_bytes, m * 64);
-  std::vector<bool> row_there(m, true), column_there(n_blocks, true);
-  std::vector<bool> sum_there(m * n_blocks, true);
+    for (std::int64_t block = 0; block < n_blocks; ++block)
+      whole &= read_written(instruction, sums, block * column_bytes, m * kRowBytes);
+  std::vector<std::int64_t> missing;
   if (!whole) {
+    std::vector<bool> row_there(m, true), column_there(n_blocks * kSide, true);
     for (std::int64_t row = 0; row < m; ++row)
       for (std::int64_t block = 0; block < k_blocks && row_there[row]; ++block)
         row_there[row] = is_written(a, a_row(row, block), kRow);
-    for (std::int64_t column = 0; column < n_blocks; ++column)
+    for (std::int64_t column = 0; column < n_blocks * kSide; ++column)
       for (std::int64_t block = 0; block < k_blocks && column_there[column]; ++block)
-        column_there[column] = is_written(b, (block * n_blocks + column) * kFractal, kFractal);
-    for (std::int64_t column = 0; column < n_blocks; ++column)
-      for (std::int64_t row = 0; row < m; ++row)
-        sum_there[column * m + row] =
-            row_there[row] && column_there[column] && (!accumulate || is_written(sums, column * column_bytes + row * 64, 64));
+        column_there[column] = is_written(b, b_row(column, block), kRow);
+    for (std::int64_t row = 0; row < m; ++row)
+      for (std::int64_t column = 0; column < n_blocks * kSide; ++column)
+        if (!row_there[row] || !column_there[column] || (accumulate && !is_written(sums, sum_at(row, column), kSumBytes)))
+          missing.push_back(sum_at(row, column));
   }
-  for (std::int64_t column = 0; column < n_blocks; ++column) {
-    instruction.write(sums, column * column_bytes, m * 64);
-    for (std::int64_t row = 0; !whole && row < m; ++row)
-      if (!sum_there[column * m + row]) set_unwritten(sums, column * column_bytes + row * 64, 64);
-  }
+  for (std::int64_t block = 0; block < n_blocks; ++block) instruction.write(sums, block * column_bytes, m * kRowBytes);
+  for (const std::int64_t at : missing) set_unwritten(sums, at, kSumBytes);
 }
 
 }  // namespace twin::cube

@@ -70,8 +70,9 @@ void Fixpipe(const GlobalTensor<Out>& dst, const LocalTensor<Sum>& src, const Fi
     instruction.require(params.ndNum == 1 && !params.reluEn && params.unitFlag == 0 && !params.isChannelSplit,
                         "several matrices, relu, unitFlag or isChannelSplit: not part of the twin");
     for (int column = 0; column < columns; ++column)
-      instruction.read(src.local(), std::int64_t{column} * params.srcStride * kSide * sizeof(Sum),
-                       std::size_t{params.mSize} * kSide * sizeof(Sum));
+      for (int row = 0; row < params.mSize; ++row)
+        instruction.read(src.local(), (std::int64_t{column} * params.srcStride + row) * kSide * sizeof(Sum),
+                         width(column) * sizeof(Sum));
     for (int row = 0; row < params.mSize; ++row) {
       if (config.row_major) {
         dst.check(instruction, to(0, row), params.nSize * sizeof(Out));
