@@ -1,6 +1,8 @@
 // What kernels that work on rows share: a row in and out of UB, a scalar out of it, a row in eight bits.
 #pragma once
 
+#include "kernel_operator.h"
+
 namespace sigmoe_rows {
 
 using namespace AscendC;

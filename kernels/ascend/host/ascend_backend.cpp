@@ -220,15 +220,4 @@ void AscendBackend::all_reduce(Comm& comm, float* data, int64_t n) {
   upload(data, host.data(), n * sizeof(float));
 }
 
-// ---- sampler's counts ------------------------------------------------------------------------------------------------
-
-void AscendBackend::reset_counts(uint32_t* counts_row, int vocab_size, const int32_t* prompt, int n_prompt,
-                                 const int32_t* generated, int n_generated) {
-  std::vector<uint32_t> counts(vocab_size);
-  constexpr uint32_t kInPrompt = 0x80000000u;
-  for (int i = 0; i < n_prompt; ++i) counts[prompt[i]] |= kInPrompt;
-  for (int i = 0; i < n_generated; ++i) ++counts[generated[i]];
-  upload(counts_row, counts.data(), counts.size() * sizeof(uint32_t));
-}
-
 }  // namespace sigmoe::ascend

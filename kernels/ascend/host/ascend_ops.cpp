@@ -3,8 +3,11 @@
 
 #include "ascend/device/args/weight_layout.h"
 #include "ascend/host/ascend_backend.h"
+#include "ascend/host/tiling_attention.h"
 #include "ascend/host/tiling_experts.h"
 #include "ascend/host/tiling_qk_norm_rope_store.h"
+#include "ascend/host/tiling_route.h"
+#include "ascend/host/tiling_sample.h"
 
 namespace sigmoe::ascend {
 
@@ -18,6 +21,45 @@ void AscendBackend::qk_norm_rope_store(const BatchView& batch, const AttentionSh
                  {qkv, q_norm, k_norm, cos, sin, batch.positions, batch.seq_offsets, batch.page_tables, kv.k, kv.v, q_out},
                  tiling);
   wrote(q_out, int64_t{batch.n_tokens} * shape.n_heads * shape.head_dim);
+}
+
+void AscendBackend::attention(const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv, float* out) {
+  if (batch.n_tokens == 0) return;
+  const int64_t width = int64_t{shape.n_heads} * shape.head_dim;
+  wrote(out, batch.n_tokens * width);
+  const Cores cores = device_.cores();
+  AttentionWork work{batch.n_tokens, batch.n_seqs, batch.max_pages, shape.n_heads, shape.n_kv_heads, shape.head_dim};
+  if (kv.dtype == DType::f32) {
+    const AttentionTiling tiling = make_attention_tiling(work, cores);
+    return device_.launch(Kernel::attention_f32, static_cast<uint32_t>(cores.aiv),
+                          {q, kv.k, kv.v, batch.positions, batch.seq_offsets, batch.page_tables, out}, tiling);
+  }
+  work.shadow = begin_shadow(attended_shadow_, out, batch.n_tokens, width);
+  work.shadow_pitch = row_pitch(width, static_cast<int64_t>(dtype_bytes(compute_)));
+  const AttentionTiling tiling = make_attention_tiling(work, cores);
+  device_.launch(Kernel::attention_bf16, static_cast<uint32_t>(cores.aic),
+                 {q, kv.k, kv.v, batch.positions, batch.seq_offsets, batch.page_tables,
+                  scratch<std::byte>(workspace_, attention_work_bytes(tiling)), out, attended_shadow_.rows.memory.data(),
+                  attended_shadow_.scales.memory.data()},
+                 tiling);
+}
+
+void AscendBackend::route(const float* x, const LinearWeight& gate, const float* bias, const RouterShape& shape, int n_tokens,
+                          const int32_t* forced_ids, float* logits, const Routing& out) {
+  if (n_tokens == 0) return zero(out.expert_offsets, (shape.n_experts + 1) * sizeof(int32_t));
+  const AscendWeight& weight = weight_of(gate);
+  SIGMOE_CHECK(weight.plain, "a router's weight is kept as float32 rows");
+  int32_t* forced = nullptr;
+  if (forced_ids) {
+    const size_t n = static_cast<size_t>(n_tokens) * shape.n_active;
+    forced = scratch<int32_t>(forced_, n);
+    upload(forced, forced_ids, n * sizeof(int32_t));
+  }
+  const RouteTiling tiling =
+      make_route_tiling(shape, n_tokens, static_cast<int>(weight.k), forced_ids != nullptr, device_.cores());
+  device_.launch(
+      Kernel::route, route_blocks(tiling, device_.cores()),
+      {x, weight.data.data, bias, forced, logits, out.expert_ids, out.weights, out.expert_offsets, out.slot_order}, tiling);
 }
 
 // ---- experts ---------------------------------------------------------------------------------------------------------
@@ -87,6 +129,28 @@ void AscendBackend::experts(const float* x, const ExpertWeights& weights, const 
                   scratch<std::byte>(workspace_, experts_work_bytes(tiling)), out},
                  tiling);
   wrote(out, int64_t{n_tokens} * (n_active + (shape.shared ? 1 : 0)) * width);
+}
+
+// ---- sampling --------------------------------------------------------------------------------------------------------
+
+void AscendBackend::sample(const SampleArgs& args) {
+  if (args.n_rows == 0) return;
+  const Cores cores = device_.cores();
+  const SampleTiling tiling = make_sample_tiling(args.n_rows, args.vocab_size);
+  auto* workspace = scratch<std::byte>(workspace_, sample_workspace_bytes(tiling, cores));
+  device_.launch(Kernel::sample, sample_blocks(tiling, cores),
+                 {args.logits, args.rows, args.bias_ids, args.bias_values, args.ban_ids, args.masks, args.counts, args.tokens,
+                  args.logprobs, args.top_ids, args.top_logprobs, workspace},
+                 tiling);
+}
+
+void AscendBackend::reset_counts(uint32_t* counts_row, int vocab_size, const int32_t* prompt, int n_prompt,
+                                 const int32_t* generated, int n_generated) {
+  constexpr uint32_t kInPrompt = 0x80000000u;
+  std::vector<uint32_t> counts(vocab_size);
+  for (int i = 0; i < n_prompt; ++i) counts[prompt[i]] |= kInPrompt;
+  for (int i = 0; i < n_generated; ++i) ++counts[generated[i]];
+  upload(counts_row, counts.data(), counts.size() * sizeof(uint32_t));
 }
 
 }  // namespace sigmoe::ascend

@@ -1,11 +1,15 @@
-// The kernel entries and their tilings, for whoever calls them: launchers and tests. Needs kernel_operator.h before it.
+// The kernel entries and their tilings, for whoever calls them: launchers and tests.
 #pragma once
 
 #include "ascend/device/args/add_rms_norm.h"
+#include "ascend/device/args/attention.h"
 #include "ascend/device/args/convert_rows.h"
 #include "ascend/device/args/experts.h"
 #include "ascend/device/args/linear.h"
 #include "ascend/device/args/qk_norm_rope_store.h"
+#include "ascend/device/args/route.h"
+#include "ascend/device/args/sample.h"
+#include "kernel_operator.h"
 
 #define SIGMOE_GM_1 GM_ADDR
 #define SIGMOE_GM_2 SIGMOE_GM_1, GM_ADDR
