@@ -103,15 +103,31 @@ Runtime open_runtime() {
   runtime.kernels = open_kernels(line = {}, no_kernels);
   runtime.lines.push_back(line);
   if (runtime.missing.empty()) runtime.missing = no_kernels;
-  runtime.hccl = open_library("libhccl.so", line = {});
-  line.note = line.found.empty() ? line.note : "for tensorParallelSize above 1";
+  if (void* hccl = open_library("libhccl.so", line = {})) {
+    bool whole = true;
+#define HCCL_FUNCTION(name, result, parameters)                                          \
+  runtime.hccl.name = reinterpret_cast<decltype(runtime.hccl.name)>(dlsym(hccl, #name)); \
+  whole = whole && runtime.hccl.name;
+#include "ascend/host/hccl_functions.def"
+#undef HCCL_FUNCTION
+    if (!whole) runtime.hccl = {};
+    line.note = whole ? "for tensorParallelSize above 1" : "lacks functions that are needed";
+  }
   runtime.lines.push_back(line);
   // libopapi.so calls libnnopbase.so, which must be there first where the loader does not know the toolkit's folder.
   const bool has_base = open_library("libnnopbase.so", line = {}) != nullptr;
   runtime.lines.push_back(line);
   void* opapi = open_library("libopapi.so", line = {});
-  if (has_base) runtime.opapi = opapi;
-  line.note = line.found.empty() ? line.note : "for SIGMOE_ASCEND_ACLNN=1";
+  if (has_base && opapi) {
+    bool whole = true;
+#define ACLNN_FUNCTION(name, result, parameters)                                            \
+  runtime.aclnn.name = reinterpret_cast<decltype(runtime.aclnn.name)>(dlsym(opapi, #name)); \
+  whole = whole && runtime.aclnn.name;
+#include "ascend/host/aclnn_functions.def"
+#undef ACLNN_FUNCTION
+    if (!whole) runtime.aclnn = {};
+    line.note = whole ? "for SIGMOE_ASCEND_ACLNN=1" : "lacks functions that are needed";
+  }
   runtime.lines.push_back(line);
   return runtime;
 }

@@ -18,6 +18,18 @@ struct AclFunctions {
 #undef ACL_REQUIRED
 };
 
+struct HcclFunctions {  // all null where there is no libhccl.so
+#define HCCL_FUNCTION(name, result, parameters) result(*name) parameters = nullptr;
+#include "ascend/host/hccl_functions.def"
+#undef HCCL_FUNCTION
+};
+
+struct AclnnFunctions {  // all null where there is no libopapi.so
+#define ACLNN_FUNCTION(name, result, parameters) result(*name) parameters = nullptr;
+#include "ascend/host/aclnn_functions.def"
+#undef ACLNN_FUNCTION
+};
+
 // Documented values of what the functions take and return.
 constexpr int32_t kAclSuccess = 0;
 constexpr int32_t kAclRepeatInitialize = 100002;
@@ -42,9 +54,9 @@ struct Runtime {
   std::vector<LibraryLine> lines;
   AclFunctions acl;
   const KernelTable* kernels = nullptr;
-  void* hccl = nullptr;   // handle of libhccl.so, for worlds of more than one rank
-  void* opapi = nullptr;  // handle of libopapi.so, for the aclnn products
-  std::string missing;    // why no backend can run here; empty: one can
+  HcclFunctions hccl;    // for worlds of more than one rank
+  AclnnFunctions aclnn;  // for products by aclnn, when asked for
+  std::string missing;   // why no backend can run here; empty: one can
 
   std::string report() const;  // every line, for the list of devices
 };

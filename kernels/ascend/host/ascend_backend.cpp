@@ -30,6 +30,8 @@ AscendBackend::AscendBackend(const Runtime& runtime, const BackendOptions& optio
   info_.kernels = std::string(runtime.kernels->built_for) + ", " + std::to_string(cores.aic) + " cube and " +
                   std::to_string(cores.aiv) + " vector cores" +
                   (device_.captures() ? "" : ", steps not recorded: " + device_.capture_refused());
+  aclnn_ = AclnnProducts::make_if_asked(device_);
+  if (aclnn_) info_.kernels += ", dense prefill by aclnn";
   info_.compute = compute_;
   info_.kv_dtype = compute_ == DType::f32 ? DType::f32 : DType::bf16;
   info_.n_threads = options.n_threads;
@@ -149,7 +151,7 @@ void AscendBackend::reduce_add_rms_norm(float* residual, float* addend, int n_sl
     float* sums = scratch<float>(gathered_, n);
     zero(sums, n * sizeof(float));
     norm(sums, addend, n_slots, nullptr, eps, n_tokens, width, nullptr, width, nullptr);
-    all_reduce(*comm, sums, n);
+    collectives(*comm).all_reduce_sum(sums, n);
     addend = sums;
     n_slots = 1;
   }
@@ -170,6 +172,13 @@ void AscendBackend::join_norms(const float* embedding, const float* embedding_no
 // ---- products --------------------------------------------------------------------------------------------------------
 
 void AscendBackend::multiply(const Operand& x, const AscendWeight& weight, int n_rows, float* y) {
+  if (aclnn_ && n_rows >= AclnnProducts::kLeastRows && weight.dtype != DType::f32 && !device_.recording()) {
+    const int width = static_cast<int>(weight.n);
+    auto* narrow = scratch<uint16_t>(aclnn_out_, static_cast<size_t>(n_rows) * width);
+    aclnn_->multiply(x.rows, x.scales, x.pitch, weight, n_rows, narrow,
+                     [&](size_t bytes) { return scratch<std::byte>(workspace_, bytes); });
+    return convert(narrow, kRowBf16, nullptr, width, y, kRowF32, nullptr, width, nullptr, n_rows, width);
+  }
   LinearShape shape;
   shape.rows = n_rows;
   shape.n = weight.n;
@@ -202,22 +211,29 @@ void AscendBackend::head_logits(const float* x, const int32_t* row_ids, int n_ro
     wrote(logits, n_rows * w.n);
     return;
   }
-  const size_t n = static_cast<size_t>(n_rows) * w.n;
-  float* part = scratch<float>(gathered_, n);
-  multiply(rows, w, n_rows, part);
+  // HCCL gathers equal parts, and the last rank's share of the vocabulary may be smaller: parts as wide as the widest, then
+  // side by side.
+  const int world = comm->world();
+  const int64_t widest = *std::max_element(vocab_widths.begin(), vocab_widths.end());
   int64_t total = 0;
   for (const int64_t width : vocab_widths) total += width;
-  std::vector<float> host(n), whole(static_cast<size_t>(n_rows) * total);
-  download(host.data(), part, n * sizeof(float));
-  comm->all_gather_columns(host.data(), whole.data(), n_rows, vocab_widths);
-  upload(logits, whole.data(), whole.size() * sizeof(float));
+  float* parts = scratch<float>(gathered_, static_cast<size_t>(world + 1) * n_rows * widest);
+  float* mine = parts + static_cast<int64_t>(world) * n_rows * widest;
+  multiply(rows, w, n_rows, mine);
+  collectives(*comm).all_gather(mine, parts, n_rows * widest);
+  int64_t column = 0;
+  for (int rank = 0; rank < world; ++rank) {
+    const int64_t width = vocab_widths[rank];
+    convert(parts + static_cast<int64_t>(rank) * n_rows * widest, kRowF32, nullptr, width, logits + column, kRowF32, nullptr,
+            total, nullptr, n_rows, static_cast<int>(width));
+    column += width;
+  }
+  wrote(logits, n_rows * total);
 }
 
-void AscendBackend::all_reduce(Comm& comm, float* data, int64_t n) {
-  std::vector<float> host(n);
-  download(host.data(), data, n * sizeof(float));
-  comm.all_reduce_sum(host.data(), n);
-  upload(data, host.data(), n * sizeof(float));
+Collectives& AscendBackend::collectives(Comm& comm) {
+  if (!collectives_ || &collectives_->comm() != &comm) collectives_ = std::make_unique<Collectives>(device_, comm);
+  return *collectives_;
 }
 
 }  // namespace sigmoe::ascend

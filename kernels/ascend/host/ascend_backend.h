@@ -16,6 +16,8 @@
 #include <vector>
 
 #include "ascend/device/args/add_rms_norm.h"
+#include "ascend/host/aclnn.h"
+#include "ascend/host/collectives.h"
 #include "ascend/host/device.h"
 #include "ascend/host/weights.h"
 #include "backend/backend.h"
@@ -98,7 +100,7 @@ class AscendBackend : public Backend {
   void norm(float* residual, const float* addend, int n_slots, const float* weight, float eps, int n_tokens, int width,
             float* out, int64_t out_stride, Shadow* shadow);
   void multiply(const Operand& x, const AscendWeight& weight, int n_rows, float* y);
-  void all_reduce(Comm& comm, float* data, int64_t n);
+  Collectives& collectives(Comm& comm);
 
   struct ExpertTable;
   const ExpertTable& table_of(const ExpertWeights& weights);
@@ -107,11 +109,13 @@ class AscendBackend : public Backend {
   mutable BackendInfo info_;
   RequantisationReport requantisation_;
   DType compute_;
+  std::unique_ptr<AclnnProducts> aclnn_;      // null: our own kernels do all
+  std::unique_ptr<Collectives> collectives_;  // once a world has met
 
   Shadow norm_shadow_{{"narrow activations"}, {"activation scales"}},
       attended_shadow_{{"narrow activations"}, {"activation scales"}};
   Scratch narrow_{"narrow activations"}, narrow_scales_{"activation scales"}, gathered_{"sums over ranks"},
-      forced_{"forced experts"}, workspace_{"kernel workspace"};
+      forced_{"forced experts"}, aclnn_out_{"results of aclnn"}, workspace_{"kernel workspace"};
 };
 
 }  // namespace sigmoe::ascend

@@ -23,7 +23,8 @@ void AscendBackend::qk_norm_rope_store(const BatchView& batch, const AttentionSh
   wrote(q_out, int64_t{batch.n_tokens} * shape.n_heads * shape.head_dim);
 }
 
-void AscendBackend::attention(const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv, float* out) {
+void AscendBackend::attention(const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv,
+                              float* out) {
   if (batch.n_tokens == 0) return;
   const int64_t width = int64_t{shape.n_heads} * shape.head_dim;
   wrote(out, batch.n_tokens * width);
@@ -57,9 +58,9 @@ void AscendBackend::route(const float* x, const LinearWeight& gate, const float*
   }
   const RouteTiling tiling =
       make_route_tiling(shape, n_tokens, static_cast<int>(weight.k), forced_ids != nullptr, device_.cores());
-  device_.launch(
-      Kernel::route, route_blocks(tiling, device_.cores()),
-      {x, weight.data.data, bias, forced, logits, out.expert_ids, out.weights, out.expert_offsets, out.slot_order}, tiling);
+  device_.launch(Kernel::route, route_blocks(tiling, device_.cores()),
+                 {x, weight.data.data, bias, forced, logits, out.expert_ids, out.weights, out.expert_offsets, out.slot_order},
+                 tiling);
 }
 
 // ---- experts ---------------------------------------------------------------------------------------------------------

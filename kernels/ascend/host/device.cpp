@@ -34,6 +34,12 @@ Cores count_cores(const AclFunctions& acl, int index, const std::string& soc_nam
 Device::Device(const Runtime& runtime, int index) : runtime_(runtime), index_(index) {
   const int32_t status = acl().aclInit(nullptr);
   if (status != kAclRepeatInitialize) check(status, "aclInit");
+  uint32_t n_devices = 0;
+  check(acl().aclrtGetDeviceCount(&n_devices), "aclrtGetDeviceCount");
+  if (index < 0 || static_cast<uint32_t>(index) >= n_devices)
+    throw EngineError(ErrorCode::not_found,
+                      "NPU " + std::to_string(index) + " asked for: " + std::to_string(n_devices) + " are visible",
+                      "lower tensorParallelSize, or look at npu-smi info and ASCEND_RT_VISIBLE_DEVICES");
   soc_name_ = acl().aclrtGetSocName() ? acl().aclrtGetSocName() : "unknown NPU";
   cores_ = count_cores(acl(), index, soc_name_);
   try {

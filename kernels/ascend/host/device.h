@@ -66,9 +66,9 @@ class Device {
 
   // Throws `device` for anything but success, and from then on from every call: a failed NPU does not come back.
   void check(int32_t status, const char* what);
+  void enter();  // makes this device's context the thread's: before every call of Ascend's libraries
 
  private:
-  void enter();  // makes this device's context the thread's
   void launch(Kernel kernel, uint32_t blocks, std::initializer_list<const void*> pointers, const void* tiling,
               size_t tiling_bytes);
   void* malloc(size_t bytes, const char* what);

@@ -8,6 +8,9 @@ extern "C" {
 #include "ascend/host/acl_functions.def"
 #undef ACL_OPTIONAL
 #undef ACL_REQUIRED
+#define HCCL_FUNCTION(name, result, parameters) result name parameters;
+#include "ascend/host/hccl_functions.def"
+#undef HCCL_FUNCTION
 const sigmoe::ascend::KernelTable* sigmoe_ascend_kernels();
 }
 
@@ -22,6 +25,9 @@ Runtime make_runtime() {
 #include "ascend/host/acl_functions.def"
 #undef ACL_OPTIONAL
 #undef ACL_REQUIRED
+#define HCCL_FUNCTION(name, result, parameters) runtime.hccl.name = &::name;
+#include "ascend/host/hccl_functions.def"
+#undef HCCL_FUNCTION
   runtime.kernels = sigmoe_ascend_kernels();
   return runtime;
 }

@@ -18,7 +18,8 @@ struct AscendWeight : LinearWeight {
   DType dtype = DType::bf16;  // bf16, i8 or f32
   bool plain = false;         // (n, k) row-major: a router's
   DeviceSpan data;
-  DeviceSpan scales;  // i8: (n rounded up to 16) f32, of each output channel
+  mutable DeviceSpan plain_rows;  // (n, k) once more, for products by aclnn alone
+  DeviceSpan scales;              // i8: (n rounded up to 16) f32, of each output channel
 };
 
 inline const AscendWeight& weight_of(const LinearWeight& weight) { return static_cast<const AscendWeight&>(weight); }

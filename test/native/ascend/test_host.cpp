@@ -223,7 +223,7 @@ TEST_CASE("ascend host: a step that fails while it is recorded leaves no capture
 TEST_CASE("ascend host: devices and compute types that are not there are refused") {
   BackendOptions options;
   options.device_index = 100;
-  CHECK(says(error_of([&] { AscendBackend(mock_runtime(), options); }), "there is no device 100"));
+  CHECK(says(error_of([&] { AscendBackend(mock_runtime(), options); }), "NPU 100 asked for: 8 are visible"));
   options = {};
   options.kernels = "avx2";
   CHECK(error_of([&] { AscendBackend(mock_runtime(), options); }).code() == ErrorCode::invalid_argument);
