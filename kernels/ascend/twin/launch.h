@@ -12,10 +12,23 @@ namespace twin {
 constexpr int kCrossFlags = 11;      // flag ids 0..10 are a kernel's; the rest belong to SyncAll and libraries
 constexpr int kCrossFlagDepth = 15;  // how often a flag may be set ahead of its waits
 
+// A queue that allocates nothing while it is empty: a launch makes thousands and uses few.
+class Messages {
+ public:
+  bool empty() const { return messages_.empty(); }
+  std::size_t size() const { return messages_.size(); }
+  const Message& front() const { return messages_.front(); }
+  void push_back(Message message) { messages_.push_back(std::move(message)); }
+  void pop_front() { messages_.erase(messages_.begin()); }
+
+ private:
+  std::vector<Message> messages_;
+};
+
 // Flags between cores. `pending`: set by a core, not yet by all whose set the receivers need; `arrived`: ready to be waited
 // for.
 struct CrossFlags {
-  std::array<std::deque<Message>, kCrossFlags> pending, arrived;
+  std::array<Messages, kCrossFlags> pending, arrived;
 };
 
 class GmShadow {  // who touched a byte of global memory last
