@@ -87,6 +87,7 @@ class Launch {
     const int n = kind == Kind::mix ? 3 * this->blocks : this->blocks;
     log.push_back({{"", 0}, "", 0, 0, PIPE_S, false});
     if (checked) gm = gm_registry().ranges();
+    flags_.resize(3 * static_cast<std::size_t>(n));
     for (int i = 0; i < n; ++i) {
       Core& core = cores.emplace_back();
       core.launch = this;
@@ -137,7 +138,12 @@ class Launch {
   std::vector<Access> log;
   std::map<std::uintptr_t, std::uintptr_t> gm;
   GmShadow shadow;
-  std::vector<CrossFlags> flags = std::vector<CrossFlags>(3 * 72);  // by way (mode) and core
+  // What a core has set in one mode; what has arrived at it, in whichever mode, is with mode 0.
+  CrossFlags& flags_of(int mode, int core) {
+    std::unique_ptr<CrossFlags>& flags = flags_[static_cast<std::size_t>(mode) * cores.size() + core];
+    if (!flags) flags = std::make_unique<CrossFlags>();
+    return *flags;
+  }
   struct Barrier {
     int arrived = 0, generation = 0;
     std::vector<Clock> known;
@@ -191,9 +197,9 @@ class Launch {
   }
 
   void check_flags() const {
-    for (std::size_t i = 0; i < flags.size(); ++i)
-      for (int id = 0; id < kCrossFlags; ++id)
-        if (!flags[i].pending[id].empty() || !flags[i].arrived[id].empty())
+    for (const std::unique_ptr<CrossFlags>& flags : flags_)
+      for (int id = 0; flags && id < kCrossFlags; ++id)
+        if (!flags->pending[id].empty() || !flags->arrived[id].empty())
           throw Fault(std::string(cores.front().kernel) + ": cross-core flag " + std::to_string(id) +
                       " was set more often than it was waited for");
   }
@@ -209,6 +215,7 @@ class Launch {
            std::to_string(cores.size()) + " have ended):" + waiting;
   }
 
+  std::vector<std::unique_ptr<CrossFlags>> flags_;  // most kernels use none
   std::exception_ptr error_;
   bool cancelled_ = false;
 };

@@ -120,7 +120,7 @@ void CrossCoreSetFlag(std::uint16_t id, TWIN_WHERE) {
   if (id >= twin::kCrossFlags) twin::fail(where, "CrossCoreSetFlag: flag " + std::to_string(id) + " of 0 to 10");
   if (launch.kind != twin::Kind::mix && mode != 0) twin::fail(where, "CrossCoreSetFlag: modes 1 and 2 need a mixed kernel");
   if (mode == 1 && core.cube) twin::fail(where, "CrossCoreSetFlag: mode 1 is between vector cores");
-  auto& sent = launch.flags[mode * 72 + core.index].pending[id];
+  auto& sent = launch.flags_of(mode, core.index).pending[id];
   sent.push_back(twin::message_of(core, pipe));
   if (sent.size() > static_cast<std::size_t>(twin::kCrossFlagDepth))
     twin::fail(where, "CrossCoreSetFlag: flag " + std::to_string(id) + " set more than 15 times ahead of its waits");
@@ -131,16 +131,16 @@ void CrossCoreSetFlag(std::uint16_t id, TWIN_WHERE) {
     if (group && (other.cube == core.cube) == (mode != 2)) receivers.push_back(&other);
   }
   for (const twin::Core* sender : senders)
-    if (launch.flags[mode * 72 + sender->index].pending[id].empty()) return;
+    if (launch.flags_of(mode, sender->index).pending[id].empty()) return;
   twin::Message message;
   message.known.assign(launch.checked ? launch.cores.size() : 0, twin::Clock{});
   for (const twin::Core* sender : senders) {
-    auto& queue = launch.flags[mode * 72 + sender->index].pending[id];
+    auto& queue = launch.flags_of(mode, sender->index).pending[id];
     twin::join(message.known, queue.front().known);
     queue.pop_front();
   }
   for (const twin::Core* receiver : receivers) {
-    auto& arrived = launch.flags[receiver->index].arrived[id];
+    auto& arrived = launch.flags_of(0, receiver->index).arrived[id];
     arrived.push_back(message);
     if (arrived.size() > static_cast<std::size_t>(twin::kCrossFlagDepth))
       twin::fail(where, "CrossCoreSetFlag: flag " + std::to_string(id) + " set more than 15 times ahead of its waits");
@@ -150,7 +150,7 @@ void CrossCoreSetFlag(std::uint16_t id, TWIN_WHERE) {
 inline void CrossCoreWaitFlag(std::uint16_t id, TWIN_WHERE) {
   twin::Core& core = *twin::self;
   if (id >= twin::kCrossFlags) twin::fail(where, "CrossCoreWaitFlag: flag " + std::to_string(id) + " of 0 to 10");
-  auto& arrived = core.launch->flags[core.index].arrived[id];
+  auto& arrived = core.launch->flags_of(0, core.index).arrived[id];
   core.wait_until([&arrived] { return !arrived.empty(); }, "flag " + std::to_string(id) + " at " + where.text());
   if (core.launch->checked) twin::receive(core, arrived.front());
   arrived.pop_front();
