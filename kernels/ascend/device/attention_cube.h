@@ -173,11 +173,13 @@ class AttentionCube {
       const int32_t count = at + step_ < n16 ? step_ : n16 - at;
       LocalTensor<T> a2 = load_rows(p1, at / kLanes, count / kLanes);
       LocalTensor<T> b2 = b2_.AllocTensor<T>();
-      LoadData2DParams load;  // a row of fractals along Dh, each turned: v has positions as rows
+      // A row of fractals along Dh, each turned: v has positions as rows. Documented for half, whose bits are as many.
+      LoadData2DParams load;
       load.repeatTimes = static_cast<uint8_t>(dim_blocks_);
       load.srcStride = static_cast<uint16_t>(n16 / kGroupRows);
       load.ifTranspose = true;
-      for (int32_t row = 0; row < count; row += kGroupRows) LoadData(b2[row * t_.head_dim], v1[(at + row) * kLanes], load);
+      for (int32_t row = 0; row < count; row += kGroupRows)
+        LoadData(b2[row * t_.head_dim].ReinterpretCast<half>(), v1[(at + row) * kLanes].ReinterpretCast<half>(), load);
       b2_.EnQue(b2);
       b2 = b2_.DeQue<T>();
       multiply(sums, a2, b2, t_.head_dim, count, at == 0);
