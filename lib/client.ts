@@ -5,20 +5,11 @@
 import { basename } from 'node:path';
 import { ReadableStream } from 'node:stream/web';
 import type { Model } from './model.js';
-import {
-  type BegunStream,
-  type ChatCompletion,
-  type ChatCompletionChunk,
-  CLIENT_CLOSED,
-  type Completion,
-  Completions,
-  type ErrorBody,
-  type ModelCard,
-  OpenAIError,
-  type RequestContext,
-  type ResponseEvent,
-  type ResponseObject,
-} from './openai/index.js';
+import { CLIENT_CLOSED, type ErrorBody, OpenAIError } from './openai/errors.js';
+import { Completions, type RequestContext } from './openai/index.js';
+import type { ResponseEvent, ResponseObject } from './openai/responses_wire.js';
+import type { BegunStream } from './openai/stream.js';
+import type { ChatCompletion, ChatCompletionChunk, Completion, ModelCard } from './openai/wire.js';
 
 export interface ClientOptions {
   /** What requests must call the model. Left out, any name will do, and answers carry the name of the model's folder. */

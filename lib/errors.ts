@@ -1,6 +1,6 @@
 /**
- * The errors a caller can meet. One class per kind of cause, each with a code of the closed set that csrc/backend/error.h
- * names too: the message says what was asked and what was found in one line, the hint says what to try next.
+ * The errors a caller can meet. One class per kind of cause, each with a code of a closed set, which but for downloads is that of
+ * csrc/backend/error.h: the message says what was asked and what was found in one line, the hint says what to try next.
  */
 
 import type { GenerateResult } from './types.js';
@@ -17,6 +17,7 @@ export type ErrorCode =
   | 'ERR_ABORTED'
   | 'ERR_DISPOSED'
   | 'ERR_DEVICE'
+  | 'ERR_DOWNLOAD'
   | 'ERR_INTERNAL';
 
 /** Base of every error sigmoe throws. `message` is one line; `hint` may be empty. */
@@ -106,6 +107,17 @@ export class DisposedError extends EngineError {
 export class DeviceError extends EngineError {
   constructor(message: string, hint = '', options?: ErrorOptions) {
     super('ERR_DEVICE', message, hint, options);
+  }
+}
+
+/** A hub could not be reached, refused, or sent something other than it had listed. */
+export class DownloadError extends EngineError {
+  /** Of the answer that ended it, where there was one. */
+  readonly status: number | undefined;
+
+  constructor(message: string, hint = '', status?: number, options?: ErrorOptions) {
+    super('ERR_DOWNLOAD', message, hint, options);
+    this.status = status;
   }
 }
 

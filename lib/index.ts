@@ -9,11 +9,21 @@ export {
   type ModelPage,
 } from './client.js';
 export {
+  type DoctorOptions,
+  type DoctorReport,
+  doctor,
+  type Finding,
+  type Fit,
+  type FitDtype,
+  type ModelFit,
+} from './doctor/index.js';
+export {
   AbortError,
   BusyError,
   CheckpointError,
   DeviceError,
   DisposedError,
+  DownloadError,
   EngineError,
   type ErrorCode,
   InternalError,
@@ -24,8 +34,36 @@ export {
   UnsupportedError,
 } from './errors.js';
 export type { Generation } from './generate.js';
+export {
+  type ModelSource,
+  type PullOptions,
+  type PullProgress,
+  type PullResult,
+  pull,
+  type ResolveOptions,
+  resolveModel,
+  type Source,
+} from './hub/index.js';
 export { JsonNumber, type JsonValue, parseJson } from './json.js';
 export { bench, devices, inspect, Model, nativeVersion } from './model.js';
+export {
+  type KindError,
+  type QuantizeFormat,
+  type QuantizeOptions,
+  type QuantizeProgress,
+  type QuantizeReport,
+  quantize,
+} from './quantize/index.js';
+export {
+  RECORDING_FILE,
+  recordSelftest,
+  type SelftestCaseReport,
+  type SelftestOptions,
+  type SelftestRecording,
+  type SelftestReport,
+  saveRecording,
+  selftest,
+} from './selftest/index.js';
 export type { TokenDecoder } from './text/bytes.js';
 export { type DecodeOptions, type EncodeOptions, Tokenizer, type TokenizerOptions } from './tokenizer.js';
 export type {

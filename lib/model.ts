@@ -5,6 +5,7 @@ import { AbortError, DisposedError, InvalidArgumentError, toEngineError } from '
 import { readOptionalJson } from './folder.js';
 import { Generation, type GenerationContext } from './generate.js';
 import { Grammars } from './grammar/matcher.js';
+import { type ModelSource, resolveModel } from './hub/index.js';
 import { type NativeAddon, type NativeInfo, type NativeModel, native } from './native.js';
 import {
   checkCallback,
@@ -42,20 +43,25 @@ export class Model {
   private disposing: Promise<void> | undefined;
 
   /**
-   * Loads a model folder: config.json, tokenizer.json, safetensors. Ends with AbortError when `signal` is aborted.
+   * Loads a model folder: config.json, tokenizer.json, safetensors; or a model of a hub by its id, out of the cache. Only
+   * `download: true` makes a connection, and only for what is not there. Ends with AbortError when `signal` is aborted.
    *
    *     await using model = await Model.load('models/nano');
+   *     await using model = await Model.load('MedAIBase/AntAngelMed-FP8', { download: true });
    */
-  static async load(path: string, options: LoadOptions = {}): Promise<Model> {
-    checkPath(path);
+  static async load(model: string, options: LoadOptions = {}): Promise<Model> {
+    checkPath(model);
     const nativeOptions = readLoadOptions(options);
     const { signal, onProgress } = options;
     if (signal?.aborted) throw loadAborted(signal);
+    const path = await folderOf(model, options);
+    // A draft is another model: the revision is not of it.
+    if (options.draft !== undefined) nativeOptions.draft = await folderOf(options.draft, { ...options, revision: undefined });
     const tokenizer = await Tokenizer.load(path, { chatTemplate: options.chatTemplate });
     const generation = await readOptionalJson(path, 'generation_config.json');
     const defaults = readSamplingDefaults(join(path, 'generation_config.json'), generation);
     if (signal?.aborted) throw loadAborted(signal);
-    const model = await runCancellable(
+    const loaded = await runCancellable(
       (cancel) => {
         const report = (bytesDone: number, bytesTotal: number) => {
           try {
@@ -72,8 +78,8 @@ export class Model {
       signal,
       loadAborted,
     );
-    if (!signal?.aborted) return new Model(path, model, tokenizer, defaults);
-    await model.dispose();
+    if (!signal?.aborted) return new Model(path, loaded, tokenizer, defaults);
+    await loaded.dispose();
     throw loadAborted(signal);
   }
 
@@ -219,9 +225,11 @@ export class Model {
   }
 }
 
-/** What a model folder holds, from config.json and tensor headers; no weights are loaded. */
-export async function inspect(path: string): Promise<ModelInfo> {
-  checkPath(path);
+/** What a model holds, from config.json and tensor headers; no weights are loaded. */
+export async function inspect(model: string, options: ModelSource = {}): Promise<ModelInfo> {
+  checkPath(model);
+  checkFields('inspect', options, ['download', 'revision', 'source']);
+  const path = await resolveModel(model, options);
   try {
     const info = await addon().inspect(path);
     return describe(path, info, await chatTemplateSource(path));
@@ -277,6 +285,17 @@ async function runCancellable<T>(
   }
 }
 
+/** The folder to load from, downloaded if that was asked. */
+function folderOf(model: string, { download, revision, source, signal, onProgress }: LoadOptions): Promise<string> {
+  return resolveModel(model, {
+    download,
+    revision,
+    source,
+    signal,
+    onProgress: onProgress && (({ bytesDone, bytesTotal }) => onProgress({ stage: 'download', bytesDone, bytesTotal })),
+  });
+}
+
 function loadAborted(signal: AbortSignal): AbortError {
   return new AbortError('the load was aborted', undefined, { cause: signal.reason });
 }
@@ -297,7 +316,7 @@ function checkPath(path: unknown): void {
   if (typeof path === 'string' && path !== '' && !path.includes('\0')) return;
   throw new InvalidArgumentError(
     'path',
-    `path: expected the path of a model folder, found ${JSON.stringify(path) ?? typeof path}`,
+    `path: expected the path of a model folder or the id of a model, found ${JSON.stringify(path) ?? typeof path}`,
   );
 }
 

@@ -1,10 +1,11 @@
 /**
- * The native addon: sole loader, and the hand-written types of every call it has. Nothing else in lib touches it.
- * The C++ side of this contract is csrc/binding.
+ * The native addon: the hand-written types of every call it has, and the one place that asks for it. Nothing else in lib
+ * touches it. The C++ side of this contract is csrc/binding.
  */
 import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { type AddonOrigin, loadAddon } from './addon.js';
 
 /** Options of a load; every field is checked by lib before it gets here. */
 export interface NativeEngineOptions {
@@ -200,6 +201,17 @@ export interface NativeAddon {
   /** Reads config.json and tensor headers only. */
   inspect(path: string): Promise<NativeInfo>;
   devices(): { device: string; available: boolean; detail: string }[];
+  /** Where a package holds the library of a device backend; to be said before any other call. */
+  offerLibrary(file: string, path: string): void;
+  /** What quantising the folder makes, as JSON text: a `QuantizePlan` of lib/quantize. */
+  planQuantization(path: string, format: string): Promise<string>;
+  /** Writes one shard of the plan to a new file; the result is JSON text, a `TensorError[]` of lib/quantize. */
+  quantizeShard(
+    job: { path: string; format: string; file: string; out: string; threads: number },
+    onProgress: (sourceBytesDone: number) => void,
+  ): { promise: Promise<string>; cancel(): void };
+  /** 10^9 bytes/s of reading host memory once, all cores together; takes about a second. */
+  memoryBandwidth(): Promise<number>;
   /** Runs off the JavaScript thread; options and result are JSON text. */
   bench(optionsJson: string, onLine: (line: string) => void): { promise: Promise<string>; cancel(): void };
 }
@@ -213,21 +225,37 @@ export interface NativeError extends Error {
 const require = createRequire(import.meta.url);
 const packageRoot = join(dirname(fileURLToPath(import.meta.url)), '..');
 
-let loaded: NativeAddon | undefined;
+/** Packages that hold the library of a device backend: installed by name, never as a dependency. */
+const backendPackages = [{ name: '@sigmoe/linux-x64-cuda', library: 'libsigmoe_cuda.so' }];
 
-/** Loads the addon once: a local build first, then a prebuilt binary. */
+let loaded: { addon: NativeAddon; origin: AddonOrigin } | undefined;
+
+/** The addon, loaded on the first call. */
 export function native(): NativeAddon {
+  return load().addon;
+}
+
+/** The addon's file, and why it is that one. */
+export function addonOrigin(): AddonOrigin {
+  return load().origin;
+}
+
+function load(): { addon: NativeAddon; origin: AddonOrigin } {
   if (loaded === undefined) {
-    const load = require('node-gyp-build') as ((directory: string) => NativeAddon) & { path(directory: string): string };
-    try {
-      loaded = load(packageRoot);
-    } catch (cause) {
-      throw new Error(
-        `sigmoe's native addon could not be loaded for ${process.platform}-${process.arch}, Node ${process.version}: ` +
-          `${cause instanceof Error ? cause.message : String(cause)}. Build it with: npx cmake-js compile (in ${packageRoot})`,
-        { cause },
-      );
+    const { addon, origin } = loadAddon(packageRoot) as { addon: NativeAddon; origin: AddonOrigin };
+    for (const { name, library } of backendPackages) {
+      const folder = folderOf(name);
+      if (folder !== undefined) addon.offerLibrary(library, join(folder, library));
     }
+    loaded = { addon, origin };
   }
   return loaded;
+}
+
+function folderOf(packageName: string): string | undefined {
+  try {
+    return dirname(require.resolve(`${packageName}/package.json`));
+  } catch {
+    return undefined;
+  }
 }

@@ -42,6 +42,9 @@ const SAMPLING_FIELDS = [
   'signal',
 ] as const satisfies readonly (keyof SamplingOptions)[];
 const LOAD_FIELDS = [
+  'download',
+  'revision',
+  'source',
   'device',
   'kernels',
   'compute',

@@ -9,6 +9,7 @@ import { ChatTemplate, type ChatTemplateText } from './chat/template.js';
 import { renderApart } from './chat/template_thread.js';
 import { CheckpointError, EngineError, InvalidArgumentError } from './errors.js';
 import { type Fields, isFields, readJson, readOptionalJson, readTextFile } from './folder.js';
+import { type ModelSource, resolveModel } from './hub/index.js';
 import { checkFields } from './options.js';
 import { AddedTokenSplitter } from './text/added_tokens.js';
 import { TokenDecoder } from './text/bytes.js';
@@ -16,7 +17,7 @@ import { Encoder, type Segment } from './text/encoder.js';
 import { readVocabulary, type Vocabulary } from './text/vocabulary.js';
 import type { ChatOptions, ChatTemplateSource, Message } from './types.js';
 
-export interface TokenizerOptions {
+export interface TokenizerOptions extends ModelSource {
   /** Jinja text used in place of the folder's own chat template. */
   chatTemplate?: string | undefined;
 }
@@ -49,15 +50,17 @@ export class Tokenizer {
   private readonly splitter: AddedTokenSplitter;
   private readonly template: ChatTemplate;
 
-  /** Reads a model folder, or any folder with a tokenizer.json in it. */
-  static async load(folder: string, options: TokenizerOptions = {}): Promise<Tokenizer> {
-    if (typeof folder !== 'string') throw new InvalidArgumentError('folder', 'folder: expected a path');
-    checkFields('options', options, ['chatTemplate']);
+  /** Reads a model folder, or any folder with a tokenizer.json in it; or a model of a hub by its id, as `Model.load` does. */
+  static async load(model: string, options: TokenizerOptions = {}): Promise<Tokenizer> {
+    if (typeof model !== 'string') throw new InvalidArgumentError('folder', 'folder: expected a path');
+    const { chatTemplate, ...source } = options;
+    checkFields('options', options, ['chatTemplate', 'download', 'revision', 'source']);
+    const folder = await resolveModel(model, source);
     const hint = `a model folder holds config.json, tokenizer.json and the weights`;
     const json = await readJson(folder, 'tokenizer.json', hint);
     const config = await readOptionalJson(folder, 'tokenizer_config.json');
     const generation = await readOptionalJson(folder, 'generation_config.json');
-    const template = await readTemplate(folder, config, options.chatTemplate);
+    const template = await readTemplate(folder, config, chatTemplate);
     const path = join(folder, 'tokenizer.json');
     return new Tokenizer(path, readVocabulary(path, json), config, generation, template);
   }

@@ -2,11 +2,12 @@
  * The types of the public API: what a caller passes in and gets back. Checked in options.ts and chat/messages.ts, which
  * reject unknown fields by name; every optional field may also be passed as `undefined`.
  */
+import type { ModelSource } from './hub/index.js';
 import type { JsonValue } from './json.js';
 
 // ---------------------------------------------------------------------------------------------------------- loading
 
-export interface LoadOptions {
+export interface LoadOptions extends ModelSource {
   /**
    * `auto` picks CUDA, then Ascend, then the CPU, and says why in `info.device.reason`; a named one that is missing throws.
    * `ascend-twin` runs the Ascend kernels on the CPU, for tests; `auto` never picks it.
@@ -36,7 +37,7 @@ export interface LoadOptions {
   prefixCache?: boolean | undefined;
   /** Loads the MTP layers, so that `logits(ids, { mtp: true })` works. Default false. */
   mtp?: boolean | undefined;
-  /** Folder of an EAGLE3 draft of this model: tokens are drafted ahead and checked several in one step. */
+  /** Folder or id of an EAGLE3 draft of this model: tokens are drafted ahead and checked several in one step. */
   draft?: string | undefined;
   /**
    * How tokens are drafted ahead; false: not at all. Default: by `draft` where that is given, else not at all. It changes how
@@ -45,18 +46,20 @@ export interface LoadOptions {
   speculative?: SpeculativeOptions | false | undefined;
   /** Jinja text used in place of the folder's own chat template. */
   chatTemplate?: string | undefined;
-  /** Called while weights are read, at most about 20 times a second and once at the end. */
+  /** Called while the model is downloaded and while weights are read, at most about 20 times a second and once at the end. */
   onProgress?: ((progress: LoadProgress) => void) | undefined;
   signal?: AbortSignal | undefined;
 }
 
 export interface LoadProgress {
+  /** While the model is downloaded; absent while weights are read. */
+  stage?: 'download';
   bytesDone: number;
   bytesTotal: number;
 }
 
 export interface ModelInfo {
-  /** The folder it was loaded from. */
+  /** The folder it was loaded from; of a model named by its id, the one in the cache. */
   path: string;
   architecture: string;
   /** Tokens a sequence may hold: the model's context, or `maxModelLen` if that is less. */

@@ -64,17 +64,20 @@ for (const { folder, allowed } of cppRules) {
 
 const imports = /(?:\bfrom\s+|\bimport\s*\(\s*|\bimport\s+|\brequire\s*\(\s*)'([^']+)'/g;
 
-// The server and the benchmarks are not part of the package's API; the commands that run them are their only callers.
-const cliDoors = ['lib/index.js', 'lib/bench/index.js', 'lib/server/index.js'];
+// The server, the benchmarks and bundles are not part of the package's API; the commands that run them are their only callers.
+const cliDoors = ['lib/index.js', 'lib/bench/index.js', 'lib/bundle/index.js', 'lib/server/index.js'];
 
 for (const file of filesUnder('lib', /\.ts$/)) {
   const inCli = file.startsWith('lib/cli/');
   eachMatch(file, imports, (module, place) => {
-    if (module === 'node-gyp-build' && file !== 'lib/native.ts') problems.push(`${place}: only lib/native.ts loads the addon`);
+    if (module === 'node-gyp-build' && file !== 'lib/addon.ts') problems.push(`${place}: only lib/addon.ts loads the addon`);
+    if (module === 'undici' && file !== 'lib/hub/http.ts') problems.push(`${place}: only lib/hub/http.ts connects to hubs`);
     if (module === 'fastify' && !file.startsWith('lib/server/')) problems.push(`${place}: only lib/server speaks HTTP`);
     if (!module.startsWith('.')) return;
     const target = normalize(join(dirname(file), module));
     if (relative('lib', target).startsWith('..')) problems.push(`${place}: ${module} is outside lib`);
+    if (target === 'lib/addon.js' && file !== 'lib/native.ts')
+      problems.push(`${place}: the addon is asked for in lib/native.ts`);
     if (inCli && !cliDoors.includes(target) && !target.startsWith('lib/cli/')) {
       problems.push(`${place}: the CLI uses the library as its users do, through ${cliDoors.join(' or ')}, not ${module}`);
     }
@@ -91,7 +94,7 @@ for (const file of filesUnder('lib', /\.ts$/)) {
     if (!inCli && target.startsWith('lib/cli/')) problems.push(`${place}: the library does not know its CLI`);
   });
   eachMatch(file, /(process\.dlopen|[\w./-]+\.node\b)(?=['"(])/g, (found, place) => {
-    if (file !== 'lib/native.ts') problems.push(`${place}: ${found}: only lib/native.ts loads the addon`);
+    if (file !== 'lib/addon.ts') problems.push(`${place}: ${found}: only lib/addon.ts loads the addon`);
   });
 }
 

@@ -16,6 +16,15 @@ export function prepare() {
   });
 }
 
+/** The packages and the compiled TypeScript, without the addon. */
+export function prepareLibrary() {
+  checkNode();
+  return withBuildLock(async () => {
+    await ensurePackages();
+    await ensureLibrary();
+  });
+}
+
 /** The npm packages alone: enough for the linter. */
 export function preparePackages() {
   checkNode();

@@ -69,6 +69,7 @@ enum class WeightFormat : uint8_t {
   bf16,  // 2 bytes
   fp8,   // 1 byte E4M3; 128x128 blocks, one scale per row, or one per tensor
   int4,  // 4 bits, two to a byte, low nibble first along k, stored value minus 8; one scale per row and group of k
+  int8,  // 1 byte, two's complement; one scale per row
 };
 
 const char* weight_format_name(WeightFormat format);
@@ -80,6 +81,7 @@ constexpr size_t weight_row_bytes(WeightFormat format, int64_t k) {
     case WeightFormat::bf16: return static_cast<size_t>(k) * 2;
     case WeightFormat::fp8: return static_cast<size_t>(k);
     case WeightFormat::int4: return static_cast<size_t>(k) / 2;
+    case WeightFormat::int8: return static_cast<size_t>(k);
   }
   return 0;
 }
@@ -116,7 +118,7 @@ class LinearBuilder {
   // rows [row, row + n_rows) of the slice; source rows are `stride_bytes` apart and already start at the slice's k = 0.
   // Throws bad_checkpoint when a value is NaN or infinite.
   virtual void put_rows(int64_t row, int64_t n_rows, const std::byte* source, size_t stride_bytes) = 0;
-  // scales (n_rows, blocks) f32 for rows [row, row + n_rows); blocks = k_bounds.size() - 1. fp8 and int4 only.
+  // scales (n_rows, blocks) f32 for rows [row, row + n_rows); blocks = k_bounds.size() - 1. Not for f32 and bf16.
   virtual void put_scales(int64_t row, int64_t n_rows, const float* scales) = 0;
   virtual std::unique_ptr<LinearWeight> finish() = 0;
 };

@@ -1,9 +1,11 @@
 #include "backend/registry.h"
 
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <array>
 #include <cstdlib>
+#include <map>
 #include <mutex>
 
 #include "backend/plugin.h"
@@ -11,10 +13,22 @@
 namespace sigmoe {
 namespace {
 
+// Where packages of their own hold the libraries, by file name.
+struct OfferedLibraries {
+  std::mutex mutex;
+  std::map<std::string, std::string> paths;
+};
+
+OfferedLibraries& offered_libraries() {
+  static OfferedLibraries offered;
+  return offered;
+}
+
 // The library of a device backend: opened once, on first question, and never closed.
 class PluginLibrary {
  public:
-  PluginLibrary(const char* file, const char* variable) : file_(file), variable_(variable) {}
+  PluginLibrary(const char* file, const char* variable, const char* package = "")
+      : file_(file), variable_(variable), package_(package) {}
 
   // Null when there is none; reason() then says why.
   const BackendPlugin* plugin() {
@@ -24,13 +38,18 @@ class PluginLibrary {
   const std::string& reason() const { return reason_; }
 
  private:
-  // $SIGMOE_..._LIBRARY when set, else beside the addon.
+  // $SIGMOE_..._LIBRARY when set, else beside the addon, else in its package.
   std::string path() const {
     if (const char* named = std::getenv(variable_); named && *named) return named;
     Dl_info here;
     if (!dladdr(reinterpret_cast<const void*>(&list_devices), &here) || !here.dli_fname) return file_;
     const std::string addon = here.dli_fname;
-    return addon.substr(0, addon.rfind('/') + 1) + file_;
+    const std::string beside = addon.substr(0, addon.rfind('/') + 1) + file_;
+    if (access(beside.c_str(), F_OK) == 0) return beside;
+    OfferedLibraries& offered = offered_libraries();
+    const std::lock_guard lock(offered.mutex);
+    const auto found = offered.paths.find(file_);
+    return found == offered.paths.end() ? beside : found->second;
   }
 
   void open() {
@@ -38,7 +57,8 @@ class PluginLibrary {
     void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
     if (!library) {
       const char* error = dlerror();
-      reason_ = "not installed (" + std::string(error ? error : path) + "); name the library in " + variable_;
+      reason_ = "not installed (" + std::string(error ? error : path) + "); " +
+                (*package_ ? "install the package " + std::string(package_) + " or " : "") + "name the library in " + variable_;
       return;
     }
     const auto entry = reinterpret_cast<PluginFn>(dlsym(library, kPluginSymbol));
@@ -54,6 +74,7 @@ class PluginLibrary {
 
   const char* file_;
   const char* variable_;
+  const char* package_;
   std::once_flag opened_;
   const BackendPlugin* plugin_ = nullptr;
   std::string reason_;
@@ -67,7 +88,7 @@ struct PluginDevice {
 // In the order in which `auto` tries them; the last is for tests, and `auto` never picks it.
 std::array<PluginDevice, 3>& plugin_devices() {
   static std::array<PluginDevice, 3> devices{{
-      {"cuda", {"libsigmoe_cuda.so", "SIGMOE_CUDA_LIBRARY"}},
+      {"cuda", {"libsigmoe_cuda.so", "SIGMOE_CUDA_LIBRARY", "@sigmoe/linux-x64-cuda"}},
       {"ascend", {"libsigmoe_ascend.so", "SIGMOE_ASCEND_LIBRARY"}},
       {"ascend-twin", {"libsigmoe_ascend_twin.so", "SIGMOE_ASCEND_TWIN_LIBRARY"}},
   }};
@@ -85,10 +106,17 @@ DeviceReport report_plugin(PluginDevice& plugin) {
 
 }  // namespace
 
+void offer_library(const std::string& file, const std::string& path) {
+  OfferedLibraries& offered = offered_libraries();
+  const std::lock_guard lock(offered.mutex);
+  offered.paths.emplace(file, path);
+}
+
 std::vector<DeviceReport> list_devices() {
   std::vector<DeviceReport> reports;
   for (PluginDevice& plugin : plugin_devices()) reports.push_back(report_plugin(plugin));
   reports.insert(reports.end() - 1, {"cpu", true, describe_cpu()});
+  if (!reports.back().available) reports.pop_back();  // nobody misses the twin
   return reports;
 }
 

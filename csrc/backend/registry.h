@@ -15,6 +15,10 @@ struct DeviceReport {
   std::string detail;  // what runs, or why it cannot
 };
 
+// Says where the library of a device backend is, should there be none beside the addon: "libsigmoe_cuda.so", its path. The
+// first word about a file holds, and counts until the library is opened.
+void offer_library(const std::string& file, const std::string& path);
+
 // One line per device this build knows, present or not.
 std::vector<DeviceReport> list_devices();
 

@@ -1,4 +1,4 @@
-// The export table and the calls that belong to no model: load, inspect, devices, bench.
+// The export table and the calls that belong to no model: load, inspect, quantise, devices, bench.
 #include <napi.h>
 
 #include "binding/args.h"
@@ -68,6 +68,58 @@ class InspectWorker : public PromiseWorker<char> {
   EngineInfo info_;
 };
 
+class PlanWorker : public PromiseWorker<char> {
+ public:
+  PlanWorker(Napi::Env env, std::string path, std::string format)
+      : PromiseWorker(env), path_(std::move(path)), format_(std::move(format)) {}
+
+ protected:
+  void run() override { result_ = plan_quantization(path_, format_); }
+  Napi::Value result() override { return Napi::String::New(Env(), result_); }
+
+ private:
+  std::string path_, format_, result_;
+};
+
+struct ShardJob {
+  std::string path, format, file, out;
+  int n_threads;
+};
+
+class QuantizeWorker : public PromiseWorker<EngineLoadProgress> {
+ public:
+  QuantizeWorker(Napi::Env env, ShardJob job, const Napi::Function& on_progress)
+      : PromiseWorker(env), job_(std::move(job)), on_progress_(Napi::Persistent(on_progress)) {}
+
+ protected:
+  void run() override {
+    result_ = quantize_shard(
+        job_.path, job_.format, job_.file, job_.out, job_.n_threads,
+        [this](const EngineLoadProgress& progress) { send(progress); }, cancelled());
+  }
+  Napi::Value result() override { return Napi::String::New(Env(), result_); }
+  void on_message(const EngineLoadProgress& progress) override {
+    on_progress_.Call({Napi::Number::New(Env(), static_cast<double>(progress.bytes_done))});
+  }
+
+ private:
+  ShardJob job_;
+  std::string result_;
+  Napi::FunctionReference on_progress_;
+};
+
+class BandwidthWorker : public PromiseWorker<char> {
+ public:
+  explicit BandwidthWorker(Napi::Env env) : PromiseWorker(env) {}
+
+ protected:
+  void run() override { gbps_ = measure_memory_gbps(); }
+  Napi::Value result() override { return Napi::Number::New(Env(), gbps_); }
+
+ private:
+  double gbps_ = 0;
+};
+
 class BenchWorker : public PromiseWorker<std::string> {
  public:
   BenchWorker(Napi::Env env, std::string options, const Napi::Function& on_line)
@@ -105,6 +157,27 @@ Napi::Value bench(const Napi::CallbackInfo& info) {
   return worker->handle();
 }
 
+Napi::Value plan(const Napi::CallbackInfo& info) {
+  auto* worker = new PlanWorker(info.Env(), string_arg(info, 0, "path"), string_arg(info, 1, "format"));
+  worker->Queue();
+  return worker->promise();
+}
+
+Napi::Value quantize(const Napi::CallbackInfo& info) {
+  const Napi::Object in = object_arg(info, 0, "job");
+  ShardJob job{text(in.Get("path"), "path"), text(in.Get("format"), "format"), text(in.Get("file"), "file"),
+               text(in.Get("out"), "out"), integer32(in.Get("threads"), "threads")};
+  auto* worker = new QuantizeWorker(info.Env(), std::move(job), function_arg(info, 1, "onProgress"));
+  worker->Queue();
+  return worker->handle();
+}
+
+Napi::Value memory_bandwidth(const Napi::CallbackInfo& info) {
+  auto* worker = new BandwidthWorker(info.Env());
+  worker->Queue();
+  return worker->promise();
+}
+
 Napi::Value devices(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   return guarded(env, [&] {
@@ -120,12 +193,20 @@ Napi::Value devices(const Napi::CallbackInfo& info) {
   });
 }
 
+void offer_library(const Napi::CallbackInfo& info) {
+  offer_backend_library(string_arg(info, 0, "file"), string_arg(info, 1, "path"));
+}
+
 Napi::Object init(Napi::Env env, Napi::Object exports) {
   ModelWrap::define(env);
   exports.Set("version", SIGMOE_VERSION);
   exports.Set("load", Napi::Function::New(env, load, "load"));
   exports.Set("inspect", Napi::Function::New(env, inspect, "inspect"));
   exports.Set("devices", Napi::Function::New(env, devices, "devices"));
+  exports.Set("offerLibrary", Napi::Function::New(env, offer_library, "offerLibrary"));
+  exports.Set("planQuantization", Napi::Function::New(env, plan, "planQuantization"));
+  exports.Set("quantizeShard", Napi::Function::New(env, quantize, "quantizeShard"));
+  exports.Set("memoryBandwidth", Napi::Function::New(env, memory_bandwidth, "memoryBandwidth"));
   exports.Set("bench", Napi::Function::New(env, bench, "bench"));
   return exports;
 }

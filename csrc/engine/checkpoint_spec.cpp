@@ -179,6 +179,10 @@ void TensorWalk::linear(const std::string& module, int64_t n, int64_t k, LinearR
       tensor(weight, {{n, k}}, {DType::f8_e4m3});
       tensor(scale, {{n, 1}, {n}}, scales);
       break;
+    case QuantMethod::int8_channel:
+      tensor(weight, {{n, k}}, {DType::i8});
+      tensor(scale, {{n, 1}, {n}}, scales);
+      break;
     case QuantMethod::fp8_tensor:
       tensor(weight, {{n, k}}, {DType::f8_e4m3});
       tensor(scale, {{}, {1}, {1, 1}}, scales);
@@ -195,6 +199,7 @@ WeightFormat StoredLinear::format() const {
   switch (method) {
     case QuantMethod::none: return weight->dtype == DType::f32 ? WeightFormat::f32 : WeightFormat::bf16;
     case QuantMethod::int4_group: return WeightFormat::int4;
+    case QuantMethod::int8_channel: return WeightFormat::int8;
     default: return WeightFormat::fp8;
   }
 }

@@ -24,11 +24,12 @@ struct YarnConfig {
 
 // How linear weights are stored. Chosen by quantization_config, confirmed by the scale tensors of the checkpoint.
 enum class QuantMethod : uint8_t {
-  none,         // BF16 or F32
-  fp8_block,    // X.weight F8_E4M3 + X.weight_scale_inv (ceil(n/block_n), ceil(k/block_k))
-  fp8_channel,  // X.weight F8_E4M3 + X.weight_scale (n, 1) or (n)
-  fp8_tensor,   // X.weight F8_E4M3 + X.weight_scale scalar
-  int4_group,   // X.weight_packed I32 (n, k/8) + X.weight_scale (n, k/group) + X.weight_shape
+  none,          // BF16 or F32
+  fp8_block,     // X.weight F8_E4M3 + X.weight_scale_inv (ceil(n/block_n), ceil(k/block_k))
+  fp8_channel,   // X.weight F8_E4M3 + X.weight_scale (n, 1) or (n)
+  fp8_tensor,    // X.weight F8_E4M3 + X.weight_scale scalar
+  int8_channel,  // X.weight I8 + X.weight_scale (n, 1) or (n)
+  int4_group,    // X.weight_packed I32 (n, k/8) + X.weight_scale (n, k/group) + X.weight_shape
 };
 
 const char* quant_method_name(QuantMethod method);

@@ -149,6 +149,7 @@ class EngineImpl : public Engine {
         deadlines_.emplace(deadline, arrival->id);
       scheduler_.add(std::move(arrival));
     }
+    stats_.waiting += static_cast<int64_t>(arrivals_.size());  // they count as waiting until a plan gives them a place
     arrivals_.clear();
     for (MaskUpdate& mask : masks_)
       if (Sequence* sequence = scheduler_.find(mask.request); sequence && sequence->samples)
@@ -184,6 +185,7 @@ class EngineImpl : public Engine {
 
   void step(StepEvent& event) {
     std::vector<Chunk> chunks = scheduler_.plan();
+    count_queue();
     for (Sequence* sequence : scheduler_.admitted())
       if (sequence->samples) begin(*static_cast<Generation*>(sequence));
     stalled_ = chunks.empty();
@@ -362,6 +364,13 @@ class EngineImpl : public Engine {
       prefill_tokens_ += chunk.n;
   }
 
+  // Who runs and who waits, as of this plan: the bound of the queue must not wait for the step to end.
+  void count_queue() {
+    const std::lock_guard lock(mutex_);
+    stats_.running = scheduler_.n_running();
+    stats_.waiting = scheduler_.n_waiting();
+  }
+
   void snapshot_stats() {
     const std::lock_guard lock(mutex_);
     stats_ = {pool_.free(),
@@ -427,5 +436,7 @@ std::vector<DeviceLine> engine_devices() {
   for (const DeviceReport& report : list_devices()) lines.push_back({report.device, report.available, report.detail});
   return lines;
 }
+
+void offer_backend_library(const std::string& file, const std::string& path) { offer_library(file, path); }
 
 }  // namespace sigmoe

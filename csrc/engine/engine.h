@@ -191,8 +191,22 @@ struct DeviceLine {
 };
 std::vector<DeviceLine> engine_devices();
 
+// Where a package holds the library of a device backend, by file name; said before the first of the other calls.
+void offer_backend_library(const std::string& file, const std::string& path);
+
 // `sigmoe bench`: engine/bench.cpp says what is measured. Returns JSON text.
 std::string run_benchmark(const std::string& options_json, const std::function<void(const std::string&)>& on_line,
                           const std::atomic<bool>* cancelled = nullptr);
+
+// `sigmoe quantize`, shard by shard; `format` is fp8 or int8. The plan as JSON: {unchanged, shards: [{file, bytes,
+// sourceBytes}], config, index}, the last two being the texts of those files (index empty for one model.safetensors).
+std::string plan_quantization(const std::string& folder, const std::string& format);
+// Writes one shard of the plan to a new file `out`, which is gone again after an error. Returns [{name, kind, relativeError}].
+std::string quantize_shard(const std::string& folder, const std::string& format, const std::string& file,
+                           const std::string& out, int n_threads, const Engine::ProgressFn& on_progress,
+                           const std::atomic<bool>* cancelled = nullptr);
+
+// 10^9 bytes/s of reading memory once, all cores together: the best of a few samples, in about a second.
+double measure_memory_gbps();
 
 }  // namespace sigmoe

@@ -68,6 +68,8 @@ void parse_group_weights(const Fields& weights, QuantConfig& out) {
     problems.unsupported(weights.path("actorder") + " is " + shortened(order->dump(), 40) + ", only weight is supported");
   if (bits == 8 && type == "float" && (strategy == "channel" || strategy == "tensor")) {
     out.method = strategy == "channel" ? QuantMethod::fp8_channel : QuantMethod::fp8_tensor;
+  } else if (bits == 8 && type == "int" && strategy == "channel") {
+    out.method = QuantMethod::int8_channel;
   } else if (bits == 4 && type == "int" && strategy == "group") {
     out.method = QuantMethod::int4_group;
     out.group = weights.integer("group_size", 8, 65536);
@@ -75,19 +77,20 @@ void parse_group_weights(const Fields& weights, QuantConfig& out) {
   } else if (bits != 0) {
     problems.unsupported(weights.path("num_bits") + ", type, strategy are " + std::to_string(bits) + ", '" +
                          shortened(type, 40) + "', '" + shortened(strategy, 40) +
-                         "': only 8 float channel, 8 float tensor and 4 int group are supported");
+                         "': only 8 float channel, 8 float tensor, 8 int channel and 4 int group are supported");
   }
 }
 
-// Activations may be quantised at run time by engines that multiply in FP8; here they stay as they are.
+// Activations may be quantised at run time by engines that multiply in FP8 or INT8; here they stay as they are.
 void check_activations(const Fields& group, QuantMethod method) {
   if (!group.has("input_activations")) return;
   const Fields activations = group.object("input_activations");
   const int64_t bits = activations.integer("num_bits", 1, 64);
   const std::string type = activations.string("type", "int");
-  if (method == QuantMethod::int4_group || bits != 8 || type != "float")
+  if (method == QuantMethod::int4_group || bits != 8 || type != (method == QuantMethod::int8_channel ? "int" : "float"))
     group.problems().unsupported(group.path("input_activations") + " is " + std::to_string(bits) + " bit '" +
-                                 shortened(type, 40) + "': only 8 bit float beside FP8 weights is supported");
+                                 shortened(type, 40) +
+                                 "': only 8 bit float beside FP8 weights and 8 bit int beside INT8 weights are supported");
 }
 
 void parse_compressed_tensors(const Fields& fields, QuantConfig& out) {
@@ -114,7 +117,9 @@ void parse_compressed_tensors(const Fields& fields, QuantConfig& out) {
   check_activations(group, out.method);
 
   const std::string format = fields.string("format", group.string("format", ""));
-  const char* wanted = out.method == QuantMethod::int4_group ? "pack-quantized" : "float-quantized";
+  const char* wanted = out.method == QuantMethod::int4_group     ? "pack-quantized"
+                       : out.method == QuantMethod::int8_channel ? "int-quantized"
+                                                                 : "float-quantized";
   if (format != wanted && out.method != QuantMethod::none)
     problems.unsupported(fields.path("format") + " is '" + shortened(format) + "', must be " + wanted + " for these weights");
 
@@ -144,6 +149,7 @@ const char* quant_method_name(QuantMethod method) {
     case QuantMethod::fp8_block: return "FP8 blocks";
     case QuantMethod::fp8_channel: return "FP8 per channel";
     case QuantMethod::fp8_tensor: return "FP8 per tensor";
+    case QuantMethod::int8_channel: return "INT8 per channel";
     case QuantMethod::int4_group: return "INT4 groups";
   }
   return "?";

@@ -1,7 +1,8 @@
 // Packed lines to BF16 pairs, for the paths that multiply in BF16: dword r of a vector is (k, k + 1) of output row r.
 // Needs AVX512BW and AVX512_VBMI.
 
-constexpr int line_k(LineFormat format) { return 1 << static_cast<int>(format); }  // values of k in one line
+// Values of k in one line.
+constexpr int line_k(LineFormat format) { return format == LineFormat::int8 ? 4 : 1 << static_cast<int>(format); }
 
 // The BF16 value of every E4M3 magnitude, exact for denormals: low and high bytes apart, as byte lookups want them.
 struct Fp8Tables {
@@ -31,6 +32,16 @@ alignas(64) constexpr uint16_t kInt4Table[32] = {0xc100, 0xc0e0, 0xc0c0, 0xc0a0,
                                                  0xc100, 0xc0e0, 0xc0c0, 0xc0a0, 0xc080, 0xc040, 0xc000, 0xbf80,
                                                  0x0000, 0x3f80, 0x4000, 0x4040, 0x4080, 0x40a0, 0x40c0, 0x40e0};
 
+// Pairs of integers, each in the high byte of a word, to pairs of BF16, which holds them exactly: both as float32, of which
+// the low halves are zero.
+inline __m512i bytes_to_bf16(__m512i words) {
+  using Ints = int32_t __attribute__((vector_size(64)));
+  using Bits = uint32_t __attribute__((vector_size(64)));
+  const Bits low = (Bits) __builtin_convertvector((Ints)((Bits)words << 16) >> 24, __m512);
+  const Bits high = (Bits) __builtin_convertvector((Ints)words >> 24, __m512);
+  return (__m512i)(low >> 16 | high);
+}
+
 // Expands lines of one format; made once per call so that the tables stay in registers.
 template <LineFormat F>
 struct Expander {
@@ -57,6 +68,10 @@ struct Expander {
       const __m512i high = _mm512_ternarylogic_epi32(magnitude, codes, _mm512_set1_epi8(-128), 0xf8);  // m | (codes & sign)
       pairs[0] = _mm512_unpacklo_epi8(low, high);                                                      // k0, k1
       pairs[1] = _mm512_unpackhi_epi8(low, high);                                                      // k2, k3
+    }
+    if constexpr (F == LineFormat::int8) {
+      pairs[0] = bytes_to_bf16(_mm512_unpacklo_epi8(_mm512_setzero_si512(), codes));  // k0, k1
+      pairs[1] = bytes_to_bf16(_mm512_unpackhi_epi8(_mm512_setzero_si512(), codes));  // k2, k3
     }
     if constexpr (F == LineFormat::int4) {
       pairs[0] = _mm512_permutexvar_epi16(codes, t0);

@@ -155,7 +155,8 @@ float peak_loop(int64_t iterations) {
 }  // namespace
 
 const PeakLoop kPeakAmx = {peak_loop, 4 * 2 * 16 * 16 * 32};
-const GemmFn kGemmAmx[kLineFormats] = {nullptr, gemm<LineFormat::bf16>, gemm<LineFormat::fp8>, gemm<LineFormat::int4>};
+const GemmFn kGemmAmx[kLineFormats] = {nullptr, gemm<LineFormat::bf16>, gemm<LineFormat::fp8>, gemm<LineFormat::int4>,
+                                       gemm<LineFormat::int8>};
 
 }  // namespace sigmoe
 #endif

@@ -153,7 +153,8 @@ float peak_loop(int64_t iterations) {
 }  // namespace
 
 const PeakLoop kPeakAvx512Bf16 = {peak_loop, 12 * 64};
-const GemmFn kGemmAvx512Bf16[kLineFormats] = {nullptr, gemm<LineFormat::bf16>, gemm<LineFormat::fp8>, gemm<LineFormat::int4>};
+const GemmFn kGemmAvx512Bf16[kLineFormats] = {nullptr, gemm<LineFormat::bf16>, gemm<LineFormat::fp8>, gemm<LineFormat::int4>,
+                                              gemm<LineFormat::int8>};
 
 }  // namespace sigmoe
 #endif

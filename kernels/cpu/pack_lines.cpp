@@ -1,6 +1,6 @@
 // Checkpoint rows to packed lines: a transpose of dwords, 16 rows by 64 bytes at a time, with the small shuffle that
-// simd.h describes: of nibbles in a dword (INT4), or of words in a quarter of a line (FP8). Four-lane vectors reach memory
-// speed, given byte shuffles (SSSE3, every x86-64 since 2006-2011) and stores that do not read the line they replace.
+// simd.h describes: of nibbles in a dword (INT4), or of words in a quarter of a line (FP8, INT8). Four-lane vectors reach
+// memory speed, given byte shuffles (SSSE3, every x86-64 since 2006-2011) and stores that do not read the line they replace.
 #include <algorithm>
 #include <cstring>
 
@@ -30,13 +30,17 @@ Vec split_words(Vec x) {
   return (Vec)__builtin_shufflevector((Words)x, (Words)x, 0, 2, 4, 6, 1, 3, 5, 7);
 }
 
+// Elements of a byte: four rows share a quarter of a line.
+constexpr bool has_quarters(LineFormat format) { return format == LineFormat::fp8 || format == LineFormat::int8; }
+
 // Nonzero where a dword holds a code that stands for NaN or infinity: all exponent bits set (FP8: all magnitude bits).
 Vec not_finite(LineFormat format, Vec x) {
   switch (format) {
     case LineFormat::f32: return ((x & 0x7f800000u) + 0x00800000u) & 0x80000000u;
     case LineFormat::bf16: return ((x & 0x7f807f80u) + 0x00800080u) & 0x80008000u;
     case LineFormat::fp8: return ((x & 0x7f7f7f7fu) + 0x01010101u) & 0x80808080u;
-    case LineFormat::int4: return Vec{};
+    case LineFormat::int4:
+    case LineFormat::int8: return Vec{};
   }
   return Vec{};
 }
@@ -60,7 +64,7 @@ void transpose_block(const std::byte* source, size_t stride, uint8_t* lines, int
                           __builtin_shufflevector(high01, high23, 0, 1, 4, 5),
                           __builtin_shufflevector(high01, high23, 2, 3, 6, 7)};
       for (int i = 0; i < 4; ++i) {
-        const Vec quarter = F == LineFormat::fp8 ? split_words(out[i]) : out[i];
+        const Vec quarter = has_quarters(F) ? split_words(out[i]) : out[i];
         std::memcpy(lines + (column / 4 + i) * line_stride + row * 4, &quarter, 16);
       }
     }
@@ -87,7 +91,7 @@ inline void end_stream() {
 // What rows [lane, lane + rows) of a panel have in one line; other threads may be writing the rest.
 template <LineFormat F>
 void copy_lanes(const uint8_t* from, int lane, int rows, uint8_t* to) {
-  if (F != LineFormat::fp8) {
+  if (!has_quarters(F)) {
     std::memcpy(to + lane * 4, from + lane * 4, rows * 4);
     return;
   }
@@ -128,6 +132,7 @@ inline bool pack_any(LineFormat format, const std::byte* source, size_t stride, 
     case LineFormat::bf16: return pack<LineFormat::bf16>(source, stride, n_bytes, lane, rows, lines, line_stride);
     case LineFormat::fp8: return pack<LineFormat::fp8>(source, stride, n_bytes, lane, rows, lines, line_stride);
     case LineFormat::int4: return pack<LineFormat::int4>(source, stride, n_bytes, lane, rows, lines, line_stride);
+    case LineFormat::int8: return pack<LineFormat::int8>(source, stride, n_bytes, lane, rows, lines, line_stride);
   }
   return false;
 }

@@ -13,6 +13,7 @@ LineFormat line_format(WeightFormat format) {
     case WeightFormat::bf16: return LineFormat::bf16;
     case WeightFormat::fp8: return LineFormat::fp8;
     case WeightFormat::int4: return LineFormat::int4;
+    case WeightFormat::int8: return LineFormat::int8;
   }
   throw EngineError(ErrorCode::internal, "unknown weight format");
 }
@@ -20,7 +21,9 @@ LineFormat line_format(WeightFormat format) {
 constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // Bytes of k values of one row, as stored in a checkpoint and in packed lines alike.
-int64_t format_bytes(LineFormat format, int64_t k) { return (k * 4) >> static_cast<int>(format); }
+int64_t format_bytes(LineFormat format, int64_t k) {
+  return format == LineFormat::int8 ? k : (k * 4) >> static_cast<int>(format);
+}
 
 class PackedBuilder : public LinearBuilder {
  public:

@@ -69,6 +69,7 @@ class ReferenceBuilder : public LinearBuilder {
         const int pair = static_cast<int>(row[k / 2]);
         return static_cast<float>((k % 2 == 0 ? pair & 15 : pair >> 4) - 8);
       }
+      case WeightFormat::int8: return static_cast<float>(static_cast<int8_t>(row[k]));
     }
     return 0.0f;
   }

@@ -18,9 +18,10 @@ constexpr int kSegmentUnit = 32;  // segments are padded with zeros to a multipl
 //   bf16  dword r: k0 k1
 //   int4  dword r: nibbles k0 k2 k4 k6 k1 k3 k5 k7, even k in the low half
 //   fp8   quarters of 16 bytes, four rows in each: k0 k1 of the four, then k2 k3 of the four
+//   int8  as fp8
 // All expand to pairs (k, k+1) of one row in a dword, as BF16 products want them, by shifts or by one interleaving of bytes.
-enum class LineFormat : int { f32, bf16, fp8, int4 };
-constexpr int kLineFormats = 4;
+enum class LineFormat : int { f32, bf16, fp8, int4, int8 };
+constexpr int kLineFormats = 5;
 
 // A group: up to four panels whose lines alternate, so that reading it is one stream. Line i of panel p lies at
 // lines + (i * n_panels + p) * 64.

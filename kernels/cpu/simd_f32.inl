@@ -18,7 +18,8 @@ inline vf select(vi mask, vf yes, vf no) { return (vf)((mask & (vi)yes) | (~mask
 
 // ---- gemm --------------------------------------------------------------------------------------------------------
 
-constexpr int line_k(LineFormat format) { return 1 << static_cast<int>(format); }  // values of k in one line
+// Values of k in one line.
+constexpr int line_k(LineFormat format) { return format == LineFormat::int8 ? 4 : 1 << static_cast<int>(format); }
 
 // Weight number j of a line's dwords; simd.h has their order.
 template <LineFormat F>
@@ -29,6 +30,10 @@ inline vf expand(vu dwords, int j) {
     const vu halves = j < 2 ? low_words(dwords) : high_words(dwords);  // k0 k1 or k2 k3 in the high half of each row's dword
     // s eeee mmm at the top, moved down by four: sign, four copies of it to clear, exponent and mantissa in place.
     return (vf)(((vi)(j % 2 == 0 ? halves << 8 : halves) >> 4) & (vi)(vu{} + 0x87f00000u));
+  }
+  if constexpr (F == LineFormat::int8) {
+    const vu halves = j < 2 ? low_words(dwords) : high_words(dwords);  // as FP8; shifting down keeps the sign
+    return __builtin_convertvector((vi)(j % 2 == 0 ? halves << 8 : halves) >> 24, vf);
   }
   const vu nibble = (dwords >> (j / 2 * 4 + (j & 1) * 16)) & 15u;
   return (vf)(nibble | 0x4b000000u) - 8388616.0f;  // 2^23 + nibble as float32, less 2^23 + 8

@@ -59,6 +59,7 @@ __device__ inline float stored_element(const WeightView& w, int tile, int row, i
       const int place = int4_place(i);
       return static_cast<float>(((piece[place / 2] >> (place % 2 * 4)) & 15) - 8);
     }
+    case WeightFormat::int8: break;  // no such weight is ever built
   }
   return 0.0f;
 }

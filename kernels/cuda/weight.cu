@@ -125,8 +125,8 @@ class Builder : public LinearBuilder {
   Builder(const LinearDesc& desc, WeightArena& arena, UploadQueue& uploads, bool exact)
       : desc_(desc), arena_(arena), uploads_(uploads), n_blocks_(desc.k_bounds.empty() ? 0 : desc.k_bounds.size() - 1) {
     if (desc.n <= 0 || desc.k <= 0 || desc.n > INT_MAX / 2 || desc.k > INT_MAX / 16 ||
-        weight_row_bytes(desc.format, desc.k) == 0 || (desc.format == WeightFormat::int4 && desc.k % 2 != 0) ||
-        (desc.gate_up && desc.n % 2 != 0))
+        weight_row_bytes(desc.format, desc.k) == 0 || desc.format == WeightFormat::int8 ||
+        (desc.format == WeightFormat::int4 && desc.k % 2 != 0) || (desc.gate_up && desc.n % 2 != 0))
       throw EngineError(ErrorCode::unsupported, desc.name + ": a weight of " + std::to_string(desc.n) + " x " +
                                                     std::to_string(desc.k) + " in " + weight_format_name(desc.format) +
                                                     " has no CUDA kernel");

@@ -23,6 +23,7 @@ constexpr int chunk_k(WeightFormat format) {
     case WeightFormat::bf16: return 16;
     case WeightFormat::fp8: return 32;
     case WeightFormat::int4: return 64;
+    case WeightFormat::int8: break;  // refused by the builder
   }
   return 0;
 }

@@ -3,23 +3,31 @@
  * choices; here only the text of a flag is turned into a value.
  */
 import { type Command, InvalidArgumentError } from 'commander';
-import type { LoadOptions, SamplingOptions } from '../index.js';
+import type { LoadOptions, SamplingOptions, Source } from '../index.js';
+
+/** Where a model that is named by its id comes from. */
+export interface ModelFlags {
+  download?: boolean | undefined;
+  revision?: string | undefined;
+  source?: Source | undefined;
+}
 
 export interface EngineFlags
-  extends Pick<
-    LoadOptions,
-    | 'device'
-    | 'kernels'
-    | 'compute'
-    | 'threads'
-    | 'tensorParallelSize'
-    | 'maxModelLen'
-    | 'maxNumSeqs'
-    | 'maxBatchedTokens'
-    | 'kvCacheTokens'
-    | 'prefixCache'
-    | 'draft'
-  > {
+  extends ModelFlags,
+    Pick<
+      LoadOptions,
+      | 'device'
+      | 'kernels'
+      | 'compute'
+      | 'threads'
+      | 'tensorParallelSize'
+      | 'maxModelLen'
+      | 'maxNumSeqs'
+      | 'maxBatchedTokens'
+      | 'kvCacheTokens'
+      | 'prefixCache'
+      | 'draft'
+    > {
   /** A method of speculation. */
   speculative?: string;
   speculativeDepth?: number;
@@ -63,8 +71,16 @@ const SAMPLING_NAMES = [
   'includeStopInOutput',
 ] as const;
 
-export function addEngineFlags(command: Command): Command {
+export function addModelFlags(command: Command): Command {
   return command
+    .optionsGroup('Model (a folder, or owner/name of a hub):')
+    .option('--download', 'download what the cache lacks of it; without this no connection is made')
+    .option('--revision <name>', 'a branch, a tag or a commit of it')
+    .option('--source <hub>', 'huggingface | modelscope');
+}
+
+export function addEngineFlags(command: Command): Command {
+  return addModelFlags(command)
     .optionsGroup('Engine:')
     .option('--device <name>', 'auto | cpu | cuda | ascend | ascend-twin (for tests)')
     .option('--kernels <path>', 'auto | reference | generic | avx2 | avx512 | avx512bf16 | amx')
@@ -75,7 +91,7 @@ export function addEngineFlags(command: Command): Command {
     .option('--max-num-seqs <n>', 'sequences in one step', number)
     .option('--max-batched-tokens <n>', 'tokens in one step; longer prompts are read in chunks', number)
     .option('--kv-cache-tokens <n>', 'capacity of the KV cache over all sequences; 0: chosen from free memory', number)
-    .option('--draft <folder>', 'an EAGLE3 draft of the model: tokens are drafted ahead, checked, and never change')
+    .option('--draft <model>', 'an EAGLE3 draft of the model: tokens are drafted ahead, checked, and never change')
     .option('--speculative <method>', 'draft tokens ahead: auto | eagle3 | mtp | ngram | none')
     .option('--speculative-depth <n>', 'most tokens drafted at once', number)
     .option('--no-prefix-cache', 'compute every prompt whole, also where an earlier one began alike')

@@ -1,50 +1,28 @@
-/** What docs/ names exists: every flag, every metric, every route, every file. */
+/** What docs/ names exists: every flag, every metric, every route, every file. Its code blocks: test/docs/blocks.test.ts. */
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Command } from 'commander';
 import { expect, test } from 'vitest';
-import { benchCommand } from '../../lib/cli/commands/bench.js';
-import { serveCommand } from '../../lib/cli/commands/serve.js';
+import { buildProgram, withSubcommands } from '../../lib/cli/program.js';
 import { Model } from '../../lib/index.js';
 import { buildApp } from '../../lib/server/index.js';
 import { nano, root } from '../helpers/files.js';
 
-const pages = readdirSync(join(root, 'docs')).map((name) => ({ name, text: readFileSync(join(root, 'docs', name), 'utf8') }));
+const pages = readdirSync(join(root, 'docs'))
+  .filter((name) => name.endsWith('.md'))
+  .map((name) => ({ name, text: readFileSync(join(root, 'docs', name), 'utf8') }));
 const serving = pages.find(({ name }) => name === 'serving.md')?.text ?? '';
 
-/** The commands of the code blocks, a line each. */
-function commandsOf(text: string): string[] {
-  const blocks = [...text.matchAll(/```sh\n([\s\S]*?)```/g)].map(([, block = '']) => block.replace(/\\\n\s*/g, ' '));
-  return blocks.flatMap((block) => block.split('\n')).flatMap((line) => /(?:^|\s)(sigmoe .*?)(?: &)?$/.exec(line)?.[1] ?? []);
-}
+/** Of Node, SGLang, npm and the scripts of this repository. */
+const OF_OTHERS = ['--import', '--no-addons', '--output-file', '--ignore-scripts', '--arch'];
 
 function flagsOf(command: Command): Set<string> {
   return new Set(command.options.flatMap(({ long }) => long ?? []));
 }
 
-test('every flag of every command in the docs is one of that command', () => {
-  const bench = benchCommand();
-  let checked = 0;
-  for (const { name, text } of pages) {
-    for (const line of commandsOf(text)) {
-      const [, first, second] = line.split(/\s+/);
-      const command = first === 'serve' ? serveCommand() : (bench.commands.find((each) => each.name() === second) ?? bench);
-      const used = [...line.matchAll(/(?<=\s)--[\w-]+/g)].map(([flag]) => flag.replaceAll('_', '-'));
-      const known = flagsOf(command);
-      expect(
-        used.filter((flag) => !known.has(flag)),
-        `${name}: ${line}`,
-      ).toEqual([]);
-      checked += used.length;
-    }
-  }
-  expect(checked).toBeGreaterThan(30);
-});
-
 test('every flag the docs mention exists, and every file they link to', () => {
-  const known = new Set([...flagsOf(serveCommand()), '--help', '--import', '--output-file']); // the last two are of Node and SGLang
-  const bench = benchCommand();
-  for (const each of [bench, ...bench.commands]) for (const flag of flagsOf(each)) known.add(flag);
+  const known = new Set(['--help', ...OF_OTHERS]);
+  for (const each of withSubcommands(buildProgram())) for (const flag of flagsOf(each)) known.add(flag);
   let count = 0;
   for (const { name, text } of pages) {
     const mentioned = [...text.matchAll(/`(--[a-z-]+)/g)].map(([, flag = '']) => flag);

@@ -57,7 +57,7 @@ class Writer {
     const int64_t bn = storage_ == Storage::fp8_block ? kBlock : storage_ == Storage::fp8_tensor ? n : 1;
     const int64_t bk = storage_ == Storage::fp8_block ? kBlock : storage_ == Storage::int4_group ? kGroup : k;
     const int64_t rows = (n + bn - 1) / bn, columns = (k + bk - 1) / bk;
-    const float top = storage_ == Storage::int4_group ? 7.0f : 448.0f;
+    const float top = storage_ == Storage::int4_group ? 7.0f : storage_ == Storage::int8_channel ? 127.0f : 448.0f;
     std::vector<float> scales(rows * columns, 0.0f);
     for (int64_t i = 0; i < n; ++i)
       for (int64_t j = 0; j < k; ++j) {
@@ -83,6 +83,11 @@ class Writer {
           const int level = std::clamp(static_cast<int>(std::lround(value / scale)), -8, 7);
           packed[(i * k + j) / 8] |= static_cast<uint32_t>(level + 8) << (4 * (j % 8));
           value = static_cast<float>(level) * scale;
+        } else if (storage_ == Storage::int8_channel) {
+          // Codes go down to -128, which the largest negative weight of every other row becomes.
+          const int level = std::clamp(static_cast<int>(std::lround(value / scale)), i % 2 == 0 ? -128 : -127, 127);
+          codes.push_back(static_cast<uint8_t>(level == -127 && i % 2 == 0 ? -128 : level));
+          value = static_cast<float>(static_cast<int8_t>(codes.back())) * scale;
         } else {
           codes.push_back(to_fp8(value / scale));
           value = f8e4m3_to_f32(codes.back()) * scale;
@@ -92,7 +97,8 @@ class Writer {
       out_.tensors.push_back({module + ".weight_packed", "I32", {n, k / 8}, bytes_of(packed)});
       out_.tensors.push_back({module + ".weight_shape", "I64", {2}, bytes_of(std::vector<int64_t>{n, k})});
     } else {
-      out_.tensors.push_back({module + ".weight", "F8_E4M3", {n, k}, bytes_of(codes)});
+      out_.tensors.push_back(
+          {module + ".weight", storage_ == Storage::int8_channel ? "I8" : "F8_E4M3", {n, k}, bytes_of(codes)});
     }
     std::vector<int64_t> shape = {rows, columns};
     if (storage_ == Storage::fp8_tensor) shape = {};
@@ -124,6 +130,9 @@ json quantization_config(Storage storage) {
     case Storage::fp8_channel:
       return compressed({{"num_bits", 8}, {"type", "float"}, {"strategy", "channel"}, {"symmetric", true}}, "float-quantized",
                         activations);
+    case Storage::int8_channel:
+      return compressed({{"num_bits", 8}, {"type", "int"}, {"strategy", "channel"}, {"symmetric", true}}, "int-quantized",
+                        {{"num_bits", 8}, {"type", "int"}, {"strategy", "token"}, {"dynamic", true}});
     case Storage::int4_group:
       return compressed({{"num_bits", 4}, {"type", "int"}, {"strategy", "group"}, {"group_size", kGroup}, {"symmetric", true}},
                         "pack-quantized", nullptr);
@@ -149,6 +158,7 @@ const char* storage_name(Storage storage) {
     case Storage::fp8_channel: return "fp8-channel";
     case Storage::fp8_tensor: return "fp8-tensor";
     case Storage::int4_group: return "int4-group";
+    case Storage::int8_channel: return "int8-channel";
   }
   return "?";
 }

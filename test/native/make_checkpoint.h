@@ -23,9 +23,9 @@ struct StoredTensor {
   std::vector<std::byte> bytes;
 };
 
-enum class Storage { f32, bf16, fp8_block, fp8_channel, fp8_tensor, int4_group };
-constexpr Storage kStorages[] = {Storage::f32,         Storage::bf16,       Storage::fp8_block,
-                                 Storage::fp8_channel, Storage::fp8_tensor, Storage::int4_group};
+enum class Storage { f32, bf16, fp8_block, fp8_channel, fp8_tensor, int4_group, int8_channel };
+constexpr Storage kStorages[] = {Storage::f32,        Storage::bf16,       Storage::fp8_block,   Storage::fp8_channel,
+                                 Storage::fp8_tensor, Storage::int4_group, Storage::int8_channel};
 const char* storage_name(Storage storage);
 
 struct StoredModel {

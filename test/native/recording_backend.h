@@ -84,6 +84,7 @@ class RecordingBuilder : public LinearBuilder {
       }
       case WeightFormat::fp8: return f8e4m3_to_f32(static_cast<uint8_t>(row[k]));
       case WeightFormat::int4: return static_cast<float>((static_cast<int>(row[k / 2]) >> (4 * (k % 2)) & 15) - 8);
+      case WeightFormat::int8: return static_cast<float>(static_cast<int8_t>(row[k]));
     }
     return 0.0f;
   }

@@ -14,14 +14,17 @@ using sigmoe::testing::memory_checkpoint;
 using sigmoe::testing::Storage;
 using sigmoe::testing::store_model;
 
-TEST_CASE("formats: FP8 per channel, per tensor and blocks, INT4 groups equal their dequantised weights in float32") {
+TEST_CASE(
+    "formats: FP8 per channel, per tensor and blocks, INT4 groups, INT8 per channel equal their dequantised weights in "
+    "float32") {
   for (const char* name : {"base", "two-shared", "real-heads"}) {
     const std::string folder = golden_dir() + "/random/" + name;
     std::ifstream config_file(folder + "/config.json");
     const nlohmann::json config = nlohmann::json::parse(config_file);
     const sigmoe::testing::FloatTensors tensors = sigmoe::testing::read_tensors(Checkpoint::open(folder));
     const std::vector<int32_t> tokens = GoldenFile(folder + "/golden.safetensors").ints("input_ids");
-    for (const Storage storage : {Storage::fp8_channel, Storage::fp8_tensor, Storage::fp8_block, Storage::int4_group}) {
+    for (const Storage storage :
+         {Storage::fp8_channel, Storage::fp8_tensor, Storage::fp8_block, Storage::int4_group, Storage::int8_channel}) {
       const auto stored = store_model(config, tensors, storage);
       const auto truth = store_model(config, stored.truth, Storage::f32);
       TestModel reference(parse_model_config(truth.config.dump()), memory_checkpoint(truth), {}, 64);

@@ -70,6 +70,7 @@ class Builder : public LinearBuilder {
         return bf16_to_f32(bits);
       }
       case WeightFormat::fp8: return f8e4m3_to_f32(static_cast<uint8_t>(row[k]));
+      case WeightFormat::int8: return static_cast<float>(static_cast<int8_t>(row[k]));
       case WeightFormat::int4: {
         const int pair = static_cast<int>(row[k / 2]);
         return static_cast<float>((k % 2 == 0 ? pair & 15 : pair >> 4) - 8);

@@ -8,9 +8,10 @@ import Table from 'cli-table3';
 import { Command } from 'commander';
 import { bench } from '../../index.js';
 import { CliError, EXIT_USAGE, fileProblem } from '../failure.js';
-import { integer } from '../flags.js';
+import { addModelFlags, integer, type ModelFlags } from '../flags.js';
 import { bytes, json, measure, percent } from '../format.js';
 import { interruptible } from '../interrupt.js';
+import { findModel } from '../load.js';
 import { dim, note, write } from '../terminal.js';
 import { benchCompareCommand } from './bench/compare.js';
 import { commandLine } from './bench/files.js';
@@ -37,7 +38,7 @@ interface BenchRow {
   fraction?: number;
 }
 
-interface Flags {
+interface Flags extends ModelFlags {
   shape?: string;
   format?: string;
   threads?: number;
@@ -60,7 +61,7 @@ export function benchCommand(): Command {
       'Measures a model folder, or a synthetic one of a shape (nano | ling-mini-2.0 | ling-flash-2.0, with :N for N layers, ' +
         'the first of them dense). Every figure stands beside its bound: the read bandwidth or matrix peak of the same run.',
     )
-    .argument('[model]', 'model folder')
+    .argument('[model]', 'model folder, or owner/name of a hub')
     .option('--shape <name[:layers]>', 'random weights of this shape in place of a folder')
     .option('--format <name>', 'weight format of a shape: fp8 | bf16 | int4')
     .option('--threads <n>', '0: the cores this process may use', integer)
@@ -71,7 +72,9 @@ export function benchCommand(): Command {
     .option('--repeats <n>', 'runs of each measurement, of which the median counts', integer)
     .option('--load', 'measure loading as well (model folders only)')
     .option('--json', 'print one JSON object')
-    .option('--output <file>', 'write the JSON, with commit and command, to a file')
+    .option('--output <file>', 'write the JSON, with commit and command, to a file');
+  addModelFlags(command)
+    .addHelpText('after', '\nExample:\n  sigmoe bench models/nano\n  sigmoe bench --shape ling-mini-2.0:5 --output result.json')
     .action(runBench);
   for (const each of [benchServeCommand(), benchThroughputCommand(), benchLatencyCommand(), benchCompareCommand()]) {
     command.addCommand(each);
@@ -83,10 +86,12 @@ async function runBench(model: string | undefined, flags: Flags): Promise<void> 
   if ((model === undefined) === (flags.shape === undefined)) {
     throw new CliError('bench measures either a model folder or a --shape', 'try: sigmoe bench --shape nano', EXIT_USAGE);
   }
-  const { json: asJson, output, ...options } = flags;
-  const measured = interruptible((signal) => {
+  const { json: asJson, output, download, revision, source, ...options } = flags;
+  const measured = interruptible(async (signal) => {
     const hooks = { signal, onLine: (line: string) => note(dim(line)) };
-    return bench(model === undefined ? options : { ...options, model }, hooks);
+    if (model === undefined) return bench(options, hooks);
+    const { path } = await findModel(model, { download, revision, source }, signal);
+    return bench({ ...options, model: path }, hooks);
   });
   const result = (await measured) as BenchResult;
   const record = { date: new Date().toISOString(), commit: currentCommit(), command: commandLine(), ...result };

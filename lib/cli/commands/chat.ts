@@ -25,9 +25,10 @@ export function chatCommand(): Command {
   const command = new Command('chat')
     .summary('hold a conversation')
     .description('Holds a conversation: one line, one message. Type /help for its commands.')
-    .argument('<model>', 'model folder')
+    .argument('<model>', 'model folder, or owner/name of a hub')
     .option('-s, --system <text>', 'system message', DEFAULT_SYSTEM)
-    .option('--stats', 'end every answer with a line of figures on standard error');
+    .option('--stats', 'end every answer with a line of figures on standard error')
+    .addHelpText('after', '\nExample:\n  sigmoe chat models/nano --system "You answer briefly."');
   return addSamplingFlags(addEngineFlags(command)).action(chat);
 }
 

@@ -9,6 +9,7 @@ export function devicesCommand(): Command {
     .summary('list the devices of this machine')
     .description('Lists the devices that a model could run on here, and for the others the reason why not.')
     .option('--json', 'print a JSON array')
+    .addHelpText('after', '\nExample:\n  sigmoe devices --json')
     .action(async (flags: { json?: boolean }) => {
       const found = devices();
       const lines = found.map(({ device, available, detail }) => `${device}: ${available ? '' : 'not available, '}${detail}`);

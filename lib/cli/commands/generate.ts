@@ -25,7 +25,7 @@ export function generateCommand(): Command {
   const command = new Command('generate')
     .summary('answer one prompt')
     .description('Answers a prompt given as an argument, in a file, or on standard input; streams to standard output.')
-    .argument('<model>', 'model folder')
+    .argument('<model>', 'model folder, or owner/name of a hub')
     .argument('[prompt]', 'what to answer; "-" or nothing reads standard input')
     .option('-f, --file <path>', 'read the prompt from a file')
     .option('-s, --system <text>', 'system message before the prompt')
@@ -34,7 +34,8 @@ export function generateCommand(): Command {
     .option('--raw', 'no chat template: continue the prompt as it stands')
     .option('--batch <path>', 'answer a file of requests, one JSON object or string a line, as JSON lines in their order')
     .option('--json', 'print one JSON object instead of streaming')
-    .option('--stats', 'end with a line of figures on standard error');
+    .option('--stats', 'end with a line of figures on standard error')
+    .addHelpText('after', '\nExample:\n  sigmoe generate models/nano "What is asthma?" --max-tokens 100 --temperature 0');
   return addSamplingFlags(addEngineFlags(command)).action(generate);
 }
 

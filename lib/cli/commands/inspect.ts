@@ -3,20 +3,23 @@ import os from 'node:os';
 import Table from 'cli-table3';
 import { Command } from 'commander';
 import { inspect, type ModelInfo } from '../../index.js';
+import { addModelFlags, type ModelFlags } from '../flags.js';
 import { bytes, count, integer, json, percent } from '../format.js';
+import { findModel } from '../load.js';
 import { write } from '../terminal.js';
 
 export function inspectCommand(): Command {
-  return new Command('inspect')
+  const command = new Command('inspect')
     .summary('show what a model folder holds and what fits in memory')
     .description('Shows architecture, parameters and memory of a model folder from its headers; no weights are loaded.')
-    .argument('<model>', 'model folder')
+    .argument('<model>', 'model folder, or owner/name of a hub')
     .option('--json', 'print one JSON object')
-    .action(async (path: string, flags: { json?: boolean }) => {
-      const info = await inspect(path);
-      const fit = whatFits(info, availableBytes());
-      await write(flags.json ? `${json({ ...describe(info), fit }, 2)}\n` : `${report(info, fit)}\n`);
-    });
+    .addHelpText('after', '\nExample:\n  sigmoe inspect models/nano');
+  return addModelFlags(command).action(async (model: string, flags: ModelFlags & { json?: boolean }) => {
+    const info = await inspect((await findModel(model, flags)).path);
+    const fit = whatFits(info, availableBytes());
+    await write(flags.json ? `${json({ ...describe(info), fit }, 2)}\n` : `${report(info, fit)}\n`);
+  });
 }
 
 /** Memory this process may still take: what the machine has free, or what its container has left. */

@@ -1,12 +1,14 @@
 /** sigmoe serve: the OpenAI-compatible server, until SIGTERM or Ctrl-C. */
 import { Command } from 'commander';
-import { type LoadOptions, Model } from '../../index.js';
+import { type LoadOptions, Model, selftest } from '../../index.js';
 import type { ApiKey, Logger, LogLevel, RunningServer, ServerOptions } from '../../server/index.js';
 import { CliError, EXIT_INTERRUPTED, EXIT_USAGE } from '../failure.js';
 import { engineOptions } from '../flags.js';
 import { readText } from '../input.js';
-import { readNotice } from '../load.js';
+import { interruptible } from '../interrupt.js';
+import { findModel, readNotice } from '../load.js';
 import { write } from '../terminal.js';
+import { failureOf } from './selftest.js';
 import { addServeFlags, readForeignFlags, type ServeFlags } from './serve/flags.js';
 
 /** The system prompt of the model card's examples. */
@@ -19,25 +21,27 @@ export function serveCommand(): Command {
   const command = new Command('serve')
     .summary('serve the OpenAI API')
     .description("Serves the OpenAI API over HTTP. Flags carry vLLM's names where they mean the same.")
-    .argument('[model]', 'model folder');
+    .argument('[model]', 'model folder, or owner/name of a hub')
+    .addHelpText('after', '\nExample:\n  sigmoe serve models/nano --port 8000 --served-model-name nano');
   return addServeFlags(command).action((path: string | undefined, flags: ServeFlags) => run(path, flags, command));
 }
 
-async function run(argument: string | undefined, flags: ServeFlags, command: Command): Promise<void> {
-  const path = modelPath(argument, flags);
+async function run(argument: string | undefined, given: ServeFlags, command: Command): Promise<void> {
+  const named = modelPath(argument, given);
   const ineffective = readForeignFlags(command);
+  const { path, flags } = await interruptible((signal) => findModel(named, given, signal));
   // Loaded here, so that other commands need not wait for the parts of the server.
   const server = await import('../../server/index.js');
   const log = server.createLog(logLevel(flags), process.stderr);
   const load = await loadOptions(flags);
   const notice = await readNotice(path);
-  const options = await serverOptions(path, notice, flags, log, server);
+  const options = await serverOptions(named, notice, flags, log, server);
   for (const line of ineffective) log.info(line);
   if (notice !== undefined) log.warn(notice);
 
   const aborted = new AbortController();
   const running = await listening(
-    server.serve((onProgress) => Model.load(path, { ...load, onProgress, signal: aborted.signal }), {
+    server.serve((onProgress) => loadTested(path, { ...load, onProgress, signal: aborted.signal }, flags, log), {
       ...options,
       ...(await tracingOf(server)),
       host: flags.host,
@@ -58,6 +62,22 @@ async function run(argument: string | undefined, flags: ServeFlags, command: Com
   } finally {
     aborted.abort();
     await end(running, flags, log);
+  }
+}
+
+/** The model, once it has passed its self-test where that was asked for: until then no request is taken. */
+async function loadTested(path: string, load: LoadOptions, flags: ServeFlags, log: Logger): Promise<Model> {
+  const model = await Model.load(path, load);
+  if (flags.selftest === undefined) return model;
+  try {
+    const recording = flags.selftest === true ? undefined : flags.selftest;
+    const report = await selftest(model, { recording, signal: load.signal });
+    if (!report.passed) throw new CliError(failureOf(report), 'nothing is served; sigmoe selftest shows the whole report');
+    log.info({ prompts: report.cases.length, rule: report.rule }, 'self-test passed');
+    return model;
+  } catch (error) {
+    await model.dispose();
+    throw error;
   }
 }
 
@@ -125,7 +145,7 @@ function computeOf(dtype: string): 'bfloat16' | 'float32' {
 }
 
 async function serverOptions(
-  path: string,
+  named: string,
   notice: string | undefined,
   flags: ServeFlags,
   log: Logger,
@@ -133,7 +153,7 @@ async function serverOptions(
 ): Promise<ServerOptions> {
   const { defaultSystemPrompt: prompt, disclaimer = notice ?? 'off', allowedOrigins } = flags;
   return {
-    modelName: flags.servedModelName ?? [path],
+    modelName: flags.servedModelName ?? [named],
     keys: await keysOf(flags, server),
     limits: { maxConcurrency: flags.keyMaxConcurrency, tokensPerMinute: flags.keyTokensPerMinute },
     maxBodyBytes: flags.maxBodyBytes,

@@ -16,6 +16,7 @@ export function benchCompareCommand(): Command {
     )
     .argument('<files...>', 'JSON files, or files of JSON lines')
     .option('--json', 'print JSON in place of the table')
+    .addHelpText('after', '\nExample:\n  sigmoe bench compare ours.json vllm.json')
     .action(compare);
 }
 

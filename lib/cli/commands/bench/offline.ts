@@ -50,7 +50,8 @@ export function benchThroughputCommand(): Command {
     .description(
       'Answers all requests at once in this process, each to its full length. Keys are those of `vllm bench throughput`.',
     )
-    .argument('[model]', 'model folder');
+    .argument('[model]', 'model folder')
+    .addHelpText('after', '\nExample:\n  sigmoe bench throughput models/nano --num-prompts 100 --output-len 64');
   return addEngineFlags(addDatasetFlags(addOfflineFlags(command))).action(throughput);
 }
 
@@ -68,7 +69,8 @@ export function benchLatencyCommand(): Command {
     .option('--num-iters-warmup <n>', 'batches before those that count', integer, 10)
     .option('--num-iters <n>', 'batches that count', integer, 30)
     .option('--seed <n>', 'of the prompts', integer, 0)
-    .option('--html <file>', 'write a report with plots');
+    .option('--html <file>', 'write a report with plots')
+    .addHelpText('after', '\nExample:\n  sigmoe bench latency models/nano --batch-size 4 --output-len 32 --num-iters 5');
   return addEngineFlags(addOfflineFlags(command)).action(latency);
 }
 

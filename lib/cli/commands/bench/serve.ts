@@ -33,6 +33,10 @@ export function benchServeCommand(): Command {
     .description(
       'Sends requests to an OpenAI-compatible server, of whatever make, and measures throughput and latencies. Flags, result keys ' +
         'and headings are those of `vllm bench serve`. A key is taken from OPENAI_API_KEY.',
+    )
+    .addHelpText(
+      'after',
+      '\nExample:\n  sigmoe bench serve --port 8000 --tokenizer models/nano --num-prompts 100 --max-concurrency 8',
     );
   return addDatasetFlags(addServeFlags(command)).action(serve);
 }

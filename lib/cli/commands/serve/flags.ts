@@ -27,6 +27,7 @@ export interface ServeFlags extends EngineFlags {
   maxNumBatchedTokens?: number;
   enablePrefixCaching?: boolean;
   dtype?: string;
+  selftest?: string | true;
   trustRequestChatTemplate?: boolean;
   defaultSystemPrompt: string;
   disclaimer?: string;
@@ -102,7 +103,11 @@ export function addServeFlags(command: Command): Command {
     .option('--max-num-batched-tokens <n>', 'the same as --max-batched-tokens', integer)
     .option('--enable-prefix-caching', 'find prompts again that began alike (default)')
     .option('--no-enable-prefix-caching', 'the same as --no-prefix-cache')
-    .option('--dtype <type>', 'type of activations: auto | bfloat16 | float32');
+    .option('--dtype <type>', 'type of activations: auto | bfloat16 | float32')
+    .option(
+      '--selftest [recording]',
+      'serve only once the model answers as recorded; default: selftest.json of the model folder',
+    );
   for (const flag of ONE_ONLY) command.addOption(command.createOption(`${flag} <n>`, '1').argParser(integer).hideHelp());
   for (const [flag, why] of WITHOUT_EFFECT) command.addOption(command.createOption(flag, why).hideHelp());
   return command;

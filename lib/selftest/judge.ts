@@ -1,0 +1,115 @@
+/**
+ * What a run may differ from its recording by. In float32 (`exact`): every position within 1e-4, the same tokens. In anything
+ * narrower (`reduced`): positions within twice the median error of the recorder's own BF16 run plus 0.5%; a router that chose
+ * other experts in a near-tie puts a few positions beyond, and tokens may first differ only where the two best scores are closer
+ * than the measured error.
+ */
+import type { RecordedCase, SelftestCaseReport, SelftestRecording } from './types.js';
+
+export const EXACT_BOUND = 1e-4;
+/** Where the recorder had no BF16 products: the bound of FP8 activations. */
+const UNKNOWN_BOUND = 0.04;
+const BEYOND_PER_CASE = 3;
+const WORST_FACTOR = 1.5;
+
+/** What a device made of a case. `logits` are whole rows, one for each recorded token, the recorded tokens before it given. */
+export interface Measured {
+  tokens: readonly number[];
+  logits: readonly Float32Array[];
+}
+
+export function reducedBound(bfloat16: SelftestRecording['bfloat16']): number {
+  return bfloat16 === null ? UNKNOWN_BOUND : 2 * bfloat16.medianError + 0.005;
+}
+
+/** Relative error of the recorded scores of each position. */
+export function errorsOf(recorded: RecordedCase, logits: readonly Float32Array[]): number[] {
+  return recorded.scores.map(({ ids, logits: expected }, i) => {
+    let error = 0;
+    let norm = 0;
+    expected.forEach((value, j) => {
+      error += (scoreOf(logits[i], ids[j]) - value) ** 2;
+      norm += value ** 2;
+    });
+    return Math.sqrt(error / norm);
+  });
+}
+
+export function judge(
+  recorded: RecordedCase,
+  measured: Measured,
+  rule: 'exact' | 'reduced',
+  bfloat16: SelftestRecording['bfloat16'],
+): SelftestCaseReport {
+  const errors = errorsOf(recorded, measured.logits);
+  const problems = rule === 'exact' ? exactProblems(errors) : reducedProblems(errors, bfloat16);
+  const differs = recorded.tokens.findIndex((token, i) => token !== measured.tokens[i]);
+  if (differs >= 0) {
+    const problem = rule === 'exact' ? 'float32 gives the same tokens everywhere' : farApart(recorded, measured, differs);
+    if (problem !== '') {
+      const found = measured.tokens[differs] ?? 'nothing';
+      problems.push(`token ${differs + 1} is ${found}, recorded was ${recorded.tokens[differs]}: ${problem}`);
+    }
+  }
+  return {
+    question: recorded.question,
+    passed: problems.length === 0,
+    tokens: recorded.tokens.length,
+    sameTokens: differs < 0 ? recorded.tokens.length : differs,
+    medianError: median(errors),
+    worstError: worst(errors),
+    problems,
+  };
+}
+
+export function median(values: readonly number[]): number {
+  const sorted = [...values].sort((a, b) => a - b);
+  return sorted[Math.floor(sorted.length / 2)] ?? 0;
+}
+
+/** NaN counts as the worst there is. */
+export function worst(values: readonly number[]): number {
+  return values.reduce((most, value) => (value <= most ? most : Number.isNaN(value) ? Infinity : value), 0);
+}
+
+export function countBeyond(errors: readonly number[], bound: number): number {
+  return errors.filter((error) => !(error <= bound)).length;
+}
+
+function exactProblems(errors: readonly number[]): string[] {
+  const beyond = countBeyond(errors, EXACT_BOUND);
+  if (beyond === 0) return [];
+  return [
+    `${beyond} of ${errors.length} positions are off by more than ${EXACT_BOUND}, at worst ${worst(errors).toPrecision(3)}`,
+  ];
+}
+
+function reducedProblems(errors: readonly number[], bfloat16: SelftestRecording['bfloat16']): string[] {
+  const bound = reducedBound(bfloat16);
+  const beyond = countBeyond(errors, bound);
+  const allowed = (bfloat16?.beyondBound ?? 0) + BEYOND_PER_CASE;
+  const limit = Math.max(bound, WORST_FACTOR * (bfloat16?.worstError ?? Infinity));
+  const problems = [];
+  if (beyond > allowed) problems.push(`${beyond} of ${errors.length} positions are off by more than ${bound.toPrecision(3)}`);
+  if (!(worst(errors) <= limit)) {
+    problems.push(
+      `a position is off by ${worst(errors).toPrecision(3)}, at most ${limit.toPrecision(3)} is a near-tie's doing`,
+    );
+  }
+  return problems;
+}
+
+/** Empty when the token chosen and the recorded one were a near-tie for what was measured. */
+function farApart(recorded: RecordedCase, measured: Measured, position: number): string {
+  const scores = recorded.scores[position];
+  const at = scores?.ids.indexOf(measured.tokens[position] ?? -1) ?? -1;
+  if (scores === undefined || at < 0) return 'it was not among the best';
+  const deviation = worst(scores.logits.map((value, i) => Math.abs(scoreOf(measured.logits[position], scores.ids[i]) - value)));
+  const gap = Math.max(...scores.logits) - (scores.logits[at] ?? Number.NaN);
+  if (gap <= 2 * deviation) return '';
+  return `their scores are ${gap.toPrecision(3)} apart, and off by ${deviation.toPrecision(3)} at most`;
+}
+
+function scoreOf(logits: Float32Array | undefined, id: number | undefined): number {
+  return logits?.[id ?? -1] ?? Number.NaN;
+}
