@@ -77,7 +77,7 @@ class SampleCore {
     return float_of(static_cast<uint32_t>(word(row, field)));
   }
 
-  __aicore__ inline LocalTensor<float> work(int32_t i) const { return work_buffer_.Get<float>()[i * kSampleChunk]; }
+  __aicore__ inline LocalTensor<float> work(int32_t i) { return work_buffer_.Get<float>()[i * kSampleChunk]; }
 
   // n elements and, up to whole repeats, `filler`.
   template <typename T>

@@ -68,7 +68,7 @@ class SampleWeights : public SampleLogits {
     return first;
   }
 
-  __aicore__ inline uint64_t weight_at(int32_t i) const {
+  __aicore__ inline uint64_t weight_at(int32_t i) {
     const LocalTensor<int32_t> digits = work(1).ReinterpretCast<int32_t>();
     return joined(digits.GetValue(i), digits.GetValue(kSampleFew + i), digits.GetValue(2 * kSampleFew + i),
                   digits.GetValue(3 * kSampleFew + i));

@@ -35,15 +35,15 @@ template <TPosition pos = TPosition::VECCALC>
 class TBuf {
  public:
   template <typename T>
-  LocalTensor<T> Get(TWIN_WHERE) const {
+  LocalTensor<T> Get(TWIN_WHERE) {
     return GetWithOffset<T>(bytes() / sizeof(T), 0, where);
   }
   template <typename T>
-  LocalTensor<T> Get(std::uint32_t n, TWIN_WHERE) const {
+  LocalTensor<T> Get(std::uint32_t n, TWIN_WHERE) {
     return GetWithOffset<T>(n, 0, where);
   }
   template <typename T>
-  LocalTensor<T> GetWithOffset(std::uint32_t n, std::uint32_t offset_bytes, TWIN_WHERE) const {
+  LocalTensor<T> GetWithOffset(std::uint32_t n, std::uint32_t offset_bytes, TWIN_WHERE) {
     if (!buffer_) twin::fail(where, "TBuf: InitBuffer was not called");
     if (std::uint64_t{offset_bytes} + std::uint64_t{n} * sizeof(T) > buffer_->bytes)
       twin::fail(where, "TBuf: " + std::to_string(n) + " elements at byte " + std::to_string(offset_bytes) +

@@ -1,9 +1,11 @@
 // Kernel sample on the twin, checks on, against the naive reference: every setting at random, ties, tails, chains, masks,
 // numbers that are none, 1 to 48 cores. Tokens and counts must be the very ones; log-probabilities may differ by a rounding of
 // ln.
+#include "ascend/device/sample_numbers.h"
 #include "ascend/host/tiling_rows.h"
 #include "ascend/host/tiling_sample.h"
 #include "cpu/reference.h"
+#include "cpu/sample.h"
 #include "kernel_testing.h"
 
 using namespace sigmoe;
@@ -205,14 +207,45 @@ TEST_CASE("ascend sample: nothing that can be sampled, and the extremes of every
 }
 
 TEST_CASE("ascend sample: a share of a sum is what doubles give") {
-  // Through the kernel: weights of equal tokens sum to multiples of 2^40, and the last bit of a share decides the set.
   std::mt19937_64 random(4);
+  int wrong = 0;
+  const auto compare = [&](float p, uint64_t total) {
+    wrong += sigmoe_sample_kernel::share_of(p, total) !=
+             static_cast<uint64_t>(std::ceil(static_cast<double>(p) * static_cast<double>(total)));
+  };
+  for (int i = 0; i < 200000; ++i) {
+    const float p = std::ldexp(std::uniform_real_distribution<float>(0.5f, 1.0f)(random), -static_cast<int>(random() % 60));
+    compare(p, random() >> (5 + random() % 40));
+    compare(0.5f + 0.25f * static_cast<float>(random() % 2), (random() >> 40) << 30 | 1u << random() % 12);  // ties
+  }
+  CHECK(wrong == 0);
+  CHECK(sigmoe_sample_kernel::share_of(0.0f, 5) == 0);
+  CHECK(sigmoe_sample_kernel::share_of(1e-45f, 5) == 1);
   for (int i = 0; i < 40; ++i) {
     One one(std::vector<float>(2 + random() % 900, 1.0f));
     one.row().top_p = static_cast<float>(1 + random() % one.logits.size()) / static_cast<float>(one.logits.size());
     one.row().seed = random();
     check(one, {20, 40});
   }
+}
+
+TEST_CASE("ascend sample: the last bit of a weight counts") {
+  // Two tokens, the second of a weight that lies just so that whether it is rounded decides if top-p keeps it.
+  const auto keeps_both = [](float p, uint64_t second) {
+    const uint64_t first = uint64_t{1} << 40;
+    return std::ceil(static_cast<double>(p) * static_cast<double>(first + second)) > static_cast<double>(first);
+  };
+  int found = 0;
+  for (float x = -0.25f; x > -1.0f && found < 6; x = std::nextafter(x, -2.0f)) {
+    const uint64_t rounded = sample_weight(x), cut = rounded - 1;  // cut off: the same or one less
+    const float p = static_cast<float>(kWeightOne / (kWeightOne + static_cast<double>(rounded)));
+    if (keeps_both(p, rounded) == keeps_both(p, cut)) continue;
+    ++found;
+    One one({0.0f, x});
+    one.row().top_p = p;
+    for (one.row().position = 0; one.row().position < 16; ++one.row().position) check(one, {20, 40});
+  }
+  CHECK(found == 6);
 }
 
 TEST_CASE("ascend sample: chains run in order on one core, end at the first wrong draft, and count what they gave") {
