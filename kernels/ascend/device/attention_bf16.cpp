@@ -1,5 +1,6 @@
 // Attention over a BF16 cache: attention.h.
 #include "ascend/device/attention_cube.h"
+#include "ascend/device/attention_merge.h"
 #include "ascend/device/attention_vector.h"
 
 extern "C" __global__ __aicore__ void sigmoe_attention_bf16(GM_ADDR q, GM_ADDR k, GM_ADDR v, GM_ADDR positions,
@@ -17,12 +18,16 @@ extern "C" __global__ __aicore__ void sigmoe_attention_bf16(GM_ADDR q, GM_ADDR k
     cube.process();
     AscendC::SyncAll<false>();
   } else {
+    AttentionBuffers buffers;
+    buffers.init(&pipe);
     AttentionVector vector;
-    vector.init(memory, tiling, &pipe);
+    vector.init(memory, tiling, &buffers);
     vector.narrow_queries();
     AscendC::SyncAll<false>();
     vector.process();
     AscendC::SyncAll<false>();
-    vector.put_together();
+    AttentionMerge merge;
+    merge.init(memory, tiling, &buffers);
+    merge.process();
   }
 }
