@@ -8,7 +8,7 @@ struct Mutant {
   const char* file;
   const char* tests;  // the test cases that must notice, as doctest filters them
   const char* why;
-  void (*use)(bool on);  // puts it in the place of its kernel, and the kernel back
+  void (*use)();  // puts it in the place of its kernel
 };
 
 const std::vector<Mutant>& all_mutants();

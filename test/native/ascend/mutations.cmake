@@ -102,8 +102,8 @@ macro(finish_mutant)
       string(APPEND UNIT_${unit} "\n// ${file}: ${why}\nnamespace mutant_${MUTANT_COUNT} {\n#define sigmoe_${kernel} "
              "sigmoe_${kernel}_mutant_${MUTANT_COUNT}\n${text}\n#undef sigmoe_${kernel}\n}\n")
       string(APPEND DECLARATIONS "extern \"C\" void sigmoe_${kernel}_mutant_${MUTANT_COUNT}(${parameters});\n")
-      string(APPEND TABLE "  {\"${kernel}\", \"${file}\", \"${tests}\", \"${why}\", [](bool on) { entry_${kernel} = on ? "
-             "sigmoe_${kernel}_mutant_${MUTANT_COUNT} : __real_sigmoe_${kernel}; }},\n")
+      string(APPEND TABLE "  {\"${kernel}\", \"${file}\", \"${tests}\", \"${why}\", [] { entry_${kernel} = "
+             "sigmoe_${kernel}_mutant_${MUTANT_COUNT}; }},\n")
       if(NOT kernel IN_LIST WRAPPED)
         list(APPEND WRAPPED ${kernel})
         string(REGEX REPLACE "GM_ADDR |sigmoe::ascend::[A-Za-z0-9]+ " "" names "${parameters}")

@@ -230,22 +230,16 @@ TEST_CASE("ascend sample: a share of a sum is what doubles give") {
 }
 
 TEST_CASE("ascend sample: the last bit of a weight counts") {
-  // Two tokens, the second of a weight that lies just so that whether it is rounded decides if top-p keeps it.
-  const auto keeps_both = [](float p, uint64_t second) {
-    const uint64_t first = uint64_t{1} << 40;
-    return std::ceil(static_cast<double>(p) * static_cast<double>(first + second)) > static_cast<double>(first);
-  };
-  int found = 0;
-  for (float x = -0.25f; x > -1.0f && found < 6; x = std::nextafter(x, -2.0f)) {
-    const uint64_t rounded = sample_weight(x), cut = rounded - 1;  // cut off: the same or one less
-    const float p = static_cast<float>(kWeightOne / (kWeightOne + static_cast<double>(rounded)));
-    if (keeps_both(p, rounded) == keeps_both(p, cut)) continue;
-    ++found;
-    One one({0.0f, x});
-    one.row().top_p = p;
-    for (one.row().position = 0; one.row().position < 16; ++one.row().position) check(one, {20, 40});
+  // Thousands of equal tokens of some 2,000 parts in 2^40 each: one part more or less per token moves a draw among them.
+  constexpr int kTokens = 8192;
+  for (int i = 0; i < 8; ++i) {
+    std::vector<float> logits(kTokens + 1, -20.0f - 0.013f * static_cast<float>(i));
+    logits[0] = 0.0f;
+    One one(logits);
+    const uint64_t highest = uint64_t{1} << 40, each = sample_weight(logits[1]), total = highest + kTokens * each;
+    while (draw_below(total, one.row().seed, 0) < highest + kTokens / 2 * each) ++one.row().seed;  // a draw of the later ones
+    check(one, {20, 40});
   }
-  CHECK(found == 6);
 }
 
 TEST_CASE("ascend sample: chains run in order on one core, end at the first wrong draft, and count what they gave") {
