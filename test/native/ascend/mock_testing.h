@@ -4,8 +4,11 @@
 #include <dlfcn.h>
 
 #include <cstdlib>
+#include <initializer_list>
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "ascend/host/acl.h"
 #include "ascend/host/ascend_backend.h"
@@ -16,8 +19,11 @@ namespace sigmoe::ascend::testing {
 // Sets environment variables while it lives.
 class Environment {
  public:
-  explicit Environment(std::vector<std::pair<std::string, std::string>> changes) {
-    for (auto& [name, value] : changes) {
+  struct Change {
+    std::string name, value;  // an empty value: not set
+  };
+  Environment(std::initializer_list<Change> changes) {
+    for (const auto& [name, value] : changes) {
       const char* before = std::getenv(name.c_str());
       before_.emplace_back(name, before ? before : "");
       value.empty() ? unsetenv(name.c_str()) : setenv(name.c_str(), value.c_str(), 1);
@@ -32,8 +38,8 @@ class Environment {
 };
 
 inline Environment mock_toolkit() {
-  return Environment(
-      {{"SIGMOE_ASCEND_HOME", SIGMOE_MOCK_DIR}, {"SIGMOE_ASCEND_KERNELS", SIGMOE_MOCK_DIR "/libsigmoe_ascend_kernels.so"}});
+  return Environment{{"SIGMOE_ASCEND_HOME", SIGMOE_MOCK_DIR},
+                     {"SIGMOE_ASCEND_KERNELS", SIGMOE_MOCK_DIR "/libsigmoe_ascend_kernels.so"}};
 }
 
 inline const Runtime& mock_runtime() {

@@ -28,11 +28,11 @@ DeviceBuffer put(Backend& backend, const std::vector<T>& values) {
 }  // namespace
 
 TEST_CASE("ascend host: without Ascend software one message says what to install, and every library is listed") {
-  const Environment nothing({{"SIGMOE_ASCEND_HOME", "/nowhere"},
+  const Environment nothing{{"SIGMOE_ASCEND_HOME", "/nowhere"},
                              {"ASCEND_HOME_PATH", ""},
                              {"ASCEND_TOOLKIT_HOME", ""},
                              {"SIGMOE_ASCEND_KERNELS", ""},
-                             {"SIGMOE_ASCEND_LIBRARY", SIGMOE_ASCEND_PLUGIN}});
+                             {"SIGMOE_ASCEND_LIBRARY", SIGMOE_ASCEND_PLUGIN}};
   const Runtime runtime = open_runtime();
   CHECK(runtime.missing.find("libascendcl.so was not found") != std::string::npos);
   CHECK(runtime.missing.find("install the Ascend driver, firmware and CANN toolkit") != std::string::npos);
@@ -51,7 +51,7 @@ TEST_CASE("ascend host: without Ascend software one message says what to install
 }
 
 TEST_CASE("ascend host: a toolkit without kernels says how to build them") {
-  const Environment partial({{"SIGMOE_ASCEND_HOME", SIGMOE_MOCK_DIR}, {"SIGMOE_ASCEND_KERNELS", "/nowhere/kernels.so"}});
+  const Environment partial{{"SIGMOE_ASCEND_HOME", SIGMOE_MOCK_DIR}, {"SIGMOE_ASCEND_KERNELS", "/nowhere/kernels.so"}};
   const Runtime runtime = open_runtime();
   CHECK(runtime.missing.find("libsigmoe_ascend_kernels.so was not found") != std::string::npos);
   CHECK(runtime.missing.find("build it with CANN") != std::string::npos);

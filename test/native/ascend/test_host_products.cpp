@@ -105,7 +105,7 @@ TEST_CASE("ascend host: several ranks without HCCL are refused") {
 }
 
 TEST_CASE("ascend host: with SIGMOE_ASCEND_ACLNN=1 dense products of many rows go through aclnn, those of few do not") {
-  const Environment asked({{"SIGMOE_ASCEND_ACLNN", "1"}});
+  const Environment asked{{"SIGMOE_ASCEND_ACLNN", "1"}};
   constexpr int64_t kN = 37, kK = 50;
   const HostWeight weight = random_weight(WeightFormat::bf16, kN, kK, {}, 1, 7);
   const auto reference = make_backend({"reference", DType::f32});
