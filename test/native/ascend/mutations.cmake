@@ -3,7 +3,9 @@
 #
 # A mutant is the entry's source with the headers of device/ that it includes written out, in a namespace of its own. The tests
 # call a kernel through a wrapper (the linker's --wrap) that stands for the original until a mutant is put in its place.
-#   SIGMOE_ASCEND_MUTANTS   off | some (every third) | all
+#   SIGMOE_ASCEND_MUTANTS   off | some (every third) | all, which stage `ascend` of npm test takes
+# By hand: cmake -S . -B build-mutants -G Ninja -DSIGMOE_TESTS=ON -DSIGMOE_ASCEND=ON -DSIGMOE_ASCEND_MUTANTS=all
+#          ninja -C build-mutants sigmoe_ascend_mutants && build-mutants/test/native/ascend/sigmoe_ascend_mutants
 set(SIGMOE_ASCEND_MUTANTS "off" CACHE STRING "mutants of the Ascend kernels to test the tests with: off, some or all")
 if(SIGMOE_ASCEND_MUTANTS STREQUAL "off")
   return()
@@ -172,3 +174,4 @@ endforeach()
 target_link_libraries(sigmoe_ascend_mutants PRIVATE -Wl,--start-group sigmoe_ascend_mutated sigmoe_ascend_device
   sigmoe_ascend_host sigmoe_cpu sigmoe_backend -Wl,--end-group)
 add_test(NAME ascend_mutants COMMAND sigmoe_ascend_mutants)
+add_dependencies(sigmoe_ascend_check sigmoe_ascend_mutants)
