@@ -20,7 +20,7 @@ describe('a machine without Ascend software', () => {
       expect(ascend.detail).toContain(`${name}: not found`);
     const failure = await Model.load(nano, { device: 'ascend' }).catch((error: unknown) => error);
     expect(failure).toBeInstanceOf(NotFoundError);
-    expect(String(failure)).toMatch(/device 'ascend' asked for: libascendcl\.so was not found .* install the Ascend driver/s);
+    expect(String(failure)).toMatch(/device 'ascend' asked for: libascendcl\.so was not found.*: install the Ascend driver/s);
   });
 
   test('auto never picks the twin', () => {
@@ -46,7 +46,7 @@ describe.skipIf(!twin)('the bundled model on the twin', () => {
   test('int8 says what keeping the weights in eight bits cost', { timeout: 120_000 }, async () => {
     await using model = await Model.load(nano, { device: 'ascend-twin', compute: 'int8', maxModelLen: 256 });
     expect(model.info.weightFormat).toMatch(/kept as INT8, added error mean \d\.\d\d%, worst \d\.\d\d% \(model\.layers\./);
-    const { tokens } = await model.generate({ prompt: 'Fever', maxTokens: 8, temperature: 0 }).result;
-    expect(tokens).toHaveLength(8);
+    const { tokens, finishReason } = await model.generate({ prompt: 'Fever', maxTokens: 8, temperature: 0 }).result;
+    expect(tokens.length).toBe(finishReason === 'length' ? 8 : tokens.indexOf(model.info.vocabSize - 1) + 1);
   });
 });

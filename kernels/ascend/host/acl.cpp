@@ -1,6 +1,7 @@
 #include "ascend/host/acl.h"
 
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <cstdlib>
 
@@ -27,22 +28,23 @@ std::vector<std::string> search_folders() {
   return folders;
 }
 
-// Opens `name` from the folders, else from wherever the loader finds it. RTLD_GLOBAL: a toolkit's libraries, and kernels built
-// with it, look each other's symbols up.
+bool exists(const std::string& path) { return access(path.c_str(), F_OK) == 0; }
+
+// Opens `name` from the folders, else from wherever the loader finds it; the note says why one that is there cannot be opened.
+// RTLD_GLOBAL: a toolkit's libraries, and kernels built with it, look each other's symbols up.
 void* open_library(const std::string& name, LibraryLine& line) {
   line.name = name;
   std::vector<std::string> places = search_folders();
   places.emplace_back();
-  std::string failures;
   for (const std::string& folder : places) {
     if (void* handle = dlopen((folder + name).c_str(), RTLD_NOW | RTLD_GLOBAL)) {
       line.found = folder + name;
+      line.note.clear();
       return handle;
     }
     const char* error = dlerror();
-    failures += (failures.empty() ? "" : "; ") + std::string(error ? error : folder + name);
+    if (!folder.empty() && exists(folder + name) && error) line.note = error;
   }
-  line.note = failures;
   return nullptr;
 }
 
@@ -61,8 +63,8 @@ const KernelTable* open_kernels(LibraryLine& line, std::string& missing) {
   void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!handle) {
     const char* error = dlerror();
-    line.note = error ? error : path;
-    missing = line.name + " was not found (" + line.note + "): " + kBuildKernels;
+    if (exists(path) && error) line.note = error;
+    missing = path + (line.note.empty() ? " was not found" : " cannot be opened (" + line.note + ")") + ": " + kBuildKernels;
     return nullptr;
   }
   line.found = path;
@@ -79,6 +81,7 @@ const KernelTable* open_kernels(LibraryLine& line, std::string& missing) {
 Runtime open_runtime() {
   Runtime runtime;
   runtime.device = "ascend";
+  runtime.folders = search_folders();
   LibraryLine line;
   void* acl = open_library("libascendcl.so", line);
   runtime.lines.push_back(line);
@@ -97,7 +100,8 @@ Runtime open_runtime() {
       runtime.missing = line.found + " lacks " + absent + ": " + kInstall;
     }
   } else {
-    runtime.missing = "libascendcl.so was not found (" + line.note + "): " + kInstall;
+    runtime.missing =
+        "libascendcl.so was not found" + (line.note.empty() ? "" : " whole (" + line.note + ")") + ": " + kInstall;
   }
   std::string no_kernels;
   runtime.kernels = open_kernels(line = {}, no_kernels);
@@ -133,9 +137,11 @@ Runtime open_runtime() {
 }
 
 std::string Runtime::report() const {
-  std::string text;
+  std::string text = "looked in ";
+  for (const std::string& folder : folders) text += folder + ", ";
+  text += "the loader's path";
   for (const LibraryLine& line : lines) {
-    text += (text.empty() ? "" : "; ") + line.name + ": " + (line.found.empty() ? "not found" : line.found);
+    text += "; " + line.name + ": " + (line.found.empty() ? "not found" : line.found);
     if (!line.note.empty()) text += " (" + line.note + ")";
   }
   return text;

@@ -50,7 +50,8 @@ struct LibraryLine {
 
 // What the backend stands on. Made once per process and never closed: the libraries keep threads of their own.
 struct Runtime {
-  std::string device;  // "ascend" or "ascend-twin"
+  std::string device;                // "ascend" or "ascend-twin"
+  std::vector<std::string> folders;  // where the libraries were looked for, before the loader's path
   std::vector<LibraryLine> lines;
   AclFunctions acl;
   const KernelTable* kernels = nullptr;

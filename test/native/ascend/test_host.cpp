@@ -29,16 +29,16 @@ DeviceBuffer put(Backend& backend, const std::vector<T>& values) {
 
 TEST_CASE("ascend host: without Ascend software one message says what to install, and every library is listed") {
   const Environment nothing{{"SIGMOE_ASCEND_HOME", "/nowhere"},
-                             {"ASCEND_HOME_PATH", ""},
-                             {"ASCEND_TOOLKIT_HOME", ""},
-                             {"SIGMOE_ASCEND_KERNELS", ""},
-                             {"SIGMOE_ASCEND_LIBRARY", SIGMOE_ASCEND_PLUGIN}};
+                            {"ASCEND_HOME_PATH", ""},
+                            {"ASCEND_TOOLKIT_HOME", ""},
+                            {"SIGMOE_ASCEND_KERNELS", ""},
+                            {"SIGMOE_ASCEND_LIBRARY", SIGMOE_ASCEND_PLUGIN}};
   const Runtime runtime = open_runtime();
   CHECK(runtime.missing.find("libascendcl.so was not found") != std::string::npos);
   CHECK(runtime.missing.find("install the Ascend driver, firmware and CANN toolkit") != std::string::npos);
   for (const char* library : {"libascendcl.so", "libsigmoe_ascend_kernels.so", "libhccl.so", "libnnopbase.so", "libopapi.so"})
-    CHECK(runtime.report().find(std::string(library) + ": not found (") != std::string::npos);
-  CHECK(runtime.report().find("/nowhere/lib64/libhccl.so") != std::string::npos);
+    CHECK(runtime.report().find(std::string(library) + ": not found") != std::string::npos);
+  CHECK(runtime.report().find("looked in /nowhere/lib64/, the loader's path") != std::string::npos);
 
   const EngineError refused = error_of([] { create_backend("ascend", {}); });
   CHECK(refused.code() == ErrorCode::not_found);
@@ -53,7 +53,7 @@ TEST_CASE("ascend host: without Ascend software one message says what to install
 TEST_CASE("ascend host: a toolkit without kernels says how to build them") {
   const Environment partial{{"SIGMOE_ASCEND_HOME", SIGMOE_MOCK_DIR}, {"SIGMOE_ASCEND_KERNELS", "/nowhere/kernels.so"}};
   const Runtime runtime = open_runtime();
-  CHECK(runtime.missing.find("libsigmoe_ascend_kernels.so was not found") != std::string::npos);
+  CHECK(runtime.missing.find("/nowhere/kernels.so was not found") != std::string::npos);
   CHECK(runtime.missing.find("build it with CANN") != std::string::npos);
   CHECK(runtime.report().find("libascendcl.so: " SIGMOE_MOCK_DIR "/lib64/libascendcl.so") != std::string::npos);
 }
