@@ -86,7 +86,8 @@ constexpr size_t weight_row_bytes(WeightFormat format, int64_t k) {
   return 0;
 }
 
-// What a linear layer is for. Backends that narrow weights leave the edges (head, joins) wider; a router is multiplied in float32.
+// What a linear layer is for. Backends that narrow weights leave the edges (head, joins) wider; a router is multiplied in
+// float32.
 enum class LinearUse : uint8_t { body, edge, router };
 
 // This rank's slice of a linear layer y = x W^T, W (n, k).

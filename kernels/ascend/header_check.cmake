@@ -1,9 +1,11 @@
 # Target sigmoe_ascend_header_check: every kernel against the real AscendC headers of an installed toolkit, for vector and for cube
 # cores, and the hand-declared functions against acl, hccl and aclnn. g++ and the CPU-debug branch of the headers: it proves names,
 # types and signatures, not what bisheng makes of them. SIGMOE_ASCEND_HEADERS names the toolkit; nothing of it is kept here.
-file(GLOB_RECURSE TIKICPULIB ${SIGMOE_ASCEND_HEADERS}/*/tikicpulib.h)
-file(GLOB_RECURSE BASIC_API ${SIGMOE_ASCEND_HEADERS}/*/basic_api/kernel_operator.h)
-file(GLOB_RECURSE ACL_HEADER ${SIGMOE_ASCEND_HEADERS}/*/include/acl/acl_rt.h)
+file(GLOB_RECURSE TIKICPULIB FOLLOW_SYMLINKS ${SIGMOE_ASCEND_HEADERS}/tikicpulib.h)
+file(GLOB_RECURSE BASIC_API FOLLOW_SYMLINKS ${SIGMOE_ASCEND_HEADERS}/kernel_operator.h)
+list(FILTER BASIC_API INCLUDE REGEX "/basic_api/kernel_operator.h$")
+file(GLOB_RECURSE ACL_HEADER FOLLOW_SYMLINKS ${SIGMOE_ASCEND_HEADERS}/acl_rt.h)
+list(FILTER ACL_HEADER INCLUDE REGEX "/include/acl/acl_rt.h$")
 if(NOT TIKICPULIB OR NOT BASIC_API OR NOT ACL_HEADER)
   message(FATAL_ERROR "SIGMOE_ASCEND_HEADERS=${SIGMOE_ASCEND_HEADERS}: no tikicpulib.h, basic_api/kernel_operator.h or include/acl/acl_rt.h "
     "below it; name a toolkit such as /usr/local/Ascend/ascend-toolkit/latest")
@@ -27,7 +29,8 @@ foreach(kernel IN LISTS CHECKED_KERNELS)
     list(APPEND CHECKS COMMAND ${CMAKE_CXX_COMPILER} ${CHECK_FLAGS} -D__DAV_C220_${core}__ ${kernel})
   endforeach()
 endforeach()
-file(GLOB_RECURSE ACLNN_HEADER ${SIGMOE_ASCEND_HEADERS}/*/include/aclnnop/aclnn_quant_matmul_v4.h)
+file(GLOB_RECURSE ACLNN_HEADER FOLLOW_SYMLINKS ${SIGMOE_ASCEND_HEADERS}/aclnn_quant_matmul_v4.h)
+list(GET ACLNN_HEADER 0 ACLNN_HEADER)
 get_filename_component(ACLNN_FOLDER "${ACLNN_HEADER}" DIRECTORY)
 get_filename_component(OP_API_FOLDER "${ACLNN_FOLDER}" DIRECTORY)
 add_custom_target(sigmoe_ascend_header_check ${CHECKS}

@@ -19,11 +19,11 @@
 #define SIGMOE_POINTERS_12 SIGMOE_POINTERS_11, pointer(11)
 
 // An error of the launch itself comes back from the stream's next synchronisation.
-#define SIGMOE_CANN_LAUNCHER(name, n_pointers, tiling_type)                                                         \
+#define SIGMOE_CANN_LAUNCHER(name, n_pointers, tiling_type)                                                          \
   extern "C" int32_t sigmoe_launch_##name(uint32_t blocks, void* stream, void* const* pointers, const void* bytes) { \
-    sigmoe::ascend::tiling_type tiling;                                                                             \
-    std::memcpy(&tiling, bytes, sizeof(tiling));                                                                    \
-    const auto pointer = [&](int i) { return static_cast<uint8_t*>(pointers[i]); };                                 \
-    sigmoe_##name<<<blocks, nullptr, stream>>>(SIGMOE_POINTERS_##n_pointers, tiling);                               \
-    return 0;                                                                                                       \
+    sigmoe::ascend::tiling_type tiling;                                                                              \
+    std::memcpy(&tiling, bytes, sizeof(tiling));                                                                     \
+    const auto pointer = [&](int i) { return static_cast<uint8_t*>(pointers[i]); };                                  \
+    sigmoe_##name<<<blocks, nullptr, stream>>>(SIGMOE_POINTERS_##n_pointers, tiling);                                \
+    return 0;                                                                                                        \
   }

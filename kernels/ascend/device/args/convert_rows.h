@@ -17,7 +17,7 @@ struct ConvertRowsTiling {
   int32_t from_type, to_type;  // RowType
   int32_t has_from_ids, has_to_ids;
   int32_t rows_per_core;
-  int32_t chunk;  // elements of a row at a time; the whole row for INT8
+  int32_t chunk;                   // elements of a row at a time; the whole row for INT8
   int64_t from_stride, to_stride;  // elements
 };
 
