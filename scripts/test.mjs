@@ -20,7 +20,7 @@ const ASCEND_ENGINE_TESTS = [
   'engine: a small pool*',
   'engine: sampled tokens*',
   'engine: stop ids*',
-  'speculation: short continuations*',
+  'speculation: masks and thinking*',
 ];
 const FUZZ_LIMIT_SECONDS = 600; // a loader that hangs on a file is a failure, not a long test
 

@@ -49,4 +49,22 @@ describe.skipIf(!twin)('the bundled model on the twin', () => {
     const { tokens, finishReason } = await model.generate({ prompt: 'Fever', maxTokens: 8, temperature: 0 }).result;
     expect(tokens.length).toBe(finishReason === 'length' ? 8 : tokens.indexOf(model.info.vocabSize - 1) + 1);
   });
+
+  test('a warm prefix, neighbours and drafts do not change an answer', { timeout: 120_000 }, async () => {
+    const prompt = prompts.map((item) => item.text).join(' '); // longer than a page of 128 tokens
+    const request = { prompt, maxTokens: 16, temperature: 0, repetitionPenalty: 1.1 };
+    const options = { device: 'ascend-twin', maxModelLen: 512 } as const;
+    await using plain = await Model.load(nano, options);
+    const first = await plain.generate(request).result;
+    const again = await plain.generate(request).result;
+    expect(again.usage.cachedTokens).toBeGreaterThanOrEqual(128);
+    expect(again.tokens).toEqual(first.tokens);
+    const together = await plain.generateBatch([request, { ...request, prompt: 'Fever' }, request]);
+    expect(together[0]?.tokens).toEqual(first.tokens);
+    expect(together[2]?.tokens).toEqual(first.tokens);
+    await using drafting = await Model.load(nano, { ...options, speculative: { method: 'mtp', maxDepth: 3, adaptive: false } });
+    const drafted = await drafting.generate(request).result;
+    expect(drafted.usage.draftedTokens).toBeGreaterThan(0);
+    expect(drafted.tokens).toEqual(first.tokens);
+  });
 });
