@@ -9,6 +9,7 @@ endif()
 set(SIGMOE_ASCEND_ARCH dav-2201 CACHE STRING "NPU to compile for: dav-2201 is Atlas A2 (910B)")
 set(SIGMOE_ASCEND_FLAGS "-x;asc;--npu-arch=${SIGMOE_ASCEND_ARCH}" CACHE STRING
   "what tells bisheng to compile kernels: CANN 8.5 and newer; older ones want -xcce;--cce-aicore-arch=dav-c220")
+set(SIGMOE_ASCEND_LINK_FLAGS "--npu-arch=${SIGMOE_ASCEND_ARCH}" CACHE STRING "what bisheng wants to link them")
 
 file(STRINGS ${CMAKE_CURRENT_SOURCE_DIR}/launch/kernels.def KERNEL_LINES REGEX "^SIGMOE_ASCEND_KERNEL")
 set(CANN_OBJECTS)
@@ -31,7 +32,7 @@ target_include_directories(sigmoe_ascend_table PRIVATE ${INCLUDE}/ascend)
 target_compile_definitions(sigmoe_ascend_table PRIVATE SIGMOE_CANN_ARCH="${SIGMOE_ASCEND_ARCH}")
 set(CANN_LIBRARY ${PLUGIN_FOLDER}/libsigmoe_ascend_kernels.so)
 add_custom_command(OUTPUT ${CANN_LIBRARY}
-  COMMAND ${SIGMOE_BISHENG} ${SIGMOE_ASCEND_FLAGS} -shared -fPIC ${CANN_OBJECTS} $<TARGET_OBJECTS:sigmoe_ascend_table>
+  COMMAND ${SIGMOE_BISHENG} ${SIGMOE_ASCEND_LINK_FLAGS} -shared -fPIC ${CANN_OBJECTS} $<TARGET_OBJECTS:sigmoe_ascend_table>
     -L${SIGMOE_ASCEND_CANN}/lib64 -lascendcl -lruntime -o ${CANN_LIBRARY}
   DEPENDS ${CANN_OBJECTS} sigmoe_ascend_table COMMENT "Linking libsigmoe_ascend_kernels.so" VERBATIM COMMAND_EXPAND_LISTS)
 add_custom_target(sigmoe_ascend_kernels ALL DEPENDS ${CANN_LIBRARY})

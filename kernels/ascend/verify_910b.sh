@@ -3,13 +3,14 @@
 # and writes one JSON report to attach to an issue. Nobody has run this on hardware yet; where it stops is worth a report too.
 #
 #   source /usr/local/Ascend/ascend-toolkit/set_env.sh
-#   kernels/ascend/verify_910b.sh [report.json]
+#   kernels/ascend/verify_910b.sh [report.json [model folder]]     # the model to measure; the bundled one otherwise
 #
 # Needs: driver and CANN toolkit, g++ >= 12, CMake >= 3.20, Node >= 20.17 with `npm ci` done in this repository.
 set -u -o pipefail
 cd "$(dirname "$0")/../.."
 
 report=${1:-ascend-report.json}
+model=${2:-models/nano}
 build=build-910b
 logs=$build/logs
 mkdir -p "$logs"
@@ -79,13 +80,13 @@ stage engine "$tests" -tc='engine:*' || outcome='tests of the engine failed'
 stage speculation "$tests" -tc='speculation: batches*,speculation: tiny*' || outcome='tests of speculation failed'
 
 if stage addon npm run build; then
-  stage answer node dist/cli/main.js generate models/nano --device ascend --prompt 'What is fever?' --json || outcome='no answer'
+  stage answer node dist/cli/main.js generate models/nano 'What is fever?' --device ascend --json || outcome='no answer'
   for compute in bfloat16 int8; do
-    stage "bench-$compute" node dist/cli/main.js bench --shape ling-flash-2.0:8 --device ascend --compute $compute --json ||
-      outcome="bench $compute failed"
+    stage "latency-$compute" node dist/cli/main.js bench latency --model "$model" --device ascend --compute $compute --json ||
+      outcome="bench latency in $compute failed"
   done
   if command -v msprof >/dev/null; then
-    stage profile msprof --output=$build/prof --application="node dist/cli/main.js generate models/nano --device ascend --prompt fever"
+    stage profile msprof --output=$build/prof --application="node dist/cli/main.js generate $model fever --device ascend"
   fi
 fi
 write_report "$outcome"
