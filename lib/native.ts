@@ -11,7 +11,7 @@ import { type AddonOrigin, loadAddon } from './addon.js';
 export interface NativeEngineOptions {
   device: string;
   kernels: string;
-  compute: 'bfloat16' | 'float32';
+  compute: 'bfloat16' | 'float32' | 'int8';
   threads: number;
   tensorParallelSize: number;
   maxModelLen: number;

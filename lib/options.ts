@@ -154,9 +154,9 @@ export function readLoadOptions(options: LoadOptions): NativeEngineOptions {
     checkNumber(name, options[name] ?? fallback, { min, max, integer: true });
   const kernels = ['auto', 'reference', 'generic', 'avx2', 'avx512', 'avx512bf16', 'amx'] as const;
   return {
-    device: checkOneOf('device', options.device ?? 'auto', ['auto', 'cpu', 'cuda']),
+    device: checkOneOf('device', options.device ?? 'auto', ['auto', 'cpu', 'cuda', 'ascend', 'ascend-twin']),
     kernels: checkOneOf('kernels', options.kernels ?? 'auto', kernels),
-    compute: checkOneOf('compute', options.compute ?? 'bfloat16', ['bfloat16', 'float32']),
+    compute: checkOneOf('compute', options.compute ?? 'bfloat16', ['bfloat16', 'float32', 'int8']),
     threads: count('threads', 0, 0, 1024),
     tensorParallelSize: count('tensorParallelSize', 1, 1, 64),
     maxModelLen: count('maxModelLen', 0, 0, INT32_MAX),

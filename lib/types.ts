@@ -8,12 +8,15 @@ import type { JsonValue } from './json.js';
 // ---------------------------------------------------------------------------------------------------------- loading
 
 export interface LoadOptions extends ModelSource {
-  /** `auto` picks the best device there is and says why in `info.device.reason`; a named one that is missing throws. */
-  device?: 'auto' | 'cpu' | 'cuda' | undefined;
+  /**
+   * `auto` picks CUDA, then Ascend, then the CPU, and says why in `info.device.reason`; a named one that is missing throws.
+   * `ascend-twin` runs the Ascend kernels on the CPU, for tests; `auto` never picks it.
+   */
+  device?: 'auto' | 'cpu' | 'cuda' | 'ascend' | 'ascend-twin' | undefined;
   /** CPU instruction path. Default `auto`: the fastest this machine has. */
   kernels?: 'auto' | 'reference' | 'generic' | 'avx2' | 'avx512' | 'avx512bf16' | 'amx' | undefined;
-  /** Type of activations. `float32` is for comparison with goldens. Default `bfloat16`. */
-  compute?: 'bfloat16' | 'float32' | undefined;
+  /** Type of activations. `float32` is for comparison with goldens; `int8` (W8A8) is for Ascend alone. Default `bfloat16`. */
+  compute?: 'bfloat16' | 'float32' | 'int8' | undefined;
   /** Threads per rank; 0, the default, takes the cores the process may use. */
   threads?: number | undefined;
   /** Ranks that share the model. The CPU runs them as threads of one process. Default 1. */

@@ -29,8 +29,9 @@ const cppRules = [
   { folder: 'csrc/binding', allowed: [/^engine\/engine\.h$/, /^backend\/error\.h$/, /^binding\//, /^napi\.h$/] },
   { folder: 'kernels/cpu', allowed: [/^backend\//, /^cpu\//] },
   { folder: 'kernels/cuda', allowed: [/^backend\//, /^cuda\//] },
+  { folder: 'kernels/ascend', allowed: [/^backend\//, /^ascend\//, /^kernel_operator\.h$/] },
   { folder: 'bench/native', allowed: [/^backend\//, /^engine\//, /^cuda\//, json] },
-  { folder: 'test/native', allowed: [/^backend\//, /^engine\//, /^cpu\//, json, /^doctest\//, /^[^/]+\.h$/] },
+  { folder: 'test/native', allowed: [/^backend\//, /^engine\//, /^cpu\//, /^ascend\//, json, /^doctest\//, /^[^/]+\.h$/] },
 ];
 // Headers of a platform belong to one folder, whichever brackets are used; tests may take a kernel apart.
 const platformHeaders = [
@@ -41,7 +42,7 @@ const platformHeaders = [
 for (const { folder, allowed } of cppRules) {
   let files = [];
   try {
-    files = filesUnder(folder, /\.(h|cpp|inl|cu|cuh)$/);
+    files = filesUnder(folder, /\.(h|cpp|inl|cu|cuh|asc|def)$/);
   } catch (error) {
     if (error.code !== 'ENOENT') throw error;
   }

@@ -1,5 +1,6 @@
-// npm test: types, TypeScript tests, C++ tests, and the loader under a hundred thousand mutated files with sanitizers on.
-// Its last line is "N passed, N failed". One stage alone: node scripts/test.mjs types | unit | native | fuzz
+// npm test: types, TypeScript tests, C++ tests, the Ascend kernels on their CPU twin, and the loader under a hundred thousand
+// mutated files with sanitizers on.
+// Its last line is "N passed, N failed". One stage alone: node scripts/test.mjs types | unit | native | ascend | fuzz
 
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
@@ -10,6 +11,17 @@ import { findBuildTools, readJson, root, run, runMain, runStep, ScriptError, say
 const FUZZ_ITERATIONS = 100_000;
 const UNIT_LIMIT_SECONDS = 1500;
 const NATIVE_LIMIT_SECONDS = 900;
+const ASCEND_LIMIT_SECONDS = 300; // of each of its programs
+const NATIVE_SETTINGS = ['-DSIGMOE_TESTS=ON', '-DSIGMOE_ASCEND=ON', '-DCMAKE_BUILD_TYPE=Release'];
+// What of the engine's tests runs on the twin, too: whole models against the goldens, scheduler, prefix cache and speculation.
+const ASCEND_ENGINE_TESTS = [
+  'golden: BF16 logits*',
+  'golden: W8A8*',
+  'engine: a small pool*',
+  'engine: sampled tokens*',
+  'engine: stop ids*',
+  'speculation: masks and thinking*',
+];
 const FUZZ_LIMIT_SECONDS = 600; // a loader that hangs on a file is a failure, not a long test
 
 /** Each stage answers { passed, failed, note } or throws; a stage that throws counts as one failure. */
@@ -42,17 +54,32 @@ const stages = {
   },
 
   native: async () => {
-    await buildNative('compiling the C++ tests', 'build-test', 'sigmoe_tests', [
-      '-DSIGMOE_TESTS=ON',
-      '-DCMAKE_BUILD_TYPE=Release',
+    await buildNative('compiling the C++ tests', 'build-test', 'sigmoe_tests', NATIVE_SETTINGS);
+    return await runNative('sigmoe_tests', [], { limitSeconds: NATIVE_LIMIT_SECONDS });
+  },
+
+  ascend: async () => {
+    await buildNative('compiling the Ascend kernels for the CPU and their tests', 'build-test', 'sigmoe_ascend_check', [
+      ...NATIVE_SETTINGS,
+      '-DSIGMOE_ASCEND_MUTANTS=all',
     ]);
-    const program = join(root, 'build-test/test/native/sigmoe_tests');
-    const { status, output } = await run(program, [], { limitSeconds: NATIVE_LIMIT_SECONDS, capture: true });
-    // [doctest] test cases: 12 | 12 passed | 0 failed | 0 skipped
-    const summary = /test cases:\s*\d+\s*\|\s*(\d+) passed\s*\|\s*(\d+) failed/.exec(output);
-    if (summary === null) throw new ScriptError(`the C++ tests ended with status ${status} before their summary`);
-    const [passed, failed] = [Number(summary[1]), Number(summary[2])];
-    return { passed, failed: status !== 0 && failed === 0 ? 1 : failed, note: '' };
+    const options = { limitSeconds: ASCEND_LIMIT_SECONDS };
+    const parts = [await runNative('ascend/sigmoe_ascend_tests', [], options), await runMutants(options)];
+    const twin = { SIGMOE_TEST_PATHS: 'ascend-twin', SIGMOE_TEST_DEVICE: 'ascend-twin' };
+    const selected = `-tc=${ASCEND_ENGINE_TESTS.join(',')}`;
+    const engine = await runNative('sigmoe_tests', [selected], { ...options, env: twin });
+    if (engine.passed + engine.failed !== ASCEND_ENGINE_TESTS.length)
+      throw new ScriptError(`${engine.passed + engine.failed} of ${ASCEND_ENGINE_TESTS.length} selected engine tests ran`);
+    parts.push(engine);
+    const vitest = join(root, 'node_modules/vitest/vitest.mjs');
+    const library = join(root, 'build-test/test/native/libsigmoe_ascend_twin.so');
+    const { status } = await run(process.execPath, [vitest, 'run', 'test/engine/ascend_twin.test.ts'], {
+      ...options,
+      env: { SIGMOE_ASCEND_TWIN_LIBRARY: library },
+    });
+    parts.push({ passed: status === 0 ? 1 : 0, failed: status === 0 ? 0 : 1 });
+    const sum = (of) => parts.reduce((total, part) => total + part[of], 0);
+    return { passed: sum('passed'), failed: sum('failed'), note: '' };
   },
 
   fuzz: async () => {
@@ -71,6 +98,29 @@ const stages = {
     return { passed: 1, failed: 0, note: `${FUZZ_ITERATIONS} files` };
   },
 };
+
+// Runs one of the C++ test programs and counts its cases.
+async function runNative(name, args, { limitSeconds, env = {} }) {
+  const program = join(root, 'build-test/test/native', name);
+  const { status, output } = await run(program, args, { limitSeconds, capture: true, env });
+  // [doctest] test cases: 12 | 12 passed | 0 failed | 0 skipped
+  const summary = /test cases:\s*\d+\s*\|\s*(\d+) passed\s*\|\s*(\d+) failed/.exec(output);
+  if (summary === null) throw new ScriptError(`the C++ tests ended with status ${status} before their summary`);
+  const [passed, failed] = [Number(summary[1]), Number(summary[2])];
+  return { passed, failed: status !== 0 && failed === 0 ? 1 : failed, note: '' };
+}
+
+// The tests of the Ascend kernels against kernels with a defect in each: one that goes unnoticed is a failure.
+async function runMutants(options) {
+  const { status, output } = await run(join(root, 'build-test/test/native/ascend/sigmoe_ascend_mutants'), [], {
+    ...options,
+    capture: true,
+  });
+  // mutants: 35 of 35 caught in 9.5 s
+  const summary = /mutants: (\d+) of (\d+) caught/.exec(output);
+  if (summary === null) throw new ScriptError(`the run of the mutants ended with status ${status} before its summary`);
+  return { passed: Number(summary[1]), failed: Number(summary[2]) - Number(summary[1]) };
+}
 
 // Compiles, links and runs a two-line program: the only proof that the runtime is there.
 function hasSanitizers() {

@@ -86,6 +86,10 @@ constexpr size_t weight_row_bytes(WeightFormat format, int64_t k) {
   return 0;
 }
 
+// What a linear layer is for. Backends that narrow weights leave the edges (head, joins) wider; a router is multiplied in
+// float32.
+enum class LinearUse : uint8_t { body, edge, router };
+
 // This rank's slice of a linear layer y = x W^T, W (n, k).
 struct LinearDesc {
   WeightFormat format = WeightFormat::bf16;
@@ -97,6 +101,7 @@ struct LinearDesc {
   // Rows [0, n/2) are the gate and [n/2, n) the up projection of one SwiGLU; backends may interleave them.
   bool gate_up = false;
   std::string name;  // for messages
+  LinearUse use = LinearUse::body;
 };
 
 // A weight in the backend's own layout. Opaque to the engine.
@@ -224,7 +229,8 @@ struct SampleArgs {
 struct BackendOptions {
   int n_threads = 0;             // host backends: threads of this rank; 0 = all the process may use
   std::string kernels = "auto";  // cpu: auto | reference | generic | avx2 | avx512 | avx512bf16 | amx
-  DType compute = DType::bf16;   // bf16: multiply in BF16 where the path can; f32: the float32 mode
+  DType compute = DType::bf16;   // bf16: multiply in BF16 where the path can; f32: the float32 mode; i8: W8A8, Ascend alone
+  int device_index = 0;          // which of several accelerators; a rank has its own
 };
 
 struct BackendInfo {
@@ -234,6 +240,7 @@ struct BackendInfo {
   DType compute = DType::f32;   // what products are multiplied in
   DType kv_dtype = DType::f32;  // what the KV cache must hold
   int n_threads = 0;
+  std::string weights;  // how weights are kept where that costs accuracy, once they are loaded; else empty
 };
 
 class Backend {

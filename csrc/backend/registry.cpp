@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <unistd.h>
 
+#include <array>
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -79,17 +80,27 @@ class PluginLibrary {
   std::string reason_;
 };
 
-PluginLibrary& cuda_library() {
-  static PluginLibrary library("libsigmoe_cuda.so", "SIGMOE_CUDA_LIBRARY", "@sigmoe/linux-x64-cuda");
-  return library;
+struct PluginDevice {
+  const char* device;
+  PluginLibrary library;
+};
+
+// In the order in which `auto` tries them; the last is for tests, and `auto` never picks it.
+std::array<PluginDevice, 3>& plugin_devices() {
+  static std::array<PluginDevice, 3> devices{{
+      {"cuda", {"libsigmoe_cuda.so", "SIGMOE_CUDA_LIBRARY", "@sigmoe/linux-x64-cuda"}},
+      {"ascend", {"libsigmoe_ascend.so", "SIGMOE_ASCEND_LIBRARY"}},
+      {"ascend-twin", {"libsigmoe_ascend_twin.so", "SIGMOE_ASCEND_TWIN_LIBRARY"}},
+  }};
+  return devices;
 }
 
-DeviceReport report_cuda() {
-  DeviceReport report{"cuda", false, {}};
-  if (const BackendPlugin* plugin = cuda_library().plugin())
-    report.available = plugin->describe(report.detail);
+DeviceReport report_plugin(PluginDevice& plugin) {
+  DeviceReport report{plugin.device, false, {}};
+  if (const BackendPlugin* found = plugin.library.plugin())
+    report.available = found->describe(report.detail);
   else
-    report.detail = cuda_library().reason();
+    report.detail = plugin.library.reason();
   return report;
 }
 
@@ -102,23 +113,28 @@ void offer_library(const std::string& file, const std::string& path) {
 }
 
 std::vector<DeviceReport> list_devices() {
-  return {
-      report_cuda(),
-      {"ascend", false, "the Ascend backend is not part of this version"},
-      {"cpu", true, describe_cpu()},
-  };
+  std::vector<DeviceReport> reports;
+  for (PluginDevice& plugin : plugin_devices()) reports.push_back(report_plugin(plugin));
+  reports.insert(reports.end() - 1, {"cpu", true, describe_cpu()});
+  if (!reports.back().available) reports.pop_back();  // nobody misses the twin
+  return reports;
 }
 
 std::unique_ptr<Backend> create_backend(const std::string& device, const BackendOptions& options) {
+  const bool ascend = device == "ascend" || device == "ascend-twin";
+  if (options.compute == DType::i8 && !ascend)
+    throw EngineError(ErrorCode::unsupported, "compute 'int8' asked for on device '" + device + "'",
+                      "use bfloat16; INT8 products are for Ascend alone");
   if (device == "cpu") return create_cpu_backend(options);
-  for (const DeviceReport& report : list_devices()) {
-    if (report.device != device) continue;
-    if (report.available && device == "cuda") return cuda_library().plugin()->create(options);
+  for (PluginDevice& plugin : plugin_devices()) {
+    if (device != plugin.device) continue;
+    const DeviceReport report = report_plugin(plugin);
+    if (report.available) return plugin.library.plugin()->create(options);
     throw EngineError(ErrorCode::not_found, "device '" + device + "' asked for: " + report.detail,
                       "use device 'cpu' or 'auto'");
   }
   throw EngineError(ErrorCode::invalid_argument, "device '" + device + "' asked for: no such device",
-                    "use one of auto, cpu, cuda, ascend");
+                    "use one of auto, cpu, cuda, ascend, ascend-twin");
 }
 
 }  // namespace sigmoe

@@ -84,9 +84,9 @@ export function addModelFlags(command: Command): Command {
 export function addEngineFlags(command: Command): Command {
   return addModelFlags(command)
     .optionsGroup('Engine:')
-    .option('--device <name>', 'auto | cpu | cuda')
+    .option('--device <name>', 'auto | cpu | cuda | ascend | ascend-twin (for tests)')
     .option('--kernels <path>', 'auto | reference | generic | avx2 | avx512 | avx512bf16 | amx')
-    .option('--compute <type>', 'type of activations: bfloat16 | float32')
+    .option('--compute <type>', 'type of activations: bfloat16 | float32 | int8 (Ascend)')
     .option('--threads <n>', 'threads per rank; 0: the cores this process may use', number)
     .option('--tensor-parallel-size <n>', 'ranks that share the model', number)
     .option('--max-model-len <tokens>', 'longest sequence; 0: the context of the model', number)

@@ -87,7 +87,7 @@ inline HostWeight random_weight(WeightFormat format, int64_t n, int64_t k, std::
   std::mt19937_64 random(seed);
   std::normal_distribution<float> normal(0.0f, 0.05f);
   HostWeight weight;
-  weight.desc = {format, n, k, std::move(k_bounds), gate_up, "random"};
+  weight.desc = {format, n, k, std::move(k_bounds), gate_up, "random", LinearUse::body};
   weight.rows.resize(weight.stride() * n);
   for (size_t i = 0; i < weight.rows.size(); ++i) weight.rows[i] = static_cast<std::byte>(random());
   if (format == WeightFormat::fp8)

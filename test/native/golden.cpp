@@ -73,18 +73,24 @@ std::vector<int32_t> GoldenFile::ints(const std::string& name) const {
 
 namespace {
 
+// Paths that are devices of their own, by the registry's name.
+bool is_device(const std::string& path) { return path == "cuda" || path == "ascend" || path == "ascend-twin"; }
+
 std::unique_ptr<Backend> make_backend(const WorldSpec& spec) {
   BackendOptions options;
   options.compute = spec.compute;
   options.n_threads = spec.n_threads;
-  if (spec.kernels == "cuda") return create_backend("cuda", options);
+  if (is_device(spec.kernels)) return create_backend(spec.kernels, options);
   options.kernels = spec.kernels;
   return create_backend("cpu", options);
 }
 
 bool wanted(const std::string& path) {
   const char* names = std::getenv("SIGMOE_TEST_PATHS");
-  return !names || ("," + std::string(names) + ",").find("," + path + ",") != std::string::npos;
+  if (!names) return path != "ascend-twin";  // slow: a run of its own
+  std::string list(1, ',');
+  list.append(names).append(1, ',');
+  return list.find("," + path + ",") != std::string::npos;
 }
 
 }  // namespace
@@ -103,13 +109,22 @@ std::vector<std::string> available_paths(DType compute) {
     }
   }
   for (const DeviceReport& report : list_devices()) {
-    if (report.device != "cuda" || !wanted("cuda")) continue;
+    if (!is_device(report.device) || !wanted(report.device)) continue;
     if (report.available)
-      paths.push_back("cuda");
+      paths.push_back(report.device);
     else if (static bool told = false; !std::exchange(told, true))
-      std::printf("cuda: skipped, %s\n", report.detail.c_str());
+      std::printf("%s: skipped, %s\n", report.device.c_str(), report.detail.c_str());
   }
+  // The twin is listed only where it is; asked for by name it must not be missed in silence.
+  const char* names = std::getenv("SIGMOE_TEST_PATHS");
+  if (names && std::string(names) == "ascend-twin" && paths.empty()) create_backend("ascend-twin", {});
   return paths;
+}
+
+EngineOptions on_test_device(EngineOptions options) {
+  const char* device = std::getenv("SIGMOE_TEST_DEVICE");
+  if (device && *device && options.device == "auto") options.device = device;
+  return options;
 }
 
 TestModel::TestModel(const std::string& folder, const WorldSpec& spec, int64_t n_positions) {

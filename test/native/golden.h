@@ -8,6 +8,7 @@
 
 #include "backend/backend.h"
 #include "engine/checkpoint/safetensors.h"
+#include "engine/engine.h"
 #include "engine/forward/runner.h"
 
 namespace sigmoe::test {
@@ -31,12 +32,16 @@ class GoldenFile {
   std::map<std::string, TensorEntry> tensors_;
 };
 
-// What this machine can run in the given compute type: the CPU paths, "reference" first, then "cuda". SIGMOE_TEST_PATHS
-// (names, comma-separated) narrows it, for runs on a device where CPU paths need no second look.
+// What this machine can run in the given compute type: the CPU paths, "reference" first, then devices. SIGMOE_TEST_PATHS
+// (names, comma-separated) narrows it, for runs on a device where CPU paths need no second look; "ascend-twin" runs only when
+// it is named there.
 std::vector<std::string> available_paths(DType compute);
 
+// The device of SIGMOE_TEST_DEVICE in place of "auto": the engine's tests on another device.
+EngineOptions on_test_device(EngineOptions options);
+
 struct WorldSpec {
-  std::string kernels = "reference";  // a CPU path, or "cuda"
+  std::string kernels = "reference";  // a CPU path, or a device: "cuda", "ascend", "ascend-twin"
   DType compute = DType::f32;
   int world = 1;
   int n_threads = 2;

@@ -64,7 +64,7 @@ class Collector {
   std::map<uint64_t, Result> results_;
 };
 
-std::unique_ptr<Engine> load_nano(const EngineOptions& changes = {}) { return Engine::load(kNano, changes); }
+std::unique_ptr<Engine> load_nano(const EngineOptions& changes = {}) { return Engine::load(kNano, on_test_device(changes)); }
 
 GenerateRequest greedy_request(const std::vector<int32_t>& prompt, int64_t max_tokens) {
   GenerateRequest request;
@@ -171,7 +171,7 @@ TEST_CASE("engine: logits requests give every position, chunked, beside running 
   CHECK(collector.wait(generation).tokens.size() == 30);
 
   WorldSpec spec;
-  spec.kernels = engine->info().device == "cuda" ? "cuda" : engine->info().kernels;
+  spec.kernels = engine->info().device == "cpu" ? engine->info().kernels : engine->info().device;
   spec.compute = DType::bf16;  // the engine's default
   TestModel model(kNano, spec, 256);
   CHECK(collector.wait(plain).logits == run_logits(model, tokens, {512}));

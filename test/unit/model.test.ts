@@ -107,7 +107,7 @@ describe('loading', () => {
   });
 
   const bad: [options: unknown, message: string][] = [
-    [{ device: 'gpu' }, 'device: expected one of auto, cpu, cuda, found "gpu"'],
+    [{ device: 'gpu' }, 'device: expected one of auto, cpu, cuda, ascend, ascend-twin, found "gpu"'],
     [{ kernels: 'sse' }, 'kernels'],
     [{ compute: 'fp16' }, 'compute'],
     [{ threads: -1 }, 'threads: expected an integer from 0 to 1024, found -1'],

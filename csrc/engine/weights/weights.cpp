@@ -118,7 +118,8 @@ class Loader {
     }
     if (dense) return mlp(layer.shared_gate_up, layer.shared_down, at + "mlp.", config_.dense_width);
     const int64_t E = config_.n_experts;
-    linear(layer.router, {{stored(at + "mlp.gate", E, D, LinearRole::router), {0, E}}}, {0, D});
+    linear(layer.router, {{stored(at + "mlp.gate", E, D, LinearRole::router), {0, E}}}, {0, D}, false, false,
+           LinearUse::router);
     if (config_.expert_bias)
       vector(layer.router_bias, at + "mlp.gate.expert_bias", E);
     else
@@ -143,7 +144,8 @@ class Loader {
       vector(mtp.embedding_norm, at + "enorm.weight", D);
       vector(mtp.hidden_norm, at + "hnorm.weight", D);
       vector(mtp.final_norm, at + "final_layernorm.weight", D);
-      linear(mtp.join, {{stored(at + "eh_proj", D, 2 * D, LinearRole::edge), {0, D}}}, {0, 2 * D});
+      linear(mtp.join, {{stored(at + "eh_proj", D, 2 * D, LinearRole::edge), {0, D}}}, {0, 2 * D}, false, false,
+             LinearUse::edge);
       decoder_layer(at, false, mtp.layer);
     }
   }
@@ -175,7 +177,7 @@ class Loader {
                                      config_.tied_embeddings ? LinearRole::router : LinearRole::edge);
     if (config_.normalise_head) normalise_columns(head);
     linear(out_.lm_head, {{head, shard_range(V, kVocabUnit, options_.rank, options_.world)}}, {0, D}, false,
-           config_.normalise_head);
+           config_.normalise_head, LinearUse::edge);
   }
 
   // 1 / |column| of the head over the whole vocabulary. A pass of its own, by one thread, so that the sums have one order.
@@ -204,13 +206,14 @@ class Loader {
 
   // Begins one weight from parts stacked along n, all cut to columns `cols`, and queues its reads.
   void linear(std::unique_ptr<LinearWeight>& target, const std::vector<Part>& parts, const Shard& cols, bool gate_up = false,
-              bool scale_columns = false) {
+              bool scale_columns = false, LinearUse use = LinearUse::body) {
     const StoredLinear& first = parts[0].stored;
     const int64_t block = scale_block(config_.quant, first);
     LinearDesc desc;
     desc.format = first.format();
     desc.k = cols.size();
     desc.gate_up = gate_up;
+    desc.use = use;
     desc.name = first.module;
     for (const Part& part : parts) {
       if (part.stored.method != first.method || part.stored.format() != desc.format)
