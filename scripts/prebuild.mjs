@@ -1,5 +1,6 @@
-// npm run prebuildify: the addon of this machine as a prebuilt file, prebuilds/linux-<arch>/sigmoe.glibc.node, stripped and
-// checked for the oldest system it runs on (not with --any-glibc). With --arch arm64 (Debian: g++-12-aarch64-linux-gnu) it is cross-compiled.
+// npm run prebuildify: the addon of this machine as a prebuilt file, prebuilds/linux-<arch>/sigmoe.glibc.node, and the host side
+// of the Ascend backend beside it, stripped and checked for the oldest system they run on (not with --any-glibc). With
+// --arch arm64 (Debian: g++-12-aarch64-linux-gnu) they are cross-compiled.
 import { copyFileSync, existsSync, mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -34,6 +35,10 @@ export async function prebuild({ arch = process.arch, out = root, anyGlibc = fal
     { log: join(root, 'build/prebuild.log') },
   );
   const folder = join(out, 'prebuilds', `linux-${arch}`);
+  // The host side of the Ascend backend needs no toolkit: it opens Huawei's libraries where they are, and says so where not.
+  const ascend = join(folder, 'libsigmoe_ascend.so');
+  copyFileSync(join(arch === process.arch ? join(root, 'build/Release') : built, 'libsigmoe_ascend.so'), ascend);
+  await runStep('stripping the Ascend host library', strip, [ascend], { log: join(root, 'build/prebuild.log') });
   for (const name of readdirSync(folder)) report(join(folder, name), anyGlibc);
 }
 
