@@ -223,7 +223,8 @@ twin::Only<T, half, bfloat16_t, float, std::int16_t, std::uint16_t, std::int32_t
 }
 
 template <typename T>
-void twin_duplicate(const LocalTensor<T>& dst, T value, twin::Mask lanes, std::uint8_t repeats, twin::Walk d, twin::Where where) {
+void twin_duplicate(const LocalTensor<T>& dst, T value, twin::Mask lanes, std::uint8_t repeats, twin::Walk d,
+                    twin::Where where) {
   if (twin::checking()) {
     twin::Instruction i("Duplicate", PIPE_V, where);
     twin::require_mask<T>(i, lanes);
