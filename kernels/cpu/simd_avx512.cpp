@@ -25,18 +25,7 @@ constexpr int kFewRows = 4, kFewPanels = 4;
 
 }  // namespace
 
-const SimdKernels kSimdAvx512 = {
-    {gemm<LineFormat::f32>, gemm<LineFormat::bf16>, gemm<LineFormat::fp8>, gemm<LineFormat::int4>, gemm<LineFormat::int8>},
-    rms_norm,
-    sum_slots,
-    add,
-    scale,
-    scale_add,
-    to_bf16,
-    swiglu,
-    softmax_part,
-    read_all,
-    kPeak};
+const SimdKernels kSimdAvx512 = kKernels;
 
 }  // namespace sigmoe
 #endif

@@ -334,3 +334,16 @@ float peak_loop(int64_t iterations) {
 }
 
 constexpr PeakLoop kPeak = {peak_loop, 2 * kLanes* kPeakSums};
+
+constexpr SimdKernels kKernels = {
+    {gemm<LineFormat::f32>, gemm<LineFormat::bf16>, gemm<LineFormat::fp8>, gemm<LineFormat::int4>, gemm<LineFormat::int8>},
+    rms_norm,
+    sum_slots,
+    add,
+    scale,
+    scale_add,
+    to_bf16,
+    swiglu,
+    softmax_part,
+    read_all,
+    kPeak};

@@ -39,17 +39,6 @@ constexpr int kFewRows = 2, kFewPanels = 1;
 
 }  // namespace
 
-const SimdKernels kSimdGeneric = {
-    {gemm<LineFormat::f32>, gemm<LineFormat::bf16>, gemm<LineFormat::fp8>, gemm<LineFormat::int4>, gemm<LineFormat::int8>},
-    rms_norm,
-    sum_slots,
-    add,
-    scale,
-    scale_add,
-    to_bf16,
-    swiglu,
-    softmax_part,
-    read_all,
-    kPeak};
+const SimdKernels kSimdGeneric = kKernels;
 
 }  // namespace sigmoe
