@@ -10,7 +10,9 @@
 // its compute type. Ops are enqueued in order and may be asynchronous; download() and synchronize() wait.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <span>
@@ -89,6 +91,29 @@ constexpr size_t weight_row_bytes(WeightFormat format, int64_t k) {
 // What a linear layer is for. Backends that narrow weights leave the edges (head, joins) wider; a router is multiplied in
 // float32.
 enum class LinearUse : uint8_t { body, edge, router };
+
+// Element k of a checkpoint row, before its scale.
+inline float stored_weight(WeightFormat format, const std::byte* row, int64_t k) {
+  switch (format) {
+    case WeightFormat::f32: {
+      float value;
+      std::memcpy(&value, row + 4 * k, 4);
+      return value;
+    }
+    case WeightFormat::bf16: {
+      uint16_t bits;
+      std::memcpy(&bits, row + 2 * k, 2);
+      return bf16_to_f32(bits);
+    }
+    case WeightFormat::fp8: return f8e4m3_to_f32(static_cast<uint8_t>(row[k]));
+    case WeightFormat::int8: return static_cast<float>(static_cast<int8_t>(row[k]));
+    case WeightFormat::int4: {
+      const int pair = static_cast<int>(row[k / 2]);
+      return static_cast<float>((k % 2 == 0 ? pair & 15 : pair >> 4) - 8);
+    }
+  }
+  return 0.0f;
+}
 
 // This rank's slice of a linear layer y = x W^T, W (n, k).
 struct LinearDesc {

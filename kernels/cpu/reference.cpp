@@ -30,7 +30,7 @@ class ReferenceBuilder : public LinearBuilder {
   void put_rows(int64_t row, int64_t n_rows, const std::byte* source, size_t stride_bytes) override {
     for (int64_t n = row; n < row + n_rows; ++n, source += stride_bytes)
       for (int64_t k = 0; k < desc_.k; ++k) {
-        const float value = stored(source, k);
+        const float value = stored_weight(desc_.format, source, k);
         if (!std::isfinite(value))
           throw EngineError(ErrorCode::bad_checkpoint, desc_.name + " holds a NaN or an infinity in row " + std::to_string(n),
                             "the file is damaged; fetch it again and compare its checksum");
@@ -51,29 +51,6 @@ class ReferenceBuilder : public LinearBuilder {
   }
 
  private:
-  // Element k of a checkpoint row, before its scale.
-  float stored(const std::byte* row, int64_t k) const {
-    switch (desc_.format) {
-      case WeightFormat::f32: {
-        float value;
-        std::memcpy(&value, row + 4 * k, 4);
-        return value;
-      }
-      case WeightFormat::bf16: {
-        uint16_t value;
-        std::memcpy(&value, row + 2 * k, 2);
-        return bf16_to_f32(value);
-      }
-      case WeightFormat::fp8: return f8e4m3_to_f32(static_cast<uint8_t>(row[k]));
-      case WeightFormat::int4: {
-        const int pair = static_cast<int>(row[k / 2]);
-        return static_cast<float>((k % 2 == 0 ? pair & 15 : pair >> 4) - 8);
-      }
-      case WeightFormat::int8: return static_cast<float>(static_cast<int8_t>(row[k]));
-    }
-    return 0.0f;
-  }
-
   LinearDesc desc_;
   size_t n_blocks_;
   std::vector<float> scales_;  // (n, n_blocks)

@@ -56,35 +56,12 @@ class Builder : public LinearBuilder {
     if (missing_.fetch_sub(n_rows) == n_rows) pack();
   }
 
-  // Element k of a row as it is stored.
-  float stored(const std::byte* row, int64_t k) const {
-    switch (desc_.format) {
-      case WeightFormat::f32: {
-        float value;
-        std::memcpy(&value, row + 4 * k, 4);
-        return value;
-      }
-      case WeightFormat::bf16: {
-        uint16_t bits;
-        std::memcpy(&bits, row + 2 * k, 2);
-        return bf16_to_f32(bits);
-      }
-      case WeightFormat::fp8: return f8e4m3_to_f32(static_cast<uint8_t>(row[k]));
-      case WeightFormat::int8: return static_cast<float>(static_cast<int8_t>(row[k]));
-      case WeightFormat::int4: {
-        const int pair = static_cast<int>(row[k / 2]);
-        return static_cast<float>((k % 2 == 0 ? pair & 15 : pair >> 4) - 8);
-      }
-    }
-    return 0.0f;
-  }
-
   // values (k) <- row n, its scales applied.
   void expand(int64_t n, float* values) const {
     const std::byte* row = rows_.data() + n * row_bytes_;
     bool finite = true;
     for (int64_t k = 0; k < desc_.k; ++k) {
-      values[k] = stored(row, k);
+      values[k] = stored_weight(desc_.format, row, k);
       finite = finite && std::isfinite(values[k]);
     }
     if (!finite)
