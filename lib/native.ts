@@ -12,6 +12,7 @@ export interface NativeEngineOptions {
   device: string;
   kernels: string;
   compute: 'bfloat16' | 'float32' | 'int8';
+  deterministic: boolean;
   threads: number;
   tensorParallelSize: number;
   maxModelLen: number;

@@ -17,6 +17,11 @@ export interface LoadOptions extends ModelSource {
   kernels?: 'auto' | 'reference' | 'generic' | 'avx2' | 'avx512' | 'avx512bf16' | 'amx' | undefined;
   /** Type of activations. `float32` is for comparison with goldens; `int8` (W8A8) is for Ascend alone. Default `bfloat16`. */
   compute?: 'bfloat16' | 'float32' | 'int8' | undefined;
+  /**
+   * An answer's bits depend neither on the other requests of a step nor on how prompts are cut, at the price of slower kernels
+   * for many rows on a GPU; the CPU is always so. Default false.
+   */
+  deterministic?: boolean | undefined;
   /** Threads per rank; 0, the default, takes the cores the process may use. */
   threads?: number | undefined;
   /** Ranks that share the model. The CPU runs them as threads of one process. Default 1. */

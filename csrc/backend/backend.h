@@ -256,6 +256,8 @@ struct BackendOptions {
   std::string kernels = "auto";  // cpu: auto | reference | generic | avx2 | avx512 | avx512bf16 | amx
   DType compute = DType::bf16;   // bf16: multiply in BF16 where the path can; f32: the float32 mode; i8: W8A8, Ascend alone
   int device_index = 0;          // which of several accelerators; a rank has its own
+  bool deterministic = false;    // a row's bits must depend neither on the step's other rows nor on how a prompt was cut: one
+                                 // kernel class at every row count. CPU paths and float32 modes are so anyway
 };
 
 struct BackendInfo {

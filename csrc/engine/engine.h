@@ -21,6 +21,7 @@ struct EngineOptions {
   std::string device = "auto";       // auto | cpu | cuda | ascend | ascend-twin
   std::string kernels = "auto";      // cpu path: auto | reference | generic | avx2 | avx512 | avx512bf16 | amx
   std::string compute = "bfloat16";  // bfloat16 | float32 | int8 (Ascend)
+  bool deterministic = false;        // bits of an answer depend neither on its neighbours nor on chunking; the CPU is always so
   int n_threads = 0;                 // per rank; 0 = cores the process may use
   int tensor_parallel = 1;           // ranks; the CPU runs them as threads of one process
   int64_t max_model_len = 0;         // tokens; 0 = the model's context

@@ -235,6 +235,7 @@ BackendOptions backend_options(const EngineOptions& options) {
   backend.n_threads = options.n_threads > 0 ? options.n_threads : std::max(1, cores / options.tensor_parallel);
   backend.kernels = options.kernels;
   backend.compute = options.compute == "float32" ? DType::f32 : options.compute == "int8" ? DType::i8 : DType::bf16;
+  backend.deterministic = options.deterministic;
   return backend;
 }
 

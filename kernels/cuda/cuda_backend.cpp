@@ -25,7 +25,8 @@ CudaBackend::Stream::~Stream() {
   cudaStreamDestroy(handle);
 }
 
-CudaBackend::CudaBackend(const BackendOptions& options) : exact_(options.compute == DType::f32) {
+CudaBackend::CudaBackend(const BackendOptions& options)
+    : exact_(options.compute == DType::f32), deterministic_(options.deterministic) {
   if (options.kernels != "auto")
     throw EngineError(ErrorCode::invalid_argument,
                       "kernels '" + options.kernels + "' asked for; on cuda the only choice is auto");
@@ -38,6 +39,7 @@ CudaBackend::CudaBackend(const BackendOptions& options) : exact_(options.compute
   info_.device = "cuda";
   info_.name = properties.name;
   info_.kernels = exact_ ? "exact" : "sm_" + std::to_string(properties.major) + std::to_string(properties.minor);
+  if (deterministic_ && !exact_) info_.kernels += ", deterministic";
   info_.compute = info_.kv_dtype = exact_ ? DType::f32 : DType::bf16;
   info_.n_threads = options.n_threads;
 }

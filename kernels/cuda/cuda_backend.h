@@ -83,6 +83,8 @@ class CudaBackend : public Backend {
 
   BackendInfo info_;
   bool exact_ = false;
+  // Every op runs its few-row kernels at every row count: the same bits whatever else is in a step.
+  bool deterministic_ = false;
   Stream compute_, loading_;
   Queue queue_;
   WeightArena arena_;
