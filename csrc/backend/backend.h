@@ -270,6 +270,8 @@ struct BackendInfo {
   std::string weights;  // how weights are kept where that costs accuracy, once they are loaded; else empty
 };
 
+class BenchDevice;
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -288,6 +290,9 @@ class Backend {
   // Runs `ops`, calls of the methods below whose pointers and sizes are the same whenever `key` is: a backend may record
   // what they enqueue and replay it instead of calling ops again. ops must not read results back.
   virtual void run_recorded(uint64_t key, const std::function<void()>& ops) { ops(); }
+
+  // What benchmarks need of this device (backend/bench_device.h), gone before the backend; null: nothing special.
+  virtual std::unique_ptr<BenchDevice> bench_device();
 
   // Throws unsupported when no kernel can read this format or shape.
   virtual std::unique_ptr<LinearBuilder> begin_linear(const LinearDesc& desc) = 0;

@@ -38,8 +38,8 @@ __global__ void fill_kernel(uint64_t seed, float limit, int64_t n, T* data) {
 
 }  // namespace
 
-void launch_read_stream(const Queue& queue, const void* data, size_t bytes, uint32_t* sink) {
-  launch(queue, read_stream_kernel, 132 * 4, 512, 0, static_cast<const uint4*>(data), static_cast<int64_t>(bytes / 16), sink);
+void launch_read_stream(const Queue& queue, int n_sms, const void* data, size_t bytes, uint32_t* sink) {
+  launch(queue, read_stream_kernel, 4 * n_sms, 512, 0, static_cast<const uint4*>(data), static_cast<int64_t>(bytes / 16), sink);
 }
 
 void launch_fill_f32(const Queue& queue, uint64_t seed, float limit, size_t n, float* data) {

@@ -31,6 +31,7 @@ class CudaBackend : public Backend {
   void synchronize() override;
   uint64_t free_bytes() const override;
   void run_recorded(uint64_t key, const std::function<void()>& ops) override;
+  std::unique_ptr<BenchDevice> bench_device() override;
   void forget_recorded();  // before memory that recorded ops use is freed and its address used again
 
   std::unique_ptr<LinearBuilder> begin_linear(const LinearDesc& desc) override;

@@ -1,0 +1,31 @@
+// What is measured: a folder's weights, or random ones of a published shape, on a device.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "backend/bench_device.h"
+#include "engine/bench/options.h"
+#include "engine/checkpoint/config.h"
+#include "engine/weights/weights.h"
+
+namespace sigmoe::bench {
+
+using OnLine = std::function<void(const std::string&)>;
+
+struct BenchModel {
+  std::unique_ptr<Backend> backend;
+  std::unique_ptr<BenchDevice> device;
+  std::string device_reason;
+  ModelConfig config;
+  ModelWeights weights;
+};
+
+// Only the device, for what needs no weights.
+void open_device(BenchModel& model, const Options& options);
+
+BenchModel make_model(const Options& options, const OnLine& on_line, const std::atomic<bool>* cancelled);
+
+}  // namespace sigmoe::bench

@@ -1,0 +1,65 @@
+#include <algorithm>
+
+#include "engine/bench/modes.h"
+#include "engine/bench/ops.h"
+
+namespace sigmoe::bench {
+namespace {
+
+// A host's caches want short chunks; a GPU's matrix units want long ones.
+int chunk_of(const BenchModel& model, const Options& options) {
+  if (options.chunk > 0) return options.chunk;
+  return model.backend->info().device == "cpu" ? 512 : 8192;
+}
+
+void measure_prompt(BenchModel& model, const Options& options, Meter& meter, int n_tokens) {
+  const int chunk = std::min(chunk_of(model, options), n_tokens);
+  meter.say("prefill of " + std::to_string(n_tokens) + " tokens, " + std::to_string(chunk) + " at once");
+  const Costs costs = costs_of(model, options);
+  Step step(model, 1, n_tokens, n_tokens, chunk);
+  const int last = step.n_chunks() - 1;
+  const LayerOps ops(model, step, costs, 0);
+  const double n_layers = static_cast<double>(model.weights.layers.size());
+  const auto facts = [&](const std::string& part, int tokens) -> Json {
+    return {{"phase", "prefill"}, {"part", part}, {"prompt", n_tokens}, {"chunk", chunk}, {"tokens", tokens}};
+  };
+
+  // Every chunk of thousands of tokens touches every expert; of shorter ones, what the routed noise touched.
+  Cost whole = costs.head(1);
+  for (int i = 0; i <= last; ++i) whole += costs.trunk(1, step.view(i).n_tokens, step.context_after(i), ops.touched());
+  Json all = facts("whole", n_tokens);
+  all["distinctExperts"] = ops.touched() / std::max(1, ops.touched() > 0 ? ops.count(ops.op("route")) : 1);
+  meter.add(all, meter.time([&] {
+    for (int i = 0; i <= last; ++i) step.graph().forward(step.view(i));
+    step.head();
+    step.sample();
+  }), whole);
+
+  // Parts, of the first chunk where every chunk does the same, of the last one for attention.
+  const int rows = step.rows();
+  Cost linear = costs.trunk(1, rows, rows, ops.touched());
+  const Cost attention = costs.attention(1, rows, rows) * n_layers;
+  linear.bytes -= attention.bytes;
+  linear.flop -= attention.flop;
+  meter.add(facts("linear layers", rows), meter.time([&] { ops.linear_layers(); }), linear);
+  const LayerOps of_last(model, step, costs, last);
+  for (const LayerOp& op : of_last.all()) {
+    const bool attends = op.name == "attention";
+    const LayerOps& used = attends ? of_last : ops;
+    const LayerOp& measured = used.op(op.name);
+    Json part = facts(op.name, attends ? step.last().n_tokens : rows);
+    if (attends) part["context"] = step.context();
+    Json& row = meter.add(part, meter.time([&] { used.run(measured); }), measured.cost, used.count(measured));
+    row.erase("tokensPerSecond");  // of one layer: it would mislead
+    meter.say_kernels(row, [&] { measured.run(model.weights.layers.size() - 1); });
+  }
+}
+
+}  // namespace
+
+void measure_prefill(BenchModel& model, const Options& options, Meter& meter) {
+  const std::vector<int> lengths = options.tokens.empty() ? std::vector<int>{512, 2048, 8192} : options.tokens;
+  for (const int n_tokens : lengths) measure_prompt(model, options, meter, n_tokens);
+}
+
+}  // namespace sigmoe::bench
