@@ -63,7 +63,7 @@ template <bool kFp8>
 __device__ float run_block(uint32_t shared_address) {
   float sum[128];
 #pragma unroll
-  for (float& value : sum) value = 0.0f;
+  for (int i = 0; i < 128; ++i) sum[i] = 0.0f;
   const uint32_t group_rows = threadIdx.x / 128 * 64 * kRowBytes;
   for (int i = 0; i < kIterations; ++i) {
     const uint32_t stage = shared_address + i % kStages * kStageBytes;
@@ -76,7 +76,7 @@ __device__ float run_block(uint32_t shared_address) {
   }
   float total = 0.0f;
 #pragma unroll
-  for (const float value : sum) total += value;
+  for (int i = 0; i < 128; ++i) total += sum[i];
   return total;
 }
 
