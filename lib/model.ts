@@ -243,7 +243,7 @@ export function devices(): DeviceStatus[] {
   return guarded(() => addon().devices());
 }
 
-/** Measures speed; options and result are those of csrc/engine/bench.cpp. */
+/** Measures speed; options and result are those of csrc/engine/bench. */
 export async function bench(options: Record<string, unknown>, hooks: BenchOptions = {}): Promise<unknown> {
   checkFields('bench', hooks, ['onLine', 'signal']);
   checkCallback('onLine', hooks.onLine);

@@ -31,9 +31,9 @@ class BenchDevice {
   virtual Timing time(const std::function<void()>& work) = 0;
 
   // Ceilings; 0 where there is none.
-  virtual double copy_gbps() { return 0; }                      // bytes read plus bytes written
-  virtual double matrix_gflops(DType operands) { return 0; }    // bf16 or f8_e4m3 operands, random, sums in float32
-  virtual std::string driver() { return {}; }                   // version of the device's driver
+  virtual double copy_gbps() { return 0; }                    // bytes read plus bytes written
+  virtual double matrix_gflops(DType operands) { return 0; }  // bf16 or f8_e4m3 operands, random, sums in float32
+  virtual std::string driver() { return {}; }                 // version of the device's driver
 
   // Names of the kernels that `work` enqueues, in order of first use, each with its count: "gemm x2". Empty: not known.
   virtual std::vector<std::string> kernels_of(const std::function<void()>& work) { return {}; }

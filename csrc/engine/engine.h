@@ -206,7 +206,7 @@ std::vector<DeviceLine> engine_devices();
 // Where a package holds the library of a device backend, by file name; said before the first of the other calls.
 void offer_backend_library(const std::string& file, const std::string& path);
 
-// `sigmoe bench`: engine/bench.cpp says what is measured. Returns JSON text.
+// `sigmoe bench`: engine/bench says what is measured. Returns JSON text.
 std::string run_benchmark(const std::string& options_json, const std::function<void(const std::string&)>& on_line,
                           const std::atomic<bool>* cancelled = nullptr);
 

@@ -11,8 +11,8 @@ namespace sigmoe::cuda {
 // Reads `bytes` (a multiple of 16) once and leaves a sum in `sink` (1 word): the read-only stream every fraction is of.
 void launch_read_stream(const Queue& queue, int n_sms, const void* data, size_t bytes, uint32_t* sink);
 
-// Keeps the matrix units of n_blocks SMs busy for about a millisecond and says how much each block has multiplied. The FLOP stay
-// as they were (set them to 0 before) where the device has no units for FP8.
+// Keeps the matrix units of n_blocks SMs busy for about a millisecond and says how much each block has multiplied. The FLOP
+// stay as they were (set them to 0 before) where the device has no units for FP8.
 struct MatrixPeak {
   double flop_per_block;
   float sum;

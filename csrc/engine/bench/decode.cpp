@@ -1,8 +1,8 @@
-#include "engine/bench/modes.h"
-#include "engine/bench/ops.h"
-
 #include <algorithm>
 #include <numeric>
+
+#include "engine/bench/modes.h"
+#include "engine/bench/ops.h"
 
 namespace sigmoe::bench {
 namespace {
@@ -108,8 +108,7 @@ void measure_decode(BenchModel& model, const Options& options, Meter& meter) {
 }
 
 void measure_decode_steps(BenchModel& model, const Options& options, Meter& meter) {
-  for_each_point(options,
-                 [&](int batch, int context) { DecodePoint(model, options, meter, batch, context).whole(); });
+  for_each_point(options, [&](int batch, int context) { DecodePoint(model, options, meter, batch, context).whole(); });
 }
 
 void measure_model(BenchModel& model, const Options& options, Meter& meter) {

@@ -48,9 +48,7 @@ class HostDevice : public BenchDevice {
     return timing;
   }
 
-  double matrix_gflops(DType operands) override {
-    return probe_ && operands == DType::bf16 ? probe_->matrix_gflops() : 0;
-  }
+  double matrix_gflops(DType operands) override { return probe_ && operands == DType::bf16 ? probe_->matrix_gflops() : 0; }
 
  private:
   Backend& backend_;

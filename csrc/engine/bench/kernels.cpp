@@ -24,6 +24,10 @@ class Kernels {
       decode_attention(1, context);
       decode_attention(8, context);
     }
+    if (!on_host_) {
+      product(WeightFormat::bf16);
+      product(WeightFormat::fp8);
+    }
     experts_by_rows(given(options_.rows, on_host_ ? std::vector<int>{1, 8} : std::vector<int>{1, 8, 16, 64, 256, 512}));
   }
 
@@ -36,7 +40,8 @@ class Kernels {
   }
 
   void add_layer_op(const LayerOps& ops, const LayerOp& op, const Json& facts) {
-    add(op.name, facts, [&] { ops.run(op); }, op.cost, ops.count(op), [&] { op.run(model_.weights.layers.size() - 1); });
+    add(
+        op.name, facts, [&] { ops.run(op); }, op.cost, ops.count(op), [&] { op.run(model_.weights.layers.size() - 1); });
   }
 
   void decode_ops(int batch) {
@@ -95,6 +100,29 @@ class Kernels {
     add_layer_op(ops, ops.op("attention"), {{"batch", batch}, {"context", context}});
   }
 
+  // The usual yardstick of matrix libraries: (8192, 8192) times (8192, 8192).
+  void product(WeightFormat format) {
+    constexpr int kSize = 8192;
+    LinearDesc desc;
+    desc.format = format;
+    desc.n = desc.k = kSize;
+    if (format == WeightFormat::fp8)
+      for (int at = 0; at <= kSize; at += 128) desc.k_bounds.push_back(at);
+    desc.name = "random weight";
+    const auto weight = model_.device->random_linear(desc, 99);
+    if (!weight) return;
+    meter_.say(std::string("a product of 8192 in ") + weight_format_name(format));
+    constexpr size_t kElements = size_t{kSize} * kSize;
+    Backend& b = *model_.backend;
+    const DeviceBuffer x = b.alloc(kElements * sizeof(float), "a factor"), y = b.alloc(kElements * sizeof(float), "a product");
+    model_.device->fill(x.data(), DType::f32, kElements, 1.7f, 5);
+    Cost cost;
+    cost.bytes = static_cast<double>(weight->bytes());
+    (format == WeightFormat::fp8 ? cost.flop_fp8 : cost.flop) = 2.0 * kSize * kElements;
+    const auto work = [&] { b.linear(x.as<float>(), *weight, kSize, y.as<float>()); };
+    add(std::string("product of 8192, ") + weight_format_name(format), {{"rows", kSize}}, work, cost, 1, work);
+  }
+
   // Every expert gets as many rows as every other, and there is no shared expert: what grouped products of other libraries do.
   void experts_by_rows(const std::vector<int>& rows) {
     if (config_.n_experts == 0) return;
@@ -125,7 +153,8 @@ class Kernels {
       b.experts(step.noise(i), layers[i], step.routing(), n_active, n_tokens, static_cast<int>(config_.hidden_size),
                 step.workspace().partial.as<float>());
     };
-    add("experts, none shared", {{"rowsPerExpert", rows}, {"rows", n_tokens}},
+    add(
+        "experts, none shared", {{"rowsPerExpert", rows}, {"rows", n_tokens}},
         [&] {
           for (size_t i = 0; i < layers.size(); ++i) run(i);
         },

@@ -68,8 +68,7 @@ Json& Meter::add(Json facts, const Samples& samples, const Cost& cost, double n)
   if (gflops > 0) row["matrixGflops"] = gflops;
   // Without FP8 units the product of an FP8 weight is one of BF16.
   const double read_ms = gbps > 0 ? cost.bytes / gbps / 1e6 : 0;
-  const double matrix_ms =
-      gflops > 0 ? cost.flop / gflops / 1e6 + cost.flop_fp8 / (fp8 > 0 ? fp8 : gflops) / 1e6 : 0;
+  const double matrix_ms = gflops > 0 ? cost.flop / gflops / 1e6 + cost.flop_fp8 / (fp8 > 0 ? fp8 : gflops) / 1e6 : 0;
   const double bound_ms = std::max(read_ms, matrix_ms);
   if (bound_ms > 0)
     row.update({{"boundMilliseconds", bound_ms},

@@ -46,9 +46,8 @@ LayerOps::LayerOps(BenchModel& model, Step& step, const Costs& costs, int chunk)
   });
   add("attention", false, costs.attention(view.n_seqs, n_tokens / view.n_seqs, step.context_after(chunk)),
       [=, &b, &ws, &step](size_t i) { b.attention(view, shape, ws.query.as<float>(), step.kv(i), ws.attended.as<float>()); });
-  add("attention out", false, costs.attention_out(n_tokens), [=, &b, &ws](size_t i) {
-    b.linear(ws.attended.as<float>(), *layer_of(i).attn_out, n_tokens, ws.partial.as<float>());
-  });
+  add("attention out", false, costs.attention_out(n_tokens),
+      [=, &b, &ws](size_t i) { b.linear(ws.attended.as<float>(), *layer_of(i).attn_out, n_tokens, ws.partial.as<float>()); });
   add("add and norm, 1 slot", false, {}, [=](size_t i) { norm(i, 1); });
   if (touched_ == 0) return;  // no MoE layers
   const RouterShape router = router_;

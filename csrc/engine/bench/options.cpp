@@ -77,7 +77,8 @@ Options parse_options(const std::string& json) {
   in.read("deterministic", options.engine.deterministic);
   in.read("threads", options.engine.n_threads, 0, 1024);
 
-  const bool modes = options.mode == "model" || options.mode == "decode" || options.mode == "prefill" || options.mode == "kernels";
+  const bool modes =
+      options.mode == "model" || options.mode == "decode" || options.mode == "prefill" || options.mode == "kernels";
   require(modes, "bench mode '" + options.mode + "' asked for: no such mode", "use model, decode, prefill or kernels");
   require(options.model.empty() != options.shape.empty(), "bench needs either a model folder or a shape");
   require(!options.load || !options.model.empty(), "bench of loading needs a model folder");

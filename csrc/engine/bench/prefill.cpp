@@ -33,7 +33,8 @@ void measure_prompt(BenchModel& model, const Options& options, Meter& meter, int
     for (int i = 0; i <= last; ++i) step.graph().forward(step.view(i));
     step.head();
     step.sample();
-  }), whole);
+  }),
+            whole);
 
   // Parts, of the first chunk where every chunk does the same, of the last one for attention.
   const int rows = step.rows();

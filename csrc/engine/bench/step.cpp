@@ -134,8 +134,8 @@ void Step::fill_cache() {
   const int rows_at_once = static_cast<int>(std::min<int64_t>(kRows, total));
   const size_t n_noise = static_cast<size_t>(rows_at_once) * width;
   const DeviceBuffer qkv = backend.alloc(n_noise * sizeof(float), "random keys and values");
-  const DeviceBuffer query = backend.alloc(static_cast<size_t>(rows_at_once) * config_.n_heads * config_.head_dim * sizeof(float),
-                                           "queries that nobody reads");
+  const DeviceBuffer query = backend.alloc(
+      static_cast<size_t>(rows_at_once) * config_.n_heads * config_.head_dim * sizeof(float), "queries that nobody reads");
   model_.device->fill(qkv.data(), DType::f32, n_noise, 1.7f, 13);
   // Every row is a sequence of its own here, so that one step may hold any positions of all sequences.
   for (int64_t first = 0; first < total; first += rows_at_once) {

@@ -1,47 +1,22 @@
 /**
  * sigmoe bench: how fast prefill and decode run, against the bounds of the same machine in the same run. Its subcommands, in
- * bench/, measure servers and whole requests.
+ * bench/, measure steps, prompts and ops of any shape, servers and whole requests.
  */
-import { spawnSync } from 'node:child_process';
-import { writeFile } from 'node:fs/promises';
-import Table from 'cli-table3';
 import { Command } from 'commander';
-import { bench } from '../../index.js';
-import { CliError, EXIT_USAGE, fileProblem } from '../failure.js';
+import { CliError, EXIT_USAGE } from '../failure.js';
 import { addModelFlags, integer, type ModelFlags } from '../flags.js';
-import { bytes, json, measure, percent } from '../format.js';
-import { interruptible } from '../interrupt.js';
 import { findModel } from '../load.js';
-import { dim, note, write } from '../terminal.js';
 import { benchCompareCommand } from './bench/compare.js';
-import { commandLine } from './bench/files.js';
+import { benchDecodeCommand, benchKernelsCommand, benchPrefillCommand } from './bench/engine.js';
+import { measureEngine, type OutputFlags } from './bench/engine_result.js';
 import { benchLatencyCommand, benchThroughputCommand } from './bench/offline.js';
 import { benchServeCommand } from './bench/serve.js';
 import { benchSpeculationCommand } from './bench/speculation.js';
 
-/** What csrc/engine/bench.cpp returns; a row holds the fields that mean something for its phase. */
-interface BenchResult {
-  machine: { name: string; threads: number; kernels: string; readGbps: number; matrixGflops: number };
-  shape: string;
-  rows: BenchRow[];
-}
-
-interface BenchRow {
-  phase: 'decode' | 'prefill' | 'load';
-  part: string;
-  tokensPerSecond?: number;
-  milliseconds?: number;
-  bytes?: number;
-  gbps?: number;
-  gflops?: number;
-  boundMilliseconds?: number;
-  boundBy?: string;
-  fraction?: number;
-}
-
-interface Flags extends ModelFlags {
+interface Flags extends ModelFlags, OutputFlags {
   shape?: string;
   format?: string;
+  device?: string;
   threads?: number;
   kernels?: string;
   compute?: string;
@@ -49,8 +24,6 @@ interface Flags extends ModelFlags {
   prefill?: number;
   repeats?: number;
   load?: boolean;
-  json?: boolean;
-  output?: string;
 }
 
 export function benchCommand(): Command {
@@ -65,6 +38,7 @@ export function benchCommand(): Command {
     .argument('[model]', 'model folder, or owner/name of a hub')
     .option('--shape <name[:layers]>', 'random weights of this shape in place of a folder')
     .option('--format <name>', 'weight format of a shape: fp8 | bf16 | int4')
+    .option('--device <name>', 'auto | cpu | cuda | ascend | ascend-twin (for tests)')
     .option('--threads <n>', '0: the cores this process may use', integer)
     .option('--kernels <path>', 'auto | reference | generic | avx2 | avx512 | avx512bf16 | amx')
     .option('--compute <type>', 'type of activations: bfloat16 | float32')
@@ -77,6 +51,9 @@ export function benchCommand(): Command {
   addModelFlags(command)
     .addHelpText('after', '\nExample:\n  sigmoe bench models/nano\n  sigmoe bench --shape ling-mini-2.0:5 --output result.json')
     .action(runBench);
+  command.addCommand(benchDecodeCommand());
+  command.addCommand(benchPrefillCommand());
+  command.addCommand(benchKernelsCommand());
   command.addCommand(benchServeCommand());
   command.addCommand(benchThroughputCommand());
   command.addCommand(benchLatencyCommand());
@@ -89,57 +66,13 @@ async function runBench(model: string | undefined, flags: Flags): Promise<void> 
   if ((model === undefined) === (flags.shape === undefined)) {
     throw new CliError('bench measures either a model folder or a --shape', 'try: sigmoe bench --shape nano', EXIT_USAGE);
   }
-  const { json: asJson, output, download, revision, source, ...options } = flags;
-  const measured = interruptible(async (signal) => {
-    const hooks = { signal, onLine: (line: string) => note(dim(line)) };
-    if (model === undefined) return bench(options, hooks);
-    const { path } = await findModel(model, { download, revision, source }, signal);
-    return bench({ ...options, model: path }, hooks);
-  });
-  const result = (await measured) as BenchResult;
-  const record = { date: new Date().toISOString(), commit: currentCommit(), command: commandLine(), ...result };
-  if (output !== undefined) {
-    try {
-      await writeFile(output, `${json(record, 2)}\n`);
-    } catch (error) {
-      throw new CliError(`result file ${output}: ${fileProblem(error)}`);
-    }
-  }
-  await write(asJson ? `${json(record, 2)}\n` : `${report(result)}\n`);
-}
-
-// A figure without the code that made it cannot be checked; outside a checkout there is no commit to name.
-function currentCommit(): string | undefined {
-  const { status, stdout } = spawnSync('git', ['-C', import.meta.dirname, 'describe', '--always', '--dirty', '--abbrev=12'], {
-    encoding: 'utf8',
-    stdio: ['ignore', 'pipe', 'ignore'],
-  });
-  return status === 0 ? stdout.trim() : undefined;
-}
-
-function report({ machine, shape, rows }: BenchResult): string {
-  const table = new Table({
-    head: ['phase', 'part', 'ms', 'tokens/s', 'bytes', 'GB/s', 'GFLOP/s', 'bound ms', 'bound by', 'fraction'],
-    colAligns: ['left', 'left', 'right', 'right', 'right', 'right', 'right', 'right', 'left', 'right'],
-    style: { head: [], border: [] },
-  });
-  const cell = (value: number | undefined, show: (value: number) => string) => (value === undefined ? '' : show(value));
-  for (const row of rows) {
-    table.push([
-      row.phase,
-      row.part,
-      cell(row.milliseconds, measure),
-      cell(row.tokensPerSecond, measure),
-      cell(row.bytes, bytes),
-      cell(row.gbps, measure),
-      cell(row.gflops, measure),
-      cell(row.boundMilliseconds, measure),
-      row.boundBy ?? '',
-      cell(row.fraction, percent),
-    ]);
-  }
-  return (
-    `${shape} on ${machine.name}, ${machine.kernels}; bounds of this run: ` +
-    `read ${measure(machine.readGbps)} GB/s, matrix ${measure(machine.matrixGflops)} GFLOP/s\n${table.toString()}`
+  const { json, output, download, revision, source, ...options } = flags;
+  await measureEngine(
+    async (signal) => {
+      if (model === undefined) return { ...options };
+      const { path } = await findModel(model, { download, revision, source }, signal);
+      return { ...options, model: path };
+    },
+    { json, output },
   );
 }

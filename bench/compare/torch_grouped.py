@@ -1,0 +1,102 @@
+"""What PyTorch reaches on the same card: FP8 grouped GEMM of the model's experts, 8192^3 products, prefill attention.
+
+The bar for `sigmoe bench kernels` in the same job. Random data, medians, device times; weights lie in several copies, more than
+a cache holds. PyTorch's grouped product excludes quantisation, gather, SwiGLU and the weighted sum, which ours includes.
+
+    python3 torch_grouped.py [--out FILE]
+"""
+import argparse
+import json
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+EXPERTS, WIDTH, INNER = 256, 4096, 1024
+ROWS = (1, 8, 16, 64, 256, 512)
+rows_out = []
+
+
+def median_us(work, repeats=20):
+    for _ in range(3):
+        work()
+    torch.cuda.synchronize()
+    times = []
+    for _ in range(repeats):
+        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        work()
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop) * 1e3)
+    return sorted(times)[len(times) // 2]
+
+
+def report(what, us, bytes_moved=0, flop=0):
+    line = {"what": what, "us": round(us, 2)}
+    if bytes_moved:
+        line["TBps"] = round(bytes_moved / us * 1e-6, 3)
+    if flop:
+        line["TFLOPS"] = round(flop / us * 1e-6, 1)
+    rows_out.append(line)
+    print("  ".join(f"{value}" if key == "what" else f"{key} {value}" for key, value in line.items()), flush=True)
+
+
+def random_bf16(*shape):
+    return torch.randn(*shape, device="cuda", dtype=torch.bfloat16)
+
+
+def ceilings():
+    size = 8192
+    a, b = random_bf16(size, size), random_bf16(size, size)
+    report("bf16 8192^3", median_us(lambda: a @ b.t()), flop=2 * size**3)
+    a8, b8, one = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn), torch.ones((), device="cuda")
+    product = lambda: torch._scaled_mm(a8, b8.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+    report("fp8 8192^3", median_us(product), flop=2 * size**3)
+    data = torch.randint(0, 2**31 - 1, (2**30,), device="cuda", dtype=torch.int32)
+    report("read stream (sum of 4 GiB)", median_us(lambda: data.view(torch.float32).sum()), bytes_moved=4 * 2**30)
+
+
+def grouped(name, n, k):
+    weights = random_bf16(EXPERTS, n, k).to(torch.float8_e4m3fn).transpose(-2, -1)
+    weight_scales = torch.rand(EXPERTS, n, device="cuda") * 0.01
+    for rows in ROWS:
+        x = random_bf16(EXPERTS * rows, k).to(torch.float8_e4m3fn)
+        scales = torch.rand(EXPERTS * rows, device="cuda")
+        offsets = torch.arange(1, EXPERTS + 1, device="cuda", dtype=torch.int32) * rows
+        work = lambda: torch._scaled_grouped_mm(
+            x, weights, scales, weight_scales, offs=offsets, out_dtype=torch.bfloat16, use_fast_accum=True)
+        moved = EXPERTS * (n * k + rows * (k + 2 * n))
+        report(f"fp8 grouped {name}, {rows} rows each", median_us(work), moved, 2 * EXPERTS * rows * n * k)
+
+
+def attention(tokens):
+    q = random_bf16(1, 32, tokens, 128)
+    k, v = random_bf16(1, 4, tokens, 128), random_bf16(1, 4, tokens, 128)
+    flop = 4 * 32 * 128 * tokens * (tokens + 1) / 2
+    for name, backend in (("cuDNN", SDPBackend.CUDNN_ATTENTION), ("FlashAttention", SDPBackend.FLASH_ATTENTION)):
+        with sdpa_kernel(backend):
+            work = lambda: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+            try:
+                report(f"bf16 causal attention of {tokens}, {name}", median_us(work), flop=flop)
+            except RuntimeError as error:
+                print(f"{name}: not run: {str(error).splitlines()[0]}")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out")
+    out = parser.parse_args().out
+    torch.manual_seed(0)
+    print(torch.cuda.get_device_name(), "PyTorch", torch.__version__, "CUDA", torch.version.cuda)
+    ceilings()
+    grouped("gate-up", 2 * INNER, WIDTH)
+    grouped("down", WIDTH, INNER)
+    for tokens in (2048, 8192):
+        attention(tokens)
+    if out:
+        with open(out, "w", encoding="utf-8") as file:
+            json.dump({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows_out}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
