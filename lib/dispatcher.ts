@@ -1,5 +1,5 @@
 /** Hands what one engine step produced to the requests it belongs to: the one listener of a model's events. */
-import { DisposedError, type EngineError, errorFromCode, InternalError, toEngineError } from './errors.js';
+import { DeviceError, DisposedError, type EngineError, errorFromCode, InternalError, toEngineError } from './errors.js';
 import { Finish, MAX_LOGPROBS, type NativeGenerateRequest, type NativeModel, type NativeStepEvent } from './native.js';
 
 export interface SampledToken {
@@ -28,6 +28,8 @@ export interface RequestListener {
 const ALLOW_ALL = new Int32Array(0);
 
 export class Dispatcher {
+  /** The device error that broke the model; every later request fails, too. */
+  failure: DeviceError | undefined;
   private readonly listeners = new Map<number, RequestListener>();
 
   constructor(private readonly model: NativeModel) {
@@ -67,8 +69,13 @@ export class Dispatcher {
       this.listeners.set(request, listener);
       return request;
     } catch (error) {
-      throw toEngineError(error);
+      throw this.noted(toEngineError(error));
     }
+  }
+
+  private noted(error: EngineError): EngineError {
+    if (error instanceof DeviceError) this.failure ??= error;
+    return error;
   }
 
   private dispatch(event: NativeStepEvent): void {
@@ -102,7 +109,7 @@ export class Dispatcher {
     else if (finish === Finish.deadline) listener.finished('deadline');
     // Requests that lib aborts have been dropped before; only a model that shuts down aborts on its own.
     else if (finish === Finish.aborted) listener.failed(new DisposedError());
-    else listener.failed(failureOf(event, request));
+    else listener.failed(this.noted(failureOf(event, request)));
   }
 }
 

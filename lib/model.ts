@@ -1,7 +1,7 @@
 /** A loaded model: what a caller holds. Checks arguments, then hands work to the engine through native.ts. */
 import { join } from 'node:path';
 import { Dispatcher } from './dispatcher.js';
-import { AbortError, DisposedError, InvalidArgumentError, toEngineError } from './errors.js';
+import { AbortError, type DeviceError, DisposedError, InvalidArgumentError, toEngineError } from './errors.js';
 import { readOptionalJson } from './folder.js';
 import { Generation, type GenerationContext } from './generate.js';
 import { Grammars } from './grammar/matcher.js';
@@ -108,6 +108,11 @@ export class Model {
 
   get disposed(): boolean {
     return this.disposing !== undefined;
+  }
+
+  /** The device error that broke the model: dispose it. Undefined while it works. */
+  get failure(): DeviceError | undefined {
+    return this.dispatcher.failure;
   }
 
   /**

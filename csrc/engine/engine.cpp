@@ -343,7 +343,7 @@ class EngineImpl : public Engine {
     const std::lock_guard lock(mutex_);
     broken_ = std::make_unique<EngineError>(ErrorCode::device,
                                             std::string("the model is broken since an earlier failure: ") + error.what(),
-                                            "dispose the model and load it again");
+                                            error.hint().empty() ? "dispose the model and load it again" : error.hint());
   }
 
   void end_all(StepEvent& event, FinishReason finish) {

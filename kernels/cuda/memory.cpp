@@ -19,10 +19,12 @@ std::string megabytes(size_t bytes) { return std::to_string((bytes + (1 << 20) -
 
 void throw_cuda_error(cudaError_t status, const char* expression, const char* file, int line) {
   const std::string where = std::string(file) + ":" + std::to_string(line);
-  throw EngineError(ErrorCode::device,
-                    std::string("CUDA error ") + cudaGetErrorName(status) + " (" + cudaGetErrorString(status) + ") from " +
-                        expression + " at " + where,
-                    "dispose the model and load it again; if it comes back, look at the driver's log (dmesg, nvidia-smi)");
+  throw EngineError(
+      ErrorCode::device,
+      std::string("CUDA error ") + cudaGetErrorName(status) + " (" + cudaGetErrorString(status) + ") from " + expression +
+          " at " + where,
+      "dispose the model; after a failed kernel this process cannot use the GPU again (device 'cpu' goes on): start "
+      "it anew, and if the error comes back, look at the driver's log (dmesg, nvidia-smi)");
 }
 
 void* device_malloc(size_t bytes, const char* what) {

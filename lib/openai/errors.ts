@@ -68,6 +68,10 @@ export function toOpenAIError(error: unknown, wireNames: ReadonlyMap<string, str
       const options = { ...because, retryAfter: UNAVAILABLE_RETRY_SECONDS };
       return new OpenAIError(503, { message, code: 'shutting_down' }, options);
     }
+    case 'ERR_DEVICE': {
+      const message = 'the device of the model failed: the server has to be started again';
+      return new OpenAIError(503, { message, code: 'device_failed' }, because);
+    }
     default:
       // What went wrong inside may quote a prompt, so the message says only which kind it was.
       return new OpenAIError(500, { message: `the request failed inside the server (${code})`, code }, because);

@@ -5,7 +5,8 @@ import { request as httpsRequest } from 'node:https';
 import type { AddressInfo } from 'node:net';
 import { connect } from 'node:net';
 import { join } from 'node:path';
-import { beforeAll, describe, expect, test } from 'vitest';
+import { beforeAll, describe, expect, test, vi } from 'vitest';
+import { DeviceError } from '../../lib/index.js';
 import { buildApp } from '../../lib/server/app.js';
 import { LoadingModel } from '../../lib/server/loading.js';
 import { folderWith } from '../helpers/files.js';
@@ -219,6 +220,24 @@ describe('pages of other origins', () => {
     expect(response.headers.get('content-type')).toContain('text/event-stream');
     expect(await response.text()).toMatch(/data: \[DONE\]\n\n$/);
   });
+});
+
+test('after a device failure health says broken, and a request that meets it gets 503', async () => {
+  const lost = new DeviceError('the GPU fell off the bus while it read "my prompt"', 'start the process anew');
+  const broken = await serving();
+  vi.spyOn(broken.model, 'generate').mockImplementation(() => {
+    throw lost;
+  });
+  vi.spyOn(broken.model, 'failure', 'get').mockReturnValue(lost);
+  const answer = await fetch(`${broken.url}/v1/completions`, {
+    method: 'POST',
+    headers: { 'content-type': 'application/json' },
+    body: JSON.stringify({ model: MODEL, prompt: 'x', max_tokens: 1 }),
+  });
+  expect(answer.status).toBe(503);
+  expect(await answer.json()).toMatchObject({ error: { code: 'device_failed' } });
+  const health = await fetch(`${broken.url}/health`);
+  expect([health.status, await health.json()]).toEqual([503, { status: 'broken' }]);
 });
 
 test('while the model loads, health says how far and the rest answers 503', async () => {

@@ -272,6 +272,7 @@ describe('ends of a generation', () => {
     fake.step({ request: 1, token: 32 }, { request: 1, finish: Finish.error, failure });
     await expect(generation.result).rejects.toThrow(DeviceError);
     await expect(collect(generation)).rejects.toThrow('the device is lost');
+    expect(context.dispatcher.failure?.message).toBe('the device is lost');
     fake.refuse = Object.assign(new Error('kv cache: asked 9 pages, free 2'), { code: 'ERR_OUT_OF_MEMORY', hint: '' });
     await expect((await start({ prompt: [1] })).result).rejects.toThrow(OutOfMemoryError);
   });

@@ -8,6 +8,7 @@ export const systemRoutes: FastifyPluginAsync = async (app) => {
   app.get('/health', async (_request, reply) => {
     const { state } = service.loading;
     if (service.isDraining) return reply.code(503).send({ status: 'draining' });
+    if (state.stage === 'ready' && state.model.failure !== undefined) return reply.code(503).send({ status: 'broken' });
     if (state.stage === 'ready') return { status: 'ok' };
     const percent = state.stage === 'loading' ? { percent: state.percent } : {};
     if (state.stage === 'loading') reply.header('retry-after', '2');
