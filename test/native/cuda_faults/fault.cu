@@ -1,8 +1,8 @@
 // Breaks the GPU context of this process, as a kernel with a bug would: it writes where no memory is. The product has nothing
 // that could do this on purpose.
-#include "fault.h"
-
 #include <cuda_runtime.h>
+
+#include "fault.h"
 
 namespace sigmoe::testing {
 namespace {

@@ -1,0 +1,101 @@
+// `sigmoe bench` below the command line: options are checked, rows are there and their fractions follow from their parts.
+#include "doctest/doctest.h"
+#include "engine/engine.h"
+#include "nlohmann/json.hpp"
+
+using namespace sigmoe;
+using Json = nlohmann::json;
+
+namespace {
+
+Json run(Json options) {
+  options["device"] = "cpu";
+  options["shape"] = "nano:2";
+  options["repeats"] = 1;
+  return Json::parse(run_benchmark(options.dump(), [](const std::string&) {}));
+}
+
+void check_rows(const Json& result) {
+  CHECK(result["machine"]["readGbps"].get<double>() > 0);
+  for (const Json& row : result["rows"]) {
+    CAPTURE(row.dump());
+    const double ms = row["milliseconds"].get<double>();
+    CHECK(ms > 0);
+    if (!row.contains("bytes")) continue;
+    const double read_ms = row["bytes"].get<double>() / row["readGbps"].get<double>() / 1e6;
+    CHECK(row["boundMilliseconds"].get<double>() >= read_ms * 0.999);
+    CHECK(row["fraction"].get<double>() == doctest::Approx(row["boundMilliseconds"].get<double>() / ms));
+  }
+}
+
+std::vector<Json> rows_of(const Json& result, const std::string& part) {
+  std::vector<Json> rows;
+  for (const Json& row : result["rows"])
+    if (row["part"] == part) rows.push_back(row);
+  return rows;
+}
+
+}  // namespace
+
+TEST_CASE("bench decode: a whole step and its ops for each batch size; experts are counted") {
+  const Json result = run({{"mode", "decode"}, {"batch", {1, 6}}, {"context", 150}});
+  check_rows(result);
+  const std::vector<Json> whole = rows_of(result, "whole");
+  REQUIRE(whole.size() == 2);
+  CHECK(whole[0]["distinctExperts"] == 4);  // one token of a model with four active experts
+  CHECK(whole[1]["distinctExperts"].get<double>() > 4);
+  CHECK(whole[1]["distinctExperts"].get<double>() <= 16);
+  CHECK(whole[1]["bytes"].get<double>() > whole[0]["bytes"].get<double>());
+  for (const char* part : {"qkv", "attention", "attention out", "route", "experts", "head"})
+    CHECK(rows_of(result, part).size() == 2);
+  // Keys and values of 150 positions in both layers: the step's bytes hold them.
+  const double kv = rows_of(result, "attention")[0]["bytes"].get<double>();
+  CHECK(kv >= 2 * 128 * 150 * 2);
+  CHECK(rows_of(result, "attention")[1]["bytes"].get<double>() == 6 * kv);
+}
+
+TEST_CASE("bench prefill: prompts in chunks, causal FLOP of attention") {
+  const Json result = run({{"mode", "prefill"}, {"tokens", {40, 200}}, {"chunk", 64}});
+  check_rows(result);
+  REQUIRE(rows_of(result, "whole").size() == 2);
+  REQUIRE(rows_of(result, "linear layers").size() == 2);
+  // 4 heads of 128: 4 FLOP for every (query, key) pair and element; of the last chunk, 8 queries behind 192 others.
+  const std::vector<Json> attention = rows_of(result, "attention");
+  CHECK(attention[0]["flop"].get<double>() == 4.0 * 512 * (40 * 41 / 2));
+  CHECK(attention[1]["flop"].get<double>() == 4.0 * 512 * (8 * 192 + 8 * 9 / 2));
+}
+
+TEST_CASE("bench kernels: every op, experts by rows") {
+  const Json result = run({{"mode", "kernels"}, {"batch", 2}, {"tokens", 32}, {"context", 130}, {"rows", {1, 3}}});
+  check_rows(result);
+  const std::vector<Json> experts = rows_of(result, "experts, none shared");
+  REQUIRE(experts.size() == 2);
+  CHECK(experts[1]["rows"] == 12);  // 16 experts of 3 rows, 4 of which are one token's
+  CHECK(experts[1]["flop"].get<double>() == 3 * experts[0]["flop"].get<double>());
+  CHECK(experts[1]["bytes"] == experts[0]["bytes"]);  // the same experts, read once
+  for (const char* part : {"embed", "copy rows", "join norms", "sample, greedy", "sample, top-k and top-p"})
+    CHECK(rows_of(result, part).size() == 1);
+}
+
+TEST_CASE("bench: what it cannot measure is refused by name") {
+  const auto refused = [](const Json& options, const char* word) {
+    try {
+      run_benchmark(options.dump(), [](const std::string&) {});
+      FAIL("not refused: " << options.dump());
+    } catch (const EngineError& error) {
+      CHECK_MESSAGE(std::string(error.what()).find(word) != std::string::npos, error.what());
+    }
+  };
+  refused(Json::array(), "not a JSON object");
+  refused({{"mode", "encode"}, {"shape", "nano"}}, "encode");
+  refused({{"mode", "decode"}}, "a model folder or a shape");
+  refused({{"shape", "nano"}, {"dtype", "fp4"}}, "fp4");
+  refused({{"shape", "nano"}, {"head", "int4"}}, "int4");
+  refused({{"shape", "nano"}, {"batch", {1, 0}}}, "batch");
+  refused({{"shape", "nano"}, {"context", 1.5}}, "context");
+  refused({{"shape", "nano"}, {"batch", Json::array()}}, "empty");
+  refused({{"shape", "nano"}, {"deterministic", 1}}, "deterministic");
+  refused({{"shape", "nano"}, {"load", true}}, "folder");
+  refused({{"shape", "nano"}, {"device", "tpu"}}, "tpu");
+  refused({{"shape", "nano"}, {"device", "cpu"}, {"head", "fp8"}}, "head");
+}
