@@ -47,12 +47,11 @@ void print(const Json& result) {
     if (row.contains("distinctExperts")) std::printf(" %.1f experts", number_of(row, "distinctExperts"));
     if (row.contains("timesDefault")) std::printf(" %.3f x default", number_of(row, "timesDefault"));
     if (row.contains("slowPath")) std::printf(" SLOW PATH");
-    if (row.contains("kernels")) {
-      const size_t n = row["kernels"].size();
-      std::printf(n > 6 ? "  %s ... %zu kernels" : "  %s", row["kernels"][0].get<std::string>().c_str(), n);
-      for (size_t i = 1; i < n && n <= 6; ++i) std::printf(", %s", row["kernels"][i].get<std::string>().c_str());
-    }
     std::printf("\n");
+    if (row.contains("kernels"))
+      for (const Json& kernel : row["kernels"])
+        std::printf("    %9.2f us  %6.2f x %s\n", 1e3 * number_of(kernel, "milliseconds"), number_of(kernel, "launches"),
+                    kernel["name"].get<std::string>().c_str());
   }
 }
 

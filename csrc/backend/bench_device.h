@@ -35,8 +35,14 @@ class BenchDevice {
   virtual double matrix_gflops(DType operands) { return 0; }  // bf16 or f8_e4m3 operands, random, sums in float32
   virtual std::string driver() { return {}; }                 // version of the device's driver
 
-  // Names of the kernels that `work` enqueues, in order of first use, each with its count: "gemm x2". Empty: not known.
-  virtual std::vector<std::string> kernels_of(const std::function<void()>& work) { return {}; }
+  // The kernels that `work` enqueues, in order of first use, each with its launches and what they took together, one after the
+  // other with nothing overlapping: the sum is more than the work takes. Empty: not known.
+  struct KernelUse {
+    std::string name;
+    int launches = 0;
+    double ms = 0;
+  };
+  virtual std::vector<KernelUse> kernels_of(const std::function<void()>& work) { return {}; }
 };
 
 }  // namespace sigmoe

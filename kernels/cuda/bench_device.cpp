@@ -8,7 +8,6 @@
 #include <array>
 #include <cstdlib>
 #include <fstream>
-#include <map>
 
 #include "cuda/bench_kernels.h"
 #include "cuda/cuda_backend.h"
@@ -25,6 +24,7 @@ class Event {
   Event() { CUDA_CHECK(cudaEventCreate(&handle_)); }
   ~Event() { cudaEventDestroy(handle_); }
   Event(const Event&) = delete;
+  cudaEvent_t handle() const { return handle_; }
   void record(const Queue& queue) const { CUDA_CHECK(cudaEventRecord(handle_, queue.stream)); }
   void wait() const { CUDA_CHECK(cudaEventSynchronize(handle_)); }
   double ms_since(const Event& start) const {
@@ -73,6 +73,93 @@ std::string kernel_name(cudaGraphNode_t node) {
 #endif
   return "a kernel";
 }
+
+// A recorded piece of work.
+class Recording {
+ public:
+  Recording(const Queue& queue, const std::function<void()>& work) {
+    CUDA_CHECK(cudaStreamBeginCapture(queue.stream, cudaStreamCaptureModeThreadLocal));
+    try {
+      work();
+    } catch (...) {
+      cudaStreamEndCapture(queue.stream, &graph_);
+      if (graph_) cudaGraphDestroy(graph_);
+      throw;
+    }
+    CUDA_CHECK(cudaStreamEndCapture(queue.stream, &graph_));
+  }
+  ~Recording() { cudaGraphDestroy(graph_); }
+  Recording(const Recording&) = delete;
+
+  std::vector<cudaGraphNode_t> nodes() const {  // in the order they were enqueued
+    size_t n = 0;
+    CUDA_CHECK(cudaGraphGetNodes(graph_, nullptr, &n));
+    std::vector<cudaGraphNode_t> nodes(n);
+    CUDA_CHECK(cudaGraphGetNodes(graph_, nodes.data(), &n));
+    return nodes;
+  }
+
+ private:
+  cudaGraph_t graph_ = nullptr;
+};
+
+// The nodes of a recording, strictly one after the other, a clock after each.
+class Timeline {
+ public:
+  explicit Timeline(const std::vector<cudaGraphNode_t>& nodes) : events_(nodes.size() + 1) {
+    CUDA_CHECK(cudaGraphCreate(&graph_, 0));
+    add_event(0);
+    for (size_t i = 0; i < nodes.size(); ++i) {
+      add_copy(nodes[i]);
+      add_event(i + 1);
+    }
+    CUDA_CHECK(cudaGraphInstantiate(&run_, graph_, 0));
+  }
+  ~Timeline() {
+    if (run_) cudaGraphExecDestroy(run_);
+    if (graph_) cudaGraphDestroy(graph_);
+  }
+  Timeline(const Timeline&) = delete;
+
+  std::vector<double> ms(const Queue& queue) const {  // of each node
+    CUDA_CHECK(cudaGraphLaunch(run_, queue.stream));
+    CUDA_CHECK(cudaStreamSynchronize(queue.stream));
+    std::vector<double> times;
+    for (size_t i = 1; i < events_.size(); ++i) times.push_back(events_[i].ms_since(events_[i - 1]));
+    return times;
+  }
+
+ private:
+  void add_event(size_t i) {
+    const cudaGraphNode_t before = last_;
+    CUDA_CHECK(cudaGraphAddEventRecordNode(&last_, graph_, before ? &before : nullptr, before ? 1 : 0, events_[i].handle()));
+  }
+
+  void add_copy(cudaGraphNode_t node) {
+    const cudaGraphNode_t before = last_;
+    cudaGraphNodeType type;
+    CUDA_CHECK(cudaGraphNodeGetType(node, &type));
+    if (type == cudaGraphNodeTypeKernel) {
+      cudaKernelNodeParams params = {};
+      CUDA_CHECK(cudaGraphKernelNodeGetParams(node, &params));
+      CUDA_CHECK(cudaGraphAddKernelNode(&last_, graph_, &before, 1, &params));
+      CUDA_CHECK(cudaGraphKernelNodeCopyAttributes(last_, node));
+    } else if (type == cudaGraphNodeTypeMemset) {
+      cudaMemsetParams params = {};
+      CUDA_CHECK(cudaGraphMemsetNodeGetParams(node, &params));
+      CUDA_CHECK(cudaGraphAddMemsetNode(&last_, graph_, &before, 1, &params));
+    } else if (type == cudaGraphNodeTypeMemcpy) {
+      cudaMemcpy3DParms params = {};
+      CUDA_CHECK(cudaGraphMemcpyNodeGetParams(node, &params));
+      CUDA_CHECK(cudaGraphAddMemcpyNode(&last_, graph_, &before, 1, &params));
+    }  // what else there is orders others, and all stand in a row here
+  }
+
+  std::vector<Event> events_;
+  cudaGraph_t graph_ = nullptr;
+  cudaGraphExec_t run_ = nullptr;
+  cudaGraphNode_t last_ = nullptr;
+};
 
 class CudaBenchDevice : public BenchDevice {
  public:
@@ -136,7 +223,7 @@ class CudaBenchDevice : public BenchDevice {
     return {};
   }
 
-  std::vector<std::string> kernels_of(const std::function<void()>& work) override;
+  std::vector<KernelUse> kernels_of(const std::function<void()>& work) override;
 
  private:
   double median_ms(const std::function<void()>& work) {
@@ -169,36 +256,30 @@ class CudaBenchDevice : public BenchDevice {
   double bf16_gflops_ = -1, fp8_gflops_ = -1;
 };
 
-std::vector<std::string> CudaBenchDevice::kernels_of(const std::function<void()>& work) {
+std::vector<BenchDevice::KernelUse> CudaBenchDevice::kernels_of(const std::function<void()>& work) {
+  constexpr int kRuns = 5;
   work();  // what is made on first use is not recorded
   backend_.synchronize();
-  const Queue& queue = backend_.queue();
-  cudaGraph_t graph = nullptr;
-  CUDA_CHECK(cudaStreamBeginCapture(queue.stream, cudaStreamCaptureModeThreadLocal));
-  try {
-    work();
-  } catch (...) {
-    cudaStreamEndCapture(queue.stream, &graph);
-    if (graph) cudaGraphDestroy(graph);
-    throw;
+  const Recording recording(backend_.queue(), work);
+  const std::vector<cudaGraphNode_t> nodes = recording.nodes();
+  const Timeline timeline(nodes);
+  std::vector<std::vector<double>> times(nodes.size());
+  for (int run = 0; run <= kRuns; ++run) {  // the first warms up
+    const std::vector<double> ms = timeline.ms(backend_.queue());
+    for (size_t i = 0; i < nodes.size() && run > 0; ++i) times[i].push_back(ms[i]);
   }
-  CUDA_CHECK(cudaStreamEndCapture(queue.stream, &graph));
-  size_t n = 0;
-  CUDA_CHECK(cudaGraphGetNodes(graph, nullptr, &n));
-  std::vector<cudaGraphNode_t> nodes(n);
-  CUDA_CHECK(cudaGraphGetNodes(graph, nodes.data(), &n));
-  std::vector<std::string> names;
-  std::map<std::string, int> counts;
-  for (const cudaGraphNode_t node : nodes) {
+  std::vector<KernelUse> uses;
+  for (size_t i = 0; i < nodes.size(); ++i) {
     cudaGraphNodeType type;
-    CUDA_CHECK(cudaGraphNodeGetType(node, &type));
-    const std::string name = type == cudaGraphNodeTypeKernel ? kernel_name(node) : "a copy or fill";
-    if (counts[name]++ == 0) names.push_back(name);
+    CUDA_CHECK(cudaGraphNodeGetType(nodes[i], &type));
+    if (type != cudaGraphNodeTypeKernel && type != cudaGraphNodeTypeMemset && type != cudaGraphNodeTypeMemcpy) continue;
+    const std::string name = type == cudaGraphNodeTypeKernel ? kernel_name(nodes[i]) : "a copy or fill";
+    auto use = std::find_if(uses.begin(), uses.end(), [&](const KernelUse& known) { return known.name == name; });
+    if (use == uses.end()) use = uses.insert(use, {name});
+    ++use->launches;
+    use->ms += median_of(times[i]);
   }
-  cudaGraphDestroy(graph);
-  for (std::string& name : names)
-    if (const int count = counts[name]; count > 1) name += " x" + std::to_string(count);
-  return names;
+  return uses;
 }
 
 }  // namespace

@@ -48,7 +48,7 @@ describe.skipIf(!cuda?.available)('the bundled model on a GPU', { timeout: 120_0
   test('is picked by auto, and says what it runs on', async () => {
     await using model = await Model.load(nano);
     expect(model.info.device).toMatchObject({ name: 'cuda', compute: 'bfloat16' });
-    expect(model.info.device.reason).toMatch(/cuda/i);
+    expect(model.info.device.reason).not.toBe('');
     expect(model.info.memory.weightBytes).toBeGreaterThan(1e6);
   });
 

@@ -45,8 +45,9 @@ class DecodePoint {
     const LayerOps ops(model_, step_, costs_, 0);
     for (const LayerOp& op : ops.all()) {
       const int n = ops.count(op);
-      Json& row = meter_.add(facts(op.name), meter_.time_recorded([&] { ops.run(op); }), op.cost, n);
-      meter_.say_kernels(row, [&] { op.run(model_.weights.layers.size() - 1); });
+      const auto all_layers = [&] { ops.run(op); };
+      Json& row = meter_.add(facts(op.name), meter_.time_recorded(all_layers), op.cost, n);
+      meter_.say_kernels(row, all_layers, n);
     }
     meter_.say_kernels(meter_.add(facts("head"), meter_.time_recorded([&] { step_.head(); }), costs_.head(batch_)),
                        [&] { step_.head(); });

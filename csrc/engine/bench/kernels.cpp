@@ -32,16 +32,15 @@ class Kernels {
   }
 
  private:
-  void add(const std::string& name, const Json& facts, const std::function<void()>& work, const Cost& cost, int n,
-           const std::function<void()>& once) {
+  void add(const std::string& name, const Json& facts, const std::function<void()>& work, const Cost& cost, int n = 1) {
     Json all = {{"phase", "kernels"}, {"part", name}};
     all.update(facts);
-    meter_.say_kernels(meter_.add(all, meter_.time_recorded(work), cost, n), once);
+    meter_.say_kernels(meter_.add(all, meter_.time_recorded(work), cost, n), work, n);
   }
 
   void add_layer_op(const LayerOps& ops, const LayerOp& op, const Json& facts) {
     add(
-        op.name, facts, [&] { ops.run(op); }, op.cost, ops.count(op), [&] { op.run(model_.weights.layers.size() - 1); });
+        op.name, facts, [&] { ops.run(op); }, op.cost, ops.count(op));
   }
 
   void decode_ops(int batch) {
@@ -56,10 +55,10 @@ class Kernels {
     const auto sample = [&] { step.sample(); };
     Cost logits;
     logits.bytes = 4.0 * batch * static_cast<double>(config_.vocab_size);
-    add("head", facts, head, costs_.head(batch), 1, head);
-    add("sample, greedy", facts, sample, logits, 1, sample);
+    add("head", facts, head, costs_.head(batch));
+    add("sample, greedy", facts, sample, logits);
     step.sample_with(0.6f, 0.95f, 20);
-    add("sample, top-k and top-p", facts, sample, logits, 1, sample);
+    add("sample, top-k and top-p", facts, sample, logits);
     small_ops(step, facts);
   }
 
@@ -73,16 +72,19 @@ class Kernels {
     const auto embed = [&] { b.embed(table, step.last().token_ids, n, ws.residual.as<float>()); };
     Cost cost;
     cost.bytes = row_bytes * 1.5;
-    add("embed", facts, embed, cost, 1, embed);
-    const auto copy = [&] { b.copy_rows(step.noise(0), nullptr, width, ws.normed.as<float>(), nullptr, width, n, width); };
+    add("embed", facts, embed, cost);
+    const auto copy = [&] {
+      b.copy_rows(ws.residual.as<float>(), nullptr, width, ws.partial.as<float>(), nullptr, width, n, width);
+    };
     cost.bytes = row_bytes * 2;
-    add("copy rows", facts, copy, cost, 1, copy);
+    add("copy rows", facts, copy, cost);
     const float* norm = model_.weights.final_norm.as<float>();
     const auto join = [&] {
-      b.join_norms(step.noise(0), norm, step.noise(1), norm, config_.rms_eps, n, width, ws.partial.as<float>());
+      b.join_norms(ws.residual.as<float>(), norm, ws.normed.as<float>(), norm, config_.rms_eps, n, width,
+                   ws.partial.as<float>());
     };
     cost.bytes = row_bytes * 4;
-    add("join norms", facts, join, cost, 1, join);
+    add("join norms", facts, join, cost);
   }
 
   void prompt_ops(int n_tokens) {
@@ -120,7 +122,7 @@ class Kernels {
     cost.bytes = static_cast<double>(weight->bytes());
     (format == WeightFormat::fp8 ? cost.flop_fp8 : cost.flop) = 2.0 * kSize * kElements;
     const auto work = [&] { b.linear(x.as<float>(), *weight, kSize, y.as<float>()); };
-    add(std::string("product of 8192, ") + weight_format_name(format), {{"rows", kSize}}, work, cost, 1, work);
+    add(std::string("product of 8192, ") + weight_format_name(format), {{"rows", kSize}}, work, cost);
   }
 
   // Every expert gets as many rows as every other, and there is no shared expert: what grouped products of other libraries do.
@@ -129,6 +131,7 @@ class Kernels {
     const auto tokens_of = [&](int n) { return static_cast<int>(n * config_.n_experts / config_.n_active); };
     const int most = tokens_of(*std::max_element(rows.begin(), rows.end()));
     Step step(model_, 1, most, most, most);
+    step.use_noise();
     for (const int n : rows) {
       meter_.say("experts of " + std::to_string(n) + " rows each");
       experts_of(step, n, tokens_of(n));
@@ -146,19 +149,19 @@ class Kernels {
       layers.push_back(layer.experts);
       layers.back().shared_gate_up = layers.back().shared_down = nullptr;
       if (layers.size() > 1) continue;
-      b.route(step.noise(0), *layer.router, layer.router_bias.as<float>(), router_shape(config_), n_tokens, ids.data(),
-              step.workspace().router_logits.as<float>(), step.routing());
+      b.route(step.workspace().normed.as<float>(), *layer.router, layer.router_bias.as<float>(), router_shape(config_),
+              n_tokens, ids.data(), step.workspace().router_logits.as<float>(), step.routing());
     }
     const auto run = [&](size_t i) {
-      b.experts(step.noise(i), layers[i], step.routing(), n_active, n_tokens, static_cast<int>(config_.hidden_size),
-                step.workspace().partial.as<float>());
+      b.experts(step.workspace().normed.as<float>(), layers[i], step.routing(), n_active, n_tokens,
+                static_cast<int>(config_.hidden_size), step.workspace().partial.as<float>());
     };
     add(
         "experts, none shared", {{"rowsPerExpert", rows}, {"rows", n_tokens}},
         [&] {
           for (size_t i = 0; i < layers.size(); ++i) run(i);
         },
-        costs_.experts(n_experts, n_tokens, false), static_cast<int>(layers.size()), [&] { run(0); });
+        costs_.experts(n_experts, n_tokens, false), static_cast<int>(layers.size()));
   }
 
   BenchModel& model_;

@@ -78,12 +78,11 @@ Json& Meter::add(Json facts, const Samples& samples, const Cost& cost, double n)
   return rows_.back();
 }
 
-void Meter::say_kernels(Json& row, const std::function<void()>& work) {
-  const std::vector<std::string> names = model_.device->kernels_of(work);
-  if (names.empty()) return;
-  row["kernels"] = names;
-  for (const std::string& name : names)
-    if (name.find("exact") != std::string::npos && model_.backend->info().compute != DType::f32) row["slowPath"] = true;
+void Meter::say_kernels(Json& row, const std::function<void()>& work, double n) {
+  for (const BenchDevice::KernelUse& use : model_.device->kernels_of(work)) {
+    row["kernels"].push_back({{"name", use.name}, {"launches", use.launches / n}, {"milliseconds", use.ms / n}});
+    if (use.name.find("exact") != std::string::npos && model_.backend->info().compute != DType::f32) row["slowPath"] = true;
+  }
 }
 
 Json Meter::ceilings() const {

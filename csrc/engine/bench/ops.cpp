@@ -23,6 +23,7 @@ LayerOps::LayerOps(BenchModel& model, Step& step, const Costs& costs, int chunk)
   const BatchView& view = step.view(chunk);
   const int n_tokens = view.n_tokens, width = static_cast<int>(model.config.hidden_size);
   const AttentionShape shape = attention_shape(model.config);
+  step.use_noise();
   count_touched(n_tokens);
 
   Backend& b = *model.backend;
@@ -38,7 +39,7 @@ LayerOps::LayerOps(BenchModel& model, Step& step, const Costs& costs, int chunk)
                           layer_of(i).input_norm.template as<float>(), eps, n_tokens, width, ws.normed.as<float>());
   };
   add("qkv", false, costs.qkv(n_tokens),
-      [=, &b, &ws, &step](size_t i) { b.linear(step.noise(i), *layer_of(i).qkv, n_tokens, ws.qkv.as<float>()); });
+      [=, &b, &ws](size_t i) { b.linear(ws.normed.as<float>(), *layer_of(i).qkv, n_tokens, ws.qkv.as<float>()); });
   add("norm, rope, store", false, {}, [=, &b, &ws, &step](size_t i) {
     const LayerWeights& w = layer_of(i);
     b.qk_norm_rope_store(view, shape, ws.qkv.as<float>(), w.q_norm.as<float>(), w.k_norm.as<float>(), eps,
@@ -48,20 +49,26 @@ LayerOps::LayerOps(BenchModel& model, Step& step, const Costs& costs, int chunk)
       [=, &b, &ws, &step](size_t i) { b.attention(view, shape, ws.query.as<float>(), step.kv(i), ws.attended.as<float>()); });
   add("attention out", false, costs.attention_out(n_tokens),
       [=, &b, &ws](size_t i) { b.linear(ws.attended.as<float>(), *layer_of(i).attn_out, n_tokens, ws.partial.as<float>()); });
-  add("add and norm, 1 slot", false, {}, [=](size_t i) { norm(i, 1); });
-  if (touched_ == 0) return;  // no MoE layers
+  // Norms come last, for they change the hidden states that the others read.
+  const auto add_norms = [&](int n_slots) {
+    add("add and norm, 1 slot", false, {}, [=](size_t i) { norm(i, 1); });
+    if (n_slots > 1) add("add and norm, all slots", true, {}, [=](size_t i) { norm(i, n_slots); });
+  };
+  if (touched_ == 0) {  // no MoE layers
+    add_norms(1);
+    return;
+  }
   const RouterShape router = router_;
   const Routing routing = step.routing();
-  const int n_slots = router.n_active + 1;
-  add("add and norm, all slots", true, {}, [=](size_t i) { norm(i, n_slots); });
-  add("route", true, costs.route(n_tokens), [=, &b, &ws, &step](size_t i) {
-    b.route(step.noise(i), *layer_of(i).router, layer_of(i).router_bias.as<float>(), router, n_tokens, nullptr,
+  add("route", true, costs.route(n_tokens), [=, &b, &ws](size_t i) {
+    b.route(ws.normed.as<float>(), *layer_of(i).router, layer_of(i).router_bias.as<float>(), router, n_tokens, nullptr,
             ws.router_logits.as<float>(), routing);
   });
-  // After the counting above the routing is that of the last layer's noise.
-  add("experts", true, costs.experts(touched_last_, n_tokens), [=, &b, &ws, &step](size_t i) {
-    b.experts(step.noise(i), layer_of(i).experts, routing, router.n_active, n_tokens, width, ws.partial.as<float>());
+  // After the counting above the routing is that of the last layer.
+  add("experts", true, costs.experts(touched_last_, n_tokens), [=, &b, &ws](size_t i) {
+    b.experts(ws.normed.as<float>(), layer_of(i).experts, routing, router.n_active, n_tokens, width, ws.partial.as<float>());
   });
+  add_norms(router.n_active + 1);
 }
 
 void LayerOps::count_touched(int n_tokens) {
@@ -71,7 +78,7 @@ void LayerOps::count_touched(int n_tokens) {
   for (size_t i = 0; i < model_.weights.layers.size(); ++i) {
     const LayerWeights& layer = model_.weights.layers[i];
     if (layer.dense) continue;
-    b.route(step_.noise(i), *layer.router, layer.router_bias.as<float>(), router_, n_tokens, nullptr,
+    b.route(step_.workspace().normed.as<float>(), *layer.router, layer.router_bias.as<float>(), router_, n_tokens, nullptr,
             step_.workspace().router_logits.as<float>(), routing);
     b.download(ids.data(), routing.expert_ids, ids.size() * sizeof(int32_t));
     touched_last_ = static_cast<double>(std::set<int32_t>(ids.begin(), ids.end()).size());
@@ -118,8 +125,8 @@ void LayerOps::linear_layers() const {
     qkv.run(i);
     out.run(i);
     if (layer.dense) {
-      model_.backend->experts(step_.noise(i), layer.experts, {}, 0, n_tokens, static_cast<int>(model_.config.hidden_size),
-                              step_.workspace().partial.as<float>());
+      model_.backend->experts(step_.workspace().normed.as<float>(), layer.experts, {}, 0, n_tokens,
+                              static_cast<int>(model_.config.hidden_size), step_.workspace().partial.as<float>());
     } else {
       op("route").run(i);
       op("experts").run(i);

@@ -36,6 +36,7 @@ void measure_prompt(BenchModel& model, const Options& options, Meter& meter, int
   }),
             whole);
 
+  step.use_noise();
   // Parts, of the first chunk where every chunk does the same, of the last one for attention.
   const int rows = step.rows();
   Cost linear = costs.trunk(1, rows, rows, ops.touched());
@@ -50,9 +51,10 @@ void measure_prompt(BenchModel& model, const Options& options, Meter& meter, int
     const LayerOp& measured = used.op(op.name);
     Json part = facts(op.name, attends ? step.last().n_tokens : rows);
     if (attends) part["context"] = step.context();
-    Json& row = meter.add(part, meter.time([&] { used.run(measured); }), measured.cost, used.count(measured));
+    const auto all_layers = [&] { used.run(measured); };
+    Json& row = meter.add(part, meter.time(all_layers), measured.cost, used.count(measured));
     row.erase("tokensPerSecond");  // of one layer: it would mislead
-    meter.say_kernels(row, [&] { measured.run(model.weights.layers.size() - 1); });
+    meter.say_kernels(row, all_layers, used.count(measured));
   }
 }
 

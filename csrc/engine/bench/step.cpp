@@ -8,12 +8,6 @@
 #include "engine/schedule/page_pool.h"
 
 namespace sigmoe::bench {
-namespace {
-
-constexpr int kNoises = 4;  // hidden states that layers take turns with
-
-}  // namespace
-
 Step::Step(BenchModel& model, int n_seqs, int n_tokens, int64_t context, int chunk)
     : model_(model),
       config_(model.config),
@@ -26,9 +20,6 @@ Step::Step(BenchModel& model, int n_seqs, int n_tokens, int64_t context, int chu
       graph_(config_, model.weights, heads_, *model.backend, nullptr, kv_, workspace_) {
   SIGMOE_CHECK(n_seqs == 1 || n_tokens == 1, "a step is many sequences of one row or one sequence of many");
   make_views(n_tokens, chunk);
-  const size_t n_noise = static_cast<size_t>(workspace_.max_tokens + kNoises) * config_.hidden_size;
-  noise_ = model.backend->alloc(n_noise * sizeof(float), "random hidden states");
-  model.device->fill(noise_.data(), DType::f32, n_noise, 1.7f, 11);
   make_sampler();
 }
 
@@ -106,7 +97,12 @@ Routing Step::routing() const {
           workspace_.slot_order.as<int32_t>()};
 }
 
-const float* Step::noise(size_t layer) const { return noise_.as<float>() + layer % kNoises * config_.hidden_size; }
+void Step::use_noise() {
+  float* residual = workspace_.residual.as<float>();
+  model_.device->fill(residual, DType::f32, static_cast<size_t>(rows()) * config_.hidden_size, 1.7f, 11);
+  model_.backend->reduce_add_rms_norm(residual, nullptr, 0, nullptr, model_.weights.final_norm.as<float>(), config_.rms_eps,
+                                      rows(), static_cast<int>(config_.hidden_size), workspace_.normed.as<float>());
+}
 
 void Step::head() {
   model_.backend->head_logits(workspace_.normed.as<float>(), head_rows_, n_seqs_, *model_.weights.lm_head, nullptr,

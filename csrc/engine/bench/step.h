@@ -31,8 +31,8 @@ class Step {
   const KvView& kv(size_t layer) const { return kv_.layer(static_cast<int64_t>(layer)); }
   Routing routing() const;
 
-  // Random hidden states, others for each of a few layers: (rows, D).
-  const float* noise(size_t layer) const;
+  // Puts random hidden states where the ops of a layer find theirs: the residual, and its norm.
+  void use_noise();
 
   // Final hidden states to tokens: one row per sequence.
   void head();
@@ -64,7 +64,7 @@ class Step {
   std::vector<int32_t> pages_;
   const int32_t* page_tables_ = nullptr;
   const int32_t* head_rows_ = nullptr;
-  DeviceBuffer noise_, logits_, counts_, outputs_, sample_rows_;
+  DeviceBuffer logits_, counts_, outputs_, sample_rows_;
   SampleArgs sample_;
 };
 

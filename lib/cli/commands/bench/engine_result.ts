@@ -43,8 +43,8 @@ interface EngineRow {
   distinctExperts?: number;
   /** Time of a deterministic step over that of a default one. */
   timesDefault?: number;
-  /** The kernels that ran, where the device can tell. */
-  kernels?: string[];
+  /** The kernels that ran, where the device can tell, one after the other: together they take longer than the row. */
+  kernels?: { name: string; launches: number; milliseconds: number }[];
   /** One of them is the naive one: right, not fast. */
   slowPath?: boolean;
 }
@@ -141,6 +141,8 @@ function size({ batch, prompt, rows, rowsPerExpert, context, distinctExperts, ti
 }
 
 function kernelsOf({ kernels = [], slowPath }: EngineRow): string {
-  const few = kernels.length > 4 ? [...kernels.slice(0, 3), `and ${kernels.length - 3} more`] : kernels;
+  const most = 4;
+  const lines = kernels.map(({ name, milliseconds }) => `${measure(milliseconds * 1000)} us ${name}`);
+  const few = lines.length > most ? [...lines.slice(0, most - 1), `and ${lines.length - most + 1} more`] : lines;
   return `${slowPath ? 'SLOW PATH: ' : ''}${few.join('\n')}`;
 }
