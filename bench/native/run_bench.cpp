@@ -31,17 +31,18 @@ double number_of(const Json& row, const char* name) { return row.value(name, 0.0
 
 void print(const Json& result) {
   const Json& machine = result["machine"];
-  std::printf("%s on %s, %s; read %.0f GB/s, copy %.0f GB/s, matrix %.0f TFLOPS in BF16, %.0f in FP8\n",
-              result["shape"].get<std::string>().c_str(), machine["name"].get<std::string>().c_str(),
-              machine["kernels"].get<std::string>().c_str(), number_of(machine, "readGbps"), number_of(machine, "copyGbps"),
-              number_of(machine, "matrixGflops") / 1e3, number_of(machine, "matrixFp8Gflops") / 1e3);
+  std::printf("%s on %s, %s; ceilings:", result["shape"].get<std::string>().c_str(), machine["name"].get<std::string>().c_str(),
+              machine["kernels"].get<std::string>().c_str());
+  for (const char* name : {"readGbps", "copyGbps", "matrixGflops", "matrixFp8Gflops"})
+    if (machine.contains(name)) std::printf(" %s %.4g", name, number_of(machine, name));
+  std::printf("\n");
   for (const Json& row : result["rows"]) {
     std::string what = row["part"].get<std::string>();
     for (const char* name : {"batch", "prompt", "rows", "rowsPerExpert", "context"})
       if (row.contains(name)) what += std::string(" ") + name + " " + row[name].dump();
     std::printf("%-56s %10.4f ms", what.c_str(), number_of(row, "milliseconds"));
     if (row.contains("fraction"))
-      std::printf(" %6.1f%% %7.1f GB/s %7.1f TFLOPS", 100 * number_of(row, "fraction"), number_of(row, "gbps"),
+      std::printf(" %6.1f%% %7.1f GB/s %8.4g TFLOPS", 100 * number_of(row, "fraction"), number_of(row, "gbps"),
                   number_of(row, "gflops") / 1e3);
     if (row.contains("tokensPerSecond")) std::printf(" %9.1f tok/s", number_of(row, "tokensPerSecond"));
     if (row.contains("distinctExperts")) std::printf(" %.1f experts", number_of(row, "distinctExperts"));

@@ -29,8 +29,8 @@ LayerOps::LayerOps(BenchModel& model, Step& step, const Costs& costs, int chunk)
   Backend& b = *model.backend;
   Workspace& ws = step.workspace();
   const auto layer_of = [&model](size_t i) -> const LayerWeights& { return model.weights.layers[i]; };
-  const auto add = [&](const char* name, bool moe_only, const Cost& cost, std::function<void(size_t)> run) {
-    ops_.push_back({name, moe_only, cost, std::move(run)});
+  const auto add = [&](const char* name, Layers layers, const Cost& cost, std::function<void(size_t)> run) {
+    ops_.push_back({name, layers, cost, std::move(run)});
   };
   const float eps = model.config.rms_eps;
   // What a norm moves stays in the cache between two kernels of a step: it has no bound of its own.
@@ -38,21 +38,26 @@ LayerOps::LayerOps(BenchModel& model, Step& step, const Costs& costs, int chunk)
     b.reduce_add_rms_norm(ws.residual.as<float>(), ws.partial.as<float>(), n_slots, nullptr,
                           layer_of(i).input_norm.template as<float>(), eps, n_tokens, width, ws.normed.as<float>());
   };
-  add("qkv", false, costs.qkv(n_tokens),
+  add("qkv", Layers::all, costs.qkv(n_tokens),
       [=, &b, &ws](size_t i) { b.linear(ws.normed.as<float>(), *layer_of(i).qkv, n_tokens, ws.qkv.as<float>()); });
-  add("norm, rope, store", false, {}, [=, &b, &ws, &step](size_t i) {
+  add("norm, rope, store", Layers::all, {}, [=, &b, &ws, &step](size_t i) {
     const LayerWeights& w = layer_of(i);
     b.qk_norm_rope_store(view, shape, ws.qkv.as<float>(), w.q_norm.as<float>(), w.k_norm.as<float>(), eps,
                          ws.rope_cos.as<float>(), ws.rope_sin.as<float>(), step.kv(i), ws.query.as<float>());
   });
-  add("attention", false, costs.attention(view.n_seqs, n_tokens / view.n_seqs, step.context_after(chunk)),
+  add("attention", Layers::all, costs.attention(view.n_seqs, n_tokens / view.n_seqs, step.context_after(chunk)),
       [=, &b, &ws, &step](size_t i) { b.attention(view, shape, ws.query.as<float>(), step.kv(i), ws.attended.as<float>()); });
-  add("attention out", false, costs.attention_out(n_tokens),
+  add("attention out", Layers::all, costs.attention_out(n_tokens),
       [=, &b, &ws](size_t i) { b.linear(ws.attended.as<float>(), *layer_of(i).attn_out, n_tokens, ws.partial.as<float>()); });
+  const bool has_dense = model.weights.layers[0].dense;
+  if (has_dense)
+    add("dense MLP", Layers::dense, costs.dense_mlp(n_tokens), [=, &b, &ws](size_t i) {
+      b.experts(ws.normed.as<float>(), layer_of(i).experts, {}, 0, n_tokens, width, ws.partial.as<float>());
+    });
   // Norms come last, for they change the hidden states that the others read.
   const auto add_norms = [&](int n_slots) {
-    add("add and norm, 1 slot", false, {}, [=](size_t i) { norm(i, 1); });
-    if (n_slots > 1) add("add and norm, all slots", true, {}, [=](size_t i) { norm(i, n_slots); });
+    add("add and norm, 1 slot", Layers::all, {}, [=](size_t i) { norm(i, 1); });
+    if (n_slots > 1) add("add and norm, all slots", Layers::moe, {}, [=](size_t i) { norm(i, n_slots); });
   };
   if (touched_ == 0) {  // no MoE layers
     add_norms(1);
@@ -60,12 +65,12 @@ LayerOps::LayerOps(BenchModel& model, Step& step, const Costs& costs, int chunk)
   }
   const RouterShape router = router_;
   const Routing routing = step.routing();
-  add("route", true, costs.route(n_tokens), [=, &b, &ws](size_t i) {
+  add("route", Layers::moe, costs.route(n_tokens), [=, &b, &ws](size_t i) {
     b.route(ws.normed.as<float>(), *layer_of(i).router, layer_of(i).router_bias.as<float>(), router, n_tokens, nullptr,
             ws.router_logits.as<float>(), routing);
   });
   // After the counting above the routing is that of the last layer.
-  add("experts", true, costs.experts(touched_last_, n_tokens), [=, &b, &ws](size_t i) {
+  add("experts", Layers::moe, costs.experts(touched_last_, n_tokens), [=, &b, &ws](size_t i) {
     b.experts(ws.normed.as<float>(), layer_of(i).experts, routing, router.n_active, n_tokens, width, ws.partial.as<float>());
   });
   add_norms(router.n_active + 1);
@@ -92,14 +97,18 @@ const LayerOp& LayerOps::op(const std::string& name) const {
   throw EngineError(ErrorCode::internal, "no op '" + name + "' to measure");
 }
 
+bool LayerOps::has(const LayerOp& op, size_t layer) const {
+  return op.layers == Layers::all || (op.layers == Layers::dense) == model_.weights.layers[layer].dense;
+}
+
 void LayerOps::run(const LayerOp& op) const {
   for (size_t i = 0; i < model_.weights.layers.size(); ++i)
-    if (!op.moe_only || !model_.weights.layers[i].dense) op.run(i);
+    if (has(op, i)) op.run(i);
 }
 
 int LayerOps::count(const LayerOp& op) const {
   int n = 0;
-  for (const LayerWeights& layer : model_.weights.layers) n += !op.moe_only || !layer.dense;
+  for (size_t i = 0; i < model_.weights.layers.size(); ++i) n += has(op, i);
   return n;
 }
 
@@ -118,20 +127,10 @@ void LayerOps::expert_blocks() const {
 }
 
 void LayerOps::linear_layers() const {
-  const LayerOp &qkv = op("qkv"), &out = op("attention out");
-  const int n_tokens = step_.rows();
-  for (size_t i = 0; i < model_.weights.layers.size(); ++i) {
-    const LayerWeights& layer = model_.weights.layers[i];
-    qkv.run(i);
-    out.run(i);
-    if (layer.dense) {
-      model_.backend->experts(step_.workspace().normed.as<float>(), layer.experts, {}, 0, n_tokens,
-                              static_cast<int>(model_.config.hidden_size), step_.workspace().partial.as<float>());
-    } else {
-      op("route").run(i);
-      op("experts").run(i);
-    }
-  }
+  for (size_t i = 0; i < model_.weights.layers.size(); ++i)
+    for (const char* name : {"qkv", "attention out", "dense MLP", "route", "experts"})
+      for (const LayerOp& op : ops_)
+        if (op.name == name && has(op, i)) op.run(i);
 }
 
 }  // namespace sigmoe::bench

@@ -10,10 +10,12 @@
 
 namespace sigmoe::bench {
 
+enum class Layers : uint8_t { all, moe, dense };
+
 struct LayerOp {
   std::string name;
-  bool moe_only = false;
-  Cost cost;  // of one layer
+  Layers layers = Layers::all;  // those that have it
+  Cost cost;                    // of one layer
   std::function<void(size_t layer)> run;
 };
 
@@ -37,6 +39,7 @@ class LayerOps {
 
  private:
   void count_touched(int n_tokens);
+  bool has(const LayerOp& op, size_t layer) const;
 
   BenchModel& model_;
   Step& step_;
