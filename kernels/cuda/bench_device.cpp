@@ -144,7 +144,12 @@ class Timeline {
       CUDA_CHECK(cudaGraphKernelNodeGetParams(node, &params));
       allow_shared_memory(params);
       CUDA_CHECK(cudaGraphAddKernelNode(&last_, graph_, &before, 1, &params));
-      CUDA_CHECK(cudaGraphKernelNodeCopyAttributes(last_, node));
+      cudaLaunchAttributeValue value;
+      CUDA_CHECK(cudaGraphKernelNodeGetAttribute(node, cudaLaunchAttributeClusterDimension, &value));
+      if (value.clusterDim.x * value.clusterDim.y * value.clusterDim.z > 1)
+        CUDA_CHECK(cudaGraphKernelNodeSetAttribute(last_, cudaLaunchAttributeClusterDimension, &value));
+      CUDA_CHECK(cudaGraphKernelNodeGetAttribute(node, cudaLaunchAttributeCooperative, &value));
+      if (value.cooperative) CUDA_CHECK(cudaGraphKernelNodeSetAttribute(last_, cudaLaunchAttributeCooperative, &value));
     } else if (type == cudaGraphNodeTypeMemset) {
       cudaMemsetParams params = {};
       CUDA_CHECK(cudaGraphMemsetNodeGetParams(node, &params));
