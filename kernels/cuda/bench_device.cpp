@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdlib>
 #include <fstream>
+#include <numeric>
 
 #include "cuda/bench_kernels.h"
 #include "cuda/cuda_backend.h"
@@ -273,6 +274,7 @@ class CudaBenchDevice : public BenchDevice {
 
 std::vector<BenchDevice::KernelUse> CudaBenchDevice::kernels_of(const std::function<void()>& work) {
   constexpr int kRuns = 5;
+  constexpr double kEnoughMs = 200;
   work();  // what is made on first use is not recorded
   backend_.synchronize();
   const Recording recording(backend_.queue(), work);
@@ -280,9 +282,11 @@ std::vector<BenchDevice::KernelUse> CudaBenchDevice::kernels_of(const std::funct
   std::vector<std::vector<double>> times(nodes.size());
   try {
     const Timeline timeline(nodes);
-    for (int run = 0; run <= kRuns; ++run) {  // the first warms up
+    double spent = 0;
+    for (int run = 0; run <= kRuns && spent < kEnoughMs; ++run) {  // the first warms up, unless it says enough
       const std::vector<double> ms = timeline.ms(backend_.queue());
-      for (size_t i = 0; i < nodes.size() && run > 0; ++i) times[i].push_back(ms[i]);
+      spent += std::accumulate(ms.begin(), ms.end(), 0.0);
+      for (size_t i = 0; i < nodes.size() && (run > 0 || spent >= kEnoughMs); ++i) times[i].push_back(ms[i]);
     }
   } catch (const EngineError&) {  // a node that cannot be copied: names without times
     (void)cudaGetLastError();
