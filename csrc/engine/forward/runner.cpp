@@ -117,7 +117,7 @@ void RankRunner::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trac
   const bool decode = inputs.n_tokens() == inputs.n_seqs();
   const FeatureSink sink{limits_.features, features_.as<float>(), step.feature_rows};
   const FeatureSink* features = step.feature_rows ? &sink : nullptr;
-  if (decode && !trace && !comm_)
+  if (decode && !trace)
     backend_->run_recorded(step_key(step.batch, step.feature_rows), [&] { graph_.forward(step.batch, nullptr, features); });
   else
     graph_.forward(step.batch, trace, features);
@@ -185,16 +185,26 @@ void RankRunner::download_logits(const int32_t* row_ids, int n_rows, std::vector
 World::World(int n_ranks, const MakeRank& make_rank) {
   if (n_ranks > 1) comms_ = make_thread_world(n_ranks);
   for (int rank = 0; rank < n_ranks; ++rank) runners_.push_back(make_rank(rank, comms_.empty() ? nullptr : comms_[rank].get()));
+  if (n_ranks == 1) return;
   for (int rank = 1; rank < n_ranks; ++rank) threads_.emplace_back([this, rank] { rank_loop(rank); });
+  try {
+    on_every_rank([this](int rank) { runners_[rank]->backend().join(*comms_[rank]); });
+  } catch (...) {
+    stop();
+    throw;
+  }
 }
 
-World::~World() {
+World::~World() { stop(); }
+
+void World::stop() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
   }
   changed_.notify_all();
   for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
 }
 
 void World::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace) {

@@ -122,6 +122,7 @@ class World {
 
  private:
   void rank_loop(int rank);
+  void stop();
 
   std::vector<std::unique_ptr<Comm>> comms_;  // empty for one rank
   std::vector<std::unique_ptr<RankRunner>> runners_;
