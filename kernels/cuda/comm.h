@@ -19,8 +19,8 @@
 namespace sigmoe::cuda {
 
 constexpr int kMaxRanks = 8;
-constexpr int kOneShotRows = 32;    // of one launch at most
-constexpr int kTwoShotRows = 512;   // likewise; longer batches take several
+constexpr int kOneShotRows = 32;     // of one launch at most
+constexpr int kTwoShotRows = 512;    // likewise; longer batches take several
 constexpr int kTwoShotBlocks = 128;  // at most: all of them must run at once
 constexpr int kGatherBlocks = 64;
 constexpr int kMaxPeerWidth = 16384;  // floats of a row
@@ -34,7 +34,8 @@ struct PeerView {
   int n_blocks = 64;  // of a two-shot kernel: all of them run at once, on every rank
 };
 
-// Where things lie in the exchange memory, for R ranks and rows of `width` floats. Counters are the rank's own; the rest peers write.
+// Where things lie in the exchange memory, for R ranks and rows of `width` floats. Counters are the rank's own; the rest peers
+// write.
 struct ExchangeLayout {
   ExchangeLayout() = default;
   ExchangeLayout(int width, int world);
@@ -104,7 +105,7 @@ class DeviceWorld {
   // Throws a device error when waits of this rank were ended before what they waited for had come.
   void check() const;
 
-  // The largest number of rows that goes one-shot; 0: what was measured to be best.
+  // The largest number of rows that goes one-shot; 0: what was measured to be best; -1: none.
   void set_one_shot_rows(int rows) { one_shot_rows_ = rows; }
   void set_patience(uint64_t ns) { view_.patience_ns = ns; }
 

@@ -7,7 +7,8 @@ namespace {
 
 constexpr int kThreads = 512;
 
-// The parts are complete when the kernel starts; the flags say so to the others, and in the end that nobody reads them any more.
+// The parts are complete when the kernel starts; the flags say so to the others, and in the end that nobody reads them any
+// more.
 __global__ void __launch_bounds__(kThreads) gather_kernel(PeerView peers, ExchangeLayout at, GatherArgs args) {
   let_next_start();
   wait_for_previous();

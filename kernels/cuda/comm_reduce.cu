@@ -113,11 +113,11 @@ __global__ void __launch_bounds__(kRowThreads / kBlocks)
 #pragma unroll
     for (int r = 0; r < kWorld; ++r) {
       if (r >= peers.world) break;
-      const float4 part = r == peers.rank ? own[v]
-                                          : float4{__uint_as_float(static_cast<uint32_t>(low[r].a)),
-                                                   __uint_as_float(static_cast<uint32_t>(low[r].b)),
-                                                   __uint_as_float(static_cast<uint32_t>(high[r].a)),
-                                                   __uint_as_float(static_cast<uint32_t>(high[r].b))};
+      const float4 part =
+          r == peers.rank
+              ? own[v]
+              : float4{__uint_as_float(static_cast<uint32_t>(low[r].a)), __uint_as_float(static_cast<uint32_t>(low[r].b)),
+                       __uint_as_float(static_cast<uint32_t>(high[r].a)), __uint_as_float(static_cast<uint32_t>(high[r].b))};
       total = r == 0 ? part : add(total, part);
     }
     value[v] = add(value[v], total);

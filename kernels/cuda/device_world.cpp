@@ -172,10 +172,11 @@ void DeviceWorld::reduce_add_rms_norm(const Queue& queue, const ReduceArgs& args
   if (nccl_) {
     launch_sum_slots(queue, args.addend, args.n_slots, args.n_tokens, args.width, sums);
     nccl_->all_reduce(sums, static_cast<size_t>(args.n_tokens) * args.width, queue.stream);
-    return launch_reduce_add_rms_norm(queue, args.residual, sums, 1, args.weight, args.eps, args.n_tokens, args.width, args.out);
+    return launch_reduce_add_rms_norm(queue, args.residual, sums, 1, args.weight, args.eps, args.n_tokens, args.width,
+                                      args.out);
   }
   reserve(args.width);
-  const int one_shot = one_shot_rows_ > 0 ? std::min(one_shot_rows_, kOneShotRows) : best_one_shot_rows(view_.world);
+  const int one_shot = one_shot_rows_ == 0 ? best_one_shot_rows(view_.world) : std::min(one_shot_rows_, kOneShotRows);
   const bool small = args.n_tokens <= one_shot;
   for (int row = 0; row < args.n_tokens; row += small ? kOneShotRows : kTwoShotRows) {
     const auto from = static_cast<int64_t>(row) * args.width;

@@ -60,8 +60,7 @@ const Functions& functions() {
 
 void check(int status, const char* call) {
   if (status != 0)
-    throw EngineError(ErrorCode::device,
-                      std::string("NCCL error from ") + call + ": " + functions().ncclGetErrorString(status),
+    throw EngineError(ErrorCode::device, std::string("NCCL error from ") + call + ": " + functions().ncclGetErrorString(status),
                       "run again with NCCL_DEBUG=INFO to see why; then dispose the model and load it again");
 }
 
