@@ -9,7 +9,9 @@ constexpr int kThreads = 512;
 
 // The parts are complete when the kernel starts; the flags say so to the others, and in the end that nobody reads them any
 // more.
-__global__ void __launch_bounds__(kThreads) gather_kernel(PeerView peers, ExchangeLayout at, GatherArgs args) {
+__global__ void __launch_bounds__(kThreads)
+    gather_kernel(const __grid_constant__ PeerView peers, const __grid_constant__ ExchangeLayout at,
+                  const __grid_constant__ GatherArgs args) {
   let_next_start();
   wait_for_previous();
   auto* counter = reinterpret_cast<uint32_t*>(peers.memory[peers.rank] + at.gather_counters) + blockIdx.x;

@@ -48,10 +48,11 @@ __device__ float row_sum(float value, float* warp_sums) {
   return sum;
 }
 
-// kWorld: ranks at most. kVectors: float4 of a row per thread.
-template <int kWorld, int kBlocks, int kVectors>
+// kAtOnce: ranks whose words a thread reads at once. kVectors: float4 of a row per thread.
+template <int kAtOnce, int kBlocks, int kVectors>
 __global__ void __launch_bounds__(kRowThreads / kBlocks)
-    one_shot_reduce_kernel(PeerView peers, ExchangeLayout at, ReduceArgs args) {
+    one_shot_reduce_kernel(const __grid_constant__ PeerView peers, const __grid_constant__ ExchangeLayout at,
+                           const __grid_constant__ ReduceArgs args) {
   __shared__ float warp_sums[32];
   const int row = blockIdx.x / kBlocks, n = args.width / 4;
   const int first = (blockIdx.x % kBlocks) * (kRowThreads / kBlocks) + threadIdx.x;
@@ -79,9 +80,7 @@ __global__ void __launch_bounds__(kRowThreads / kBlocks)
     if (i >= n) break;
     own[v] = sum_slots(args.addend, args.n_slots, row, n, i);
     value[v] = reinterpret_cast<const float4*>(args.residual)[static_cast<int64_t>(row) * n + i];
-#pragma unroll
-    for (int step = 1; step < kWorld; ++step) {  // each rank begins with another one, so that no link waits
-      if (step >= peers.world) break;
+    for (int step = 1; step < peers.world; ++step) {  // each rank begins with another one, so that no link waits
       const int rank = (peers.rank + step) % peers.world;
       float4* to = words(rank, peers.rank) + i;
       store_numbered(to, own[v].x, own[v].y, number);
@@ -93,32 +92,36 @@ __global__ void __launch_bounds__(kRowThreads / kBlocks)
   for (int v = 0; v < kVectors; ++v) {
     const int i = first + v * kRowThreads;
     if (i >= n) break;
-    NumberedPair low[kWorld], high[kWorld];
-    Patience patience;
-    for (bool complete = false; !complete;) {
-      complete = true;
+    float4 total = {0.0f, 0.0f, 0.0f, 0.0f};
+    for (int begin = 0; begin < peers.world; begin += kAtOnce) {
+      NumberedPair low[kAtOnce], high[kAtOnce];
+      Patience patience;
+      for (bool complete = false; !complete;) {
+        complete = true;
 #pragma unroll
-      for (int r = 0; r < kWorld; ++r) {
-        if (r >= peers.world || r == peers.rank) continue;
-        const float4* from = words(peers.rank, r) + i;
-        low[r] = load_numbered(from);
-        high[r] = load_numbered(from + n);
+        for (int k = 0; k < kAtOnce; ++k) {
+          if (begin + k >= peers.world || begin + k == peers.rank) continue;
+          const float4* from = words(peers.rank, begin + k) + i;
+          low[k] = load_numbered(from);
+          high[k] = load_numbered(from + n);
+        }
+#pragma unroll
+        for (int k = 0; k < kAtOnce; ++k)
+          if (begin + k < peers.world && begin + k != peers.rank)
+            complete = complete && low[k].is(number) && high[k].is(number);
+        if (!complete && patience.give_up(peers)) break;
       }
 #pragma unroll
-      for (int r = 0; r < kWorld; ++r)
-        if (r < peers.world && r != peers.rank) complete = complete && low[r].is(number) && high[r].is(number);
-      if (!complete && patience.give_up(peers)) break;
-    }
-    float4 total = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll
-    for (int r = 0; r < kWorld; ++r) {
-      if (r >= peers.world) break;
-      const float4 part =
-          r == peers.rank
-              ? own[v]
-              : float4{__uint_as_float(static_cast<uint32_t>(low[r].a)), __uint_as_float(static_cast<uint32_t>(low[r].b)),
-                       __uint_as_float(static_cast<uint32_t>(high[r].a)), __uint_as_float(static_cast<uint32_t>(high[r].b))};
-      total = r == 0 ? part : add(total, part);
+      for (int k = 0; k < kAtOnce; ++k) {
+        const int r = begin + k;
+        if (r >= peers.world) break;
+        const float4 part =
+            r == peers.rank
+                ? own[v]
+                : float4{__uint_as_float(static_cast<uint32_t>(low[k].a)), __uint_as_float(static_cast<uint32_t>(low[k].b)),
+                         __uint_as_float(static_cast<uint32_t>(high[k].a)), __uint_as_float(static_cast<uint32_t>(high[k].b))};
+        total = r == 0 ? part : add(total, part);
+      }
     }
     value[v] = add(value[v], total);
     reinterpret_cast<float4*>(args.residual)[static_cast<int64_t>(row) * n + i] = value[v];
@@ -140,7 +143,9 @@ __global__ void __launch_bounds__(kRowThreads / kBlocks)
 // Blocks take rows in turn, the same ones on every rank: hand out all partial segments, sum the own segment of each row and
 // hand it on, then finish the rows.
 template <int kVectors>
-__global__ void __launch_bounds__(kRowThreads) two_shot_reduce_kernel(PeerView peers, ExchangeLayout at, ReduceArgs args) {
+__global__ void __launch_bounds__(kRowThreads)
+    two_shot_reduce_kernel(const __grid_constant__ PeerView peers, const __grid_constant__ ExchangeLayout at,
+                           const __grid_constant__ ReduceArgs args) {
   __shared__ float warp_sums[32];
   const int n = args.width / 4, segment = (n + peers.world - 1) / peers.world;
   const int tid = static_cast<int>(threadIdx.x), stride = static_cast<int>(gridDim.x);
@@ -211,7 +216,7 @@ __global__ void __launch_bounds__(kRowThreads) two_shot_reduce_kernel(PeerView p
   if (tid == 0) store_relaxed(counter, number);
 }
 
-template <int kWorld, int kBlocks, int kVectors>
+template <int kAtOnce, int kBlocks, int kVectors>
 void launch_one_shot(const Queue& queue, const PeerView& peers, const ExchangeLayout& at, const ReduceArgs& args) {
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeClusterDimension;
@@ -224,22 +229,15 @@ void launch_one_shot(const Queue& queue, const PeerView& peers, const ExchangeLa
   config.stream = queue.stream;
   config.attrs = kBlocks > 1 ? attributes : attributes + 1;
   config.numAttrs = (kBlocks > 1 ? 1 : 0) + (queue.overlap ? 1 : 0);
-  CUDA_CHECK(cudaLaunchKernelEx(&config, one_shot_reduce_kernel<kWorld, kBlocks, kVectors>, peers, at, args));
+  CUDA_CHECK(cudaLaunchKernelEx(&config, one_shot_reduce_kernel<kAtOnce, kBlocks, kVectors>, peers, at, args));
 }
 
-template <int kWorld, int kBlocks>
+template <int kAtOnce, int kBlocks>
 void launch_one_shot(const Queue& queue, const PeerView& peers, const ExchangeLayout& at, const ReduceArgs& args) {
   if (args.width <= 4 * kRowThreads)
-    launch_one_shot<kWorld, kBlocks, 1>(queue, peers, at, args);
+    launch_one_shot<kAtOnce, kBlocks, 1>(queue, peers, at, args);
   else
-    launch_one_shot<kWorld, kBlocks, kMaxPeerWidth / 4 / kRowThreads>(queue, peers, at, args);
-}
-
-template <int kBlocks>
-void launch_one_shot(const Queue& queue, const PeerView& peers, const ExchangeLayout& at, const ReduceArgs& args) {
-  if (peers.world <= 2) return launch_one_shot<2, kBlocks>(queue, peers, at, args);
-  if (peers.world <= 4) return launch_one_shot<4, kBlocks>(queue, peers, at, args);
-  launch_one_shot<kMaxRanks, kBlocks>(queue, peers, at, args);
+    launch_one_shot<kAtOnce, kBlocks, kMaxPeerWidth / 4 / kRowThreads>(queue, peers, at, args);
 }
 
 }  // namespace
@@ -247,10 +245,12 @@ void launch_one_shot(const Queue& queue, const PeerView& peers, const ExchangeLa
 void launch_one_shot_reduce(const Queue& queue, const PeerView& peers, const ExchangeLayout& at, const ReduceArgs& args,
                             bool clusters) {
   SIGMOE_CHECK(args.n_tokens <= kOneShotRows && args.width == at.width, "more rows or wider ones than the exchange holds");
-  if (clusters)
-    launch_one_shot<kCluster>(queue, peers, at, args);
+  if (!clusters)
+    launch_one_shot<2, 1>(queue, peers, at, args);
+  else if (peers.world <= 2)
+    launch_one_shot<2, kCluster>(queue, peers, at, args);
   else
-    launch_one_shot<1>(queue, peers, at, args);
+    launch_one_shot<4, kCluster>(queue, peers, at, args);
 }
 
 void launch_two_shot_reduce(const Queue& queue, const PeerView& peers, const ExchangeLayout& at, const ReduceArgs& args) {
