@@ -23,6 +23,8 @@ struct EngineOptions {
   std::string compute = "bfloat16";  // bfloat16 | float32 | int8 (Ascend)
   int n_threads = 0;                 // per rank; 0 = cores the process may use
   int tensor_parallel = 1;           // ranks; the CPU runs them as threads of one process
+  bool expert_parallel = false;      // ranks hold whole experts instead of a part of each
+  int first_device = 0;              // of the accelerators the ranks take, one each
   int64_t max_model_len = 0;         // tokens; 0 = the model's context
   int max_num_seqs = 32;             // sequences in one step
   int max_batched_tokens = 512;      // token budget of one step: prefill is cut into chunks of at most this

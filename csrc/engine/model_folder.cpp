@@ -267,7 +267,7 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
   const int64_t most_rows = std::max<int64_t>(options.max_batched_tokens, Speculation::kRingRows);  // of a draft's pass
   const auto make_rank = [&](int rank, Comm* comm) {
     BackendOptions for_rank = backend_options(options);
-    for_rank.device_index = rank;
+    for_rank.device_index = options.first_device + rank;
     auto backend = create_backend(device, for_rank);
     const uint64_t free_before = backend->free_bytes();
     if (rank == 0) {
@@ -282,6 +282,7 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
     LoadOptions load;
     load.rank = rank;
     load.world = world;
+    load.expert_parallel = options.expert_parallel;
     load.with_mtp = loaded.has_mtp;
     load.n_threads = backend_options(options).n_threads * world;  // ranks load one after the other
     load.cancelled = cancelled;

@@ -40,10 +40,19 @@ std::vector<std::string> available_paths(DType compute);
 // The device of SIGMOE_TEST_DEVICE in place of "auto": the engine's tests on another device.
 EngineOptions on_test_device(EngineOptions options);
 
+// Ranks of the worlds that every golden runs in. SIGMOE_TEST_GPUS says over how many GPUs the ranks of a device are spread; it
+// is 1 where it is not set, and ranks that share a GPU meet through the host.
+struct Ranks {
+  int world = 1;
+  bool expert_parallel = false;
+};
+const std::vector<Ranks>& all_worlds();
+
 struct WorldSpec {
   std::string kernels = "reference";  // a CPU path, or a device: "cuda", "ascend", "ascend-twin"
   DType compute = DType::f32;
   int world = 1;
+  bool expert_parallel = false;
   int n_threads = 2;
   bool mtp = false;
   int64_t max_tokens = 512;

@@ -285,17 +285,29 @@ TEST_CASE("engine: loading reports progress, can be cancelled, and refuses what 
   CHECK(code_of([&] { load_nano(options); }) == ErrorCode::unsupported);
 }
 
-TEST_CASE("engine: two and four ranks answer like one") {
-  std::vector<int32_t> answers[3];
-  int i = 0;
-  for (const int world : {1, 2, 4}) {
+TEST_CASE("engine: two, four and eight ranks answer like one, with parts of experts or whole ones") {
+  std::vector<int32_t> expected;
+  for (const auto [world, expert_parallel] : all_worlds()) {
+    CAPTURE(world);
+    CAPTURE(expert_parallel);
     EngineOptions options;
     options.compute = "float32";
+    options.n_threads = world > 1 ? 1 : 0;
     options.tensor_parallel = world;
+    options.expert_parallel = expert_parallel;
     const auto engine = load_nano(options);
     Collector collector(*engine);
-    answers[i++] = collector.wait(engine->submit(greedy_request(some_prompt(30), 60))).tokens;
+    std::vector<uint64_t> ids;
+    for (int i = 0; i < 3; ++i) ids.push_back(engine->submit(greedy_request(some_prompt(30 + 70 * i, i), 40)));
+    std::vector<int32_t> tokens;
+    for (const uint64_t id : ids) {
+      const Collector::Result result = collector.wait(id);
+      CHECK(result.finish == FinishReason::length);
+      tokens.insert(tokens.end(), result.tokens.begin(), result.tokens.end());
+    }
+    if (world == 1) expected = tokens;
+    CHECK(tokens == expected);
+    CHECK(engine->stats().held_pages == 0);
+    engine->shut_down();
   }
-  CHECK(answers[0] == answers[1]);
-  CHECK(answers[0] == answers[2]);
 }

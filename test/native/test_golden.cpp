@@ -86,13 +86,15 @@ TEST_CASE("golden: float32 logits, choices and greedy ids on every path and worl
     const std::vector<int32_t> tokens = golden.ints("input_ids"), greedy = golden.ints("greedy");
     const std::vector<float> expected = golden.floats("logits");
     for (const std::string& path : available_paths(DType::f32))
-      for (const int world : {1, 2, 4}) {
+      for (const auto [world, expert_parallel] : all_worlds()) {
         CAPTURE(name);
         CAPTURE(path);
         CAPTURE(world);
+        CAPTURE(expert_parallel);
         WorldSpec spec;
         spec.kernels = path;
         spec.world = world;
+        spec.expert_parallel = expert_parallel;
         spec.n_threads = world == 1 ? 2 : 1;
         TestModel model(folder_of(name), spec, 64);
         Trace trace;
@@ -117,12 +119,15 @@ TEST_CASE("golden: float32 MTP logits on every path and world") {
   const GoldenFile golden(folder_of("mtp") + "/golden.safetensors");
   const std::vector<int32_t> tokens = golden.ints("input_ids");
   for (const std::string& path : available_paths(DType::f32))
-    for (const int world : {1, 2, 4}) {
+    for (const auto [world, expert_parallel] : all_worlds()) {
       CAPTURE(path);
       CAPTURE(world);
+      CAPTURE(expert_parallel);
       WorldSpec spec;
       spec.kernels = path;
       spec.world = world;
+      spec.expert_parallel = expert_parallel;
+      spec.n_threads = world == 1 ? 2 : 1;
       spec.mtp = true;
       TestModel model(folder_of("mtp"), spec, 64);
       // The publisher's code rolls the ids left and puts 0 behind the last one.

@@ -393,7 +393,12 @@ TEST_CASE("weights: shard_range covers, in order, and evenly") {
 TEST_CASE("weights: heads that do not divide are refused") {
   const ModelConfig config = parse_model_config(tiny_config().dump());  // 8 query heads, 2 KV heads
   CHECK_THROWS_AS(shard_heads(config, 0, 3), EngineError);
-  CHECK_THROWS_AS(shard_heads(config, 0, 16), EngineError);
+  CHECK_THROWS_AS(shard_heads(config, 0, 12), EngineError);
+  CHECK(shard_heads(config, 10, 16).q.begin == 5);  // more ranks than heads: every second has one
+  CHECK(shard_heads(config, 10, 16).q.size() == 1);
+  CHECK(shard_heads(config, 10, 16).kv.begin == 1);
+  CHECK(shard_heads(config, 11, 16).q.size() == 0);
+  CHECK(shard_heads(config, 11, 16).kv.size() == 0);
   CHECK(shard_heads(config, 3, 8).kv.begin == 0);
   CHECK(shard_heads(config, 4, 8).kv.begin == 1);
 }

@@ -109,14 +109,16 @@ class Loader {
     const auto head_rows = [&](int64_t first, const Shard& heads) {
       return Shard{(first + heads.begin) * Dh, (first + heads.end) * Dh};
     };
-    linear(layer.qkv, {{qkv, head_rows(0, heads_.q)}, {qkv, head_rows(H, heads_.kv)}, {qkv, head_rows(H + G, heads_.kv)}},
-           {0, D});
-    linear(layer.attn_out, {{stored(at + "attention.dense", D, H * Dh, LinearRole::body), {0, D}}}, head_rows(0, heads_.q));
+    if (heads_.q.size() > 0) {
+      linear(layer.qkv, {{qkv, head_rows(0, heads_.q)}, {qkv, head_rows(H, heads_.kv)}, {qkv, head_rows(H + G, heads_.kv)}},
+             {0, D});
+      linear(layer.attn_out, {{stored(at + "attention.dense", D, H * Dh, LinearRole::body), {0, D}}}, head_rows(0, heads_.q));
+    }
     if (config_.qk_norm) {
       vector(layer.q_norm, at + "attention.query_layernorm.weight", Dh);
       vector(layer.k_norm, at + "attention.key_layernorm.weight", Dh);
     }
-    if (dense) return mlp(layer.shared_gate_up, layer.shared_down, at + "mlp.", config_.dense_width);
+    if (dense) return mlp(layer.shared_gate_up, layer.shared_down, at + "mlp.", config_.dense_width, options_.world);
     const int64_t E = config_.n_experts;
     linear(layer.router, {{stored(at + "mlp.gate", E, D, LinearRole::router), {0, E}}}, {0, D}, false, false,
            LinearUse::router);
@@ -126,10 +128,12 @@ class Loader {
       layer.router_bias = alloc(static_cast<size_t>(E) * 4, "router bias");
     layer.gate_up.resize(E);
     layer.down.resize(E);
-    for (int64_t e = 0; e < E; ++e)
-      mlp(layer.gate_up[e], layer.down[e], at + "mlp.experts." + std::to_string(e) + ".", config_.expert_width);
+    const Shard own = options_.expert_parallel ? shard_range(E, 1, options_.rank, options_.world) : Shard{0, E};
+    for (int64_t e = own.begin; e < own.end; ++e)
+      mlp(layer.gate_up[e], layer.down[e], at + "mlp.experts." + std::to_string(e) + ".", config_.expert_width,
+          options_.expert_parallel ? 1 : options_.world);
     if (config_.shared_width > 0)
-      mlp(layer.shared_gate_up, layer.shared_down, at + "mlp.shared_experts.", config_.shared_width);
+      mlp(layer.shared_gate_up, layer.shared_down, at + "mlp.shared_experts.", config_.shared_width, options_.world);
   }
 
   void mtp_layers() {
@@ -150,12 +154,14 @@ class Loader {
     }
   }
 
-  // down(silu(gate x) * up x): both sides of the inner width are cut alike. Nothing is read for an empty share.
-  void mlp(std::unique_ptr<LinearWeight>& gate_up, std::unique_ptr<LinearWeight>& down, const std::string& at, int64_t width) {
+  // down(silu(gate x) * up x), over n_ranks ranks: both sides of the inner width are cut alike. Nothing is read for an empty
+  // share.
+  void mlp(std::unique_ptr<LinearWeight>& gate_up, std::unique_ptr<LinearWeight>& down, const std::string& at, int64_t width,
+           int n_ranks) {
     const int64_t D = config_.hidden_size;
     const StoredLinear stored_down = stored(at + "down_proj", D, width, LinearRole::body);
     const Shard share =
-        shard_range(width, width_unit(config_.quant, stored_down, options_.world), options_.rank, options_.world);
+        shard_range(width, width_unit(config_.quant, stored_down, n_ranks), n_ranks > 1 ? options_.rank : 0, n_ranks);
     if (share.size() == 0) return;
     linear(gate_up,
            {{stored(at + "gate_proj", width, D, LinearRole::body), share},

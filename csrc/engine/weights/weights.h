@@ -20,7 +20,8 @@ struct Shard {
 };
 Shard shard_range(int64_t size, int64_t unit, int rank, int world);
 
-// This rank's heads. KV heads are replicated when there are fewer of them than ranks.
+// This rank's heads. KV heads are replicated when there are fewer of them than ranks; of more ranks than query heads some have
+// none.
 struct HeadShard {
   Shard q;   // query heads
   Shard kv;  // KV heads they read
@@ -28,8 +29,8 @@ struct HeadShard {
 HeadShard shard_heads(const ModelConfig& config, int rank, int world);  // throws unsupported when heads do not divide
 
 struct LayerWeights {
-  std::unique_ptr<LinearWeight> qkv;             // ((Hr + 2 Gr) * Dh, D)
-  std::unique_ptr<LinearWeight> attn_out;        // (D, Hr * Dh)
+  std::unique_ptr<LinearWeight> qkv;             // ((Hr + 2 Gr) * Dh, D); null on a rank without heads
+  std::unique_ptr<LinearWeight> attn_out;        // (D, Hr * Dh); likewise
   DeviceBuffer input_norm, post_attention_norm;  // (D) f32
   DeviceBuffer q_norm, k_norm;                   // (Dh) f32; empty without QK-Norm
   // MoE layers only:
@@ -65,6 +66,7 @@ struct LoadProgress {
 
 struct LoadOptions {
   int rank = 0, world = 1;
+  bool expert_parallel = false;  // routed experts are whole, each on one rank; else every rank has a part of each
   bool with_mtp = false;
   int n_threads = 0;                                     // readers; 0 = as many as cores
   std::function<void(const LoadProgress&)> on_progress;  // from a loader thread, at most about 20 times a second
