@@ -320,6 +320,7 @@ class Decode {
         backend_(device_options(rank)),
         heads_(shard_heads(config_, rank, options.ranks)) {
     if (comm) backend_.join(*comm);
+    measure_stream();
     make_weights();
   }
 
@@ -400,6 +401,15 @@ class Decode {
     backend_.synchronize();
   }
 
+  void measure_stream() {
+    const size_t bytes = size_t{4} << 30;
+    const DeviceBuffer data = backend_.alloc(bytes, "stream"), sink = backend_.alloc(16, "stream");
+    launch_fill_f32(backend_.queue(), 3, 1.0f, bytes / 4, data.as<float>());
+    Timer timer(backend_.queue().stream);
+    stream_ =
+        bytes * 1e-6 / timer.median_us([&] { launch_read_stream(backend_.queue(), data.data(), bytes, sink.as<uint32_t>()); });
+  }
+
   void measure(int batch) {
     const ModelConfig& c = config_;
     const int64_t pages_each = pages_for(options_.context);
@@ -440,11 +450,23 @@ class Decode {
     sample.tokens = outputs.as<int32_t>(), sample.logprobs = outputs.as<float>() + batch;
     sample.top_ids = outputs.as<int32_t>() + 2 * batch, sample.top_logprobs = outputs.as<float>() + (2 + kMaxLogprobs) * batch;
 
+    // Which experts a step touches, and what it reads: every weight once, and the cached K and V.
     Trace trace;
     graph.forward(view, &trace);
-    double touched = 0;
-    for (const auto& layer : trace.router_ids) touched += std::set<int32_t>(layer.begin(), layer.end()).size();
-    const uint64_t key = batch;
+    double touched = 0, bytes = static_cast<double>(weights_.lm_head->bytes());
+    size_t moe = 0;
+    for (const LayerWeights& layer : weights_.layers) {
+      bytes += layer.qkv->bytes() + layer.attn_out->bytes() + layer.shared_gate_up->bytes() + layer.shared_down->bytes() +
+               2.0 * batch * options_.context * heads_.kv.size() * c.head_dim * 2;
+      if (layer.dense) continue;
+      bytes += layer.router->bytes();
+      const std::vector<int32_t>& ids_of_layer = trace.router_ids[moe++];
+      const std::set<int32_t> experts(ids_of_layer.begin(), ids_of_layer.end());
+      touched += experts.size();
+      for (const int32_t e : experts)
+        if (layer.gate_up[e]) bytes += layer.gate_up[e]->bytes() + layer.down[e]->bytes();
+    }
+    const uint64_t key = 2 * batch;
     Timer timer(backend_.queue().stream);
     const double us = timer.median_us([&] {
       backend_.run_recorded(key, [&] {
@@ -454,13 +476,28 @@ class Decode {
         if (rank_ == 0) backend_.sample(sample);
       });
     });
+    const int n_sums = static_cast<int>(2 * c.n_layers);
+    const double sums_us = timer.median_us([&] {
+      backend_.run_recorded(key + 1, [&] {
+        for (int i = 0; i < n_sums; ++i)
+          backend_.reduce_add_rms_norm(ws.residual.as<float>(), ws.partial.as<float>(),
+                                       i % 2 ? 1 : static_cast<int>(c.n_active) + 1, comm_, weights_.final_norm.as<float>(),
+                                       c.rms_eps, batch, static_cast<int>(c.hidden_size), ws.normed.as<float>());
+      });
+    });
     backend_.synchronize();
+    if (comm_) {
+      double all = 0;
+      for (const auto& other : comm_->exchange(std::make_shared<double>(bytes))) all += *static_cast<double*>(other.get());
+      bytes = all;
+    }
     if (rank_ == 0)
       std::printf(
-          "%d ranks, %s %s, experts %s, %.1f GB of weights each, batch %3d: %9.1f us a step, %8.1f tokens/s, %.1f distinct "
+          "%d ranks %s %s batch %3d: %9.1f us, %8.1f tokens/s, %5.1f%% of %d x %.2f TB/s; sums and norms %6.1f us; %.1f "
           "experts\n",
-          options_.ranks, options_.shape.c_str(), options_.dtype.c_str(), options_.experts.c_str(), weights_.bytes * 1e-9,
-          batch, us, batch * 1e6 / us, touched / std::max<size_t>(1, trace.router_ids.size()));
+          options_.ranks, options_.dtype.c_str(), options_.experts.c_str(), batch, us, batch * 1e6 / us,
+          100 * bytes / (us * options_.ranks * stream_) * 1e-6, options_.ranks, stream_, sums_us,
+          touched / std::max<size_t>(1, trace.router_ids.size()));
     std::fflush(stdout);
     backend_.forget_recorded();
   }
@@ -473,6 +510,7 @@ class Decode {
   HeadShard heads_;
   ModelWeights weights_;
   uint64_t seed_ = 0;
+  double stream_ = 0;  // TB/s of this rank's GPU
 };
 
 }  // namespace

@@ -32,7 +32,7 @@ struct Place {  // of one rank
 };
 
 // Rows up to which one shot takes less time than two, by the size of the world. Measured on H200; `sigmoe_cuda_comm_bench`.
-int best_one_shot_rows(int world) { return world <= 2 ? 16 : world <= 4 ? 8 : 4; }
+int best_one_shot_rows(int world) { return world <= 2 ? 32 : world <= 4 ? 16 : 8; }
 
 std::shared_ptr<cudaMemPool_t> make_pool(int device, const std::vector<Place>& places) {
   cudaMemPoolProps properties = {};
@@ -117,7 +117,8 @@ DeviceWorld::DeviceWorld(Comm& comm, int device, cudaStream_t stream, Way way) :
   view_.world = comm.world();
   int fewest = kTwoShotBlocks;
   for (const Place& place : places) fewest = std::min(fewest, place.n_multiprocessors);
-  view_.n_blocks = std::max(1, fewest / most_sharers(places));
+  const int sharers = most_sharers(places);  // whose next kernels take places of a GPU, too, while these wait
+  view_.n_blocks = std::max(1, sharers > 1 ? fewest / (2 * sharers) : fewest);
   pool_ = make_pool(device, places);
   std::shared_ptr<uint32_t> word;
   if (comm.rank() == 0) {

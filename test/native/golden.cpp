@@ -13,6 +13,11 @@
 
 namespace sigmoe::test {
 
+int n_test_gpus() {
+  const char* set = std::getenv("SIGMOE_TEST_GPUS");
+  return set ? std::max(1, std::atoi(set)) : 1;
+}
+
 std::string golden_dir() { return SIGMOE_GOLDEN_DIR; }
 std::string source_dir() { return SIGMOE_SOURCE_DIR; }
 
@@ -76,11 +81,6 @@ namespace {
 // Paths that are devices of their own, by the registry's name.
 bool is_device(const std::string& path) { return path == "cuda" || path == "ascend" || path == "ascend-twin"; }
 
-int n_test_gpus() {
-  const char* set = std::getenv("SIGMOE_TEST_GPUS");
-  return set ? std::max(1, std::atoi(set)) : 1;
-}
-
 std::unique_ptr<Backend> make_backend(const WorldSpec& spec, int rank = 0) {
   BackendOptions options;
   options.device_index = rank % n_test_gpus();
@@ -125,6 +125,11 @@ std::vector<std::string> available_paths(DType compute) {
   const char* names = std::getenv("SIGMOE_TEST_PATHS");
   if (names && std::string(names) == "ascend-twin" && paths.empty()) create_backend("ascend-twin", {});
   return paths;
+}
+
+bool enough_gpus(int world) {
+  const char* device = std::getenv("SIGMOE_TEST_DEVICE");
+  return !device || std::string(device) != "cuda" || world <= n_test_gpus();
 }
 
 const std::vector<Ranks>& all_worlds() {

@@ -39,9 +39,13 @@ std::vector<std::string> available_paths(DType compute);
 
 // The device of SIGMOE_TEST_DEVICE in place of "auto": the engine's tests on another device.
 EngineOptions on_test_device(EngineOptions options);
+// False where that device has fewer GPUs than an engine of so many ranks takes.
+bool enough_gpus(int world);
 
-// Ranks of the worlds that every golden runs in. SIGMOE_TEST_GPUS says over how many GPUs the ranks of a device are spread; it
-// is 1 where it is not set, and ranks that share a GPU meet through the host.
+// Over how many GPUs the ranks of a device are spread: SIGMOE_TEST_GPUS, else 1. Ranks that share a GPU meet through the host.
+int n_test_gpus();
+
+// The worlds that every golden runs in.
 struct Ranks {
   int world = 1;
   bool expert_parallel = false;
