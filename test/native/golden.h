@@ -1,6 +1,7 @@
 // Golden checkpoints and vectors for the C++ tests; test/golden/README.md says where they come from.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -51,6 +52,9 @@ struct Ranks {
   bool expert_parallel = false;
 };
 const std::vector<Ranks>& all_worlds();
+
+// When set, makes the backends that are asked for on the CPU: engines with a planted fault.
+extern std::function<std::unique_ptr<Backend>(const BackendOptions&)> planted_cpu_backend;
 
 struct WorldSpec {
   std::string kernels = "reference";  // a CPU path, or a device: "cuda", "ascend", "ascend-twin"

@@ -217,7 +217,7 @@ void World::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace) {
 void World::on_every_rank(const std::function<void(int rank)>& work) {
   {
     const std::lock_guard lock(mutex_);
-    if (failure_) std::rethrow_exception(failure_);
+    if (failure_) throw_broken();
     work_ = &work;
     n_unfinished_ = static_cast<int>(threads_.size());
     ++generation_;
@@ -228,14 +228,33 @@ void World::on_every_rank(const std::function<void(int rank)>& work) {
     work(0);
   } catch (...) {
     own_failure = std::current_exception();
-    if (!comms_.empty()) comms_[0]->shut_down();  // the other ranks must not wait for this one
   }
+  if (own_failure && !threads_.empty()) fail(0, own_failure);
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return n_unfinished_ == 0; });
-  // With several ranks the collectives are gone after a failure: every later step fails the same way.
-  if (own_failure && !threads_.empty() && !failure_) failure_ = own_failure;
-  if (failure_) std::rethrow_exception(failure_);
+  if (failure_) throw_broken();
   if (own_failure) std::rethrow_exception(own_failure);
+}
+
+// Remembers the first failure of any rank, and ends the waits of the others, whose failures follow from it.
+void World::fail(int rank, std::exception_ptr failure) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!failure_) failure_ = failure;
+  }
+  comms_[rank]->shut_down();
+}
+
+// Once a rank of several has failed the collectives are gone: every later step fails in the same way, whatever the first error
+// was.
+void World::throw_broken() {
+  try {
+    std::rethrow_exception(failure_);
+  } catch (const EngineError& error) {
+    throw EngineError(ErrorCode::device, error.what(), error.hint());
+  } catch (const std::exception& error) {
+    throw EngineError(ErrorCode::device, std::string("a rank failed: ") + error.what());
+  }
 }
 
 void World::rank_loop(int rank) {
@@ -255,11 +274,10 @@ void World::rank_loop(int rank) {
       (*work)(rank);
     } catch (...) {
       failure = std::current_exception();
-      comms_[rank]->shut_down();
     }
+    if (failure) fail(rank, failure);
     {
       const std::lock_guard lock(mutex_);
-      if (failure && !failure_) failure_ = failure;
       --n_unfinished_;
     }
     changed_.notify_all();
