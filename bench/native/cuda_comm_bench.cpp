@@ -4,8 +4,8 @@
 //   sigmoe_cuda_comm_bench decode --ranks 2 --shape ling-flash-2.0 --dtype fp8 --batch 1,32,128 [--experts tp|ep]
 //
 // `reduce` first compares with the one-GPU kernel, bit by bit on every rank, and repeats a thousand calls for the same bits;
-// --share 1 puts all ranks on the first GPU. Times are of graph replays, medians over them. `decode` makes random weights of
-// each rank's share on its own GPU; run it with --ranks 1 for what to compare with.
+// times are of graph replays, medians over them. `decode` makes random weights of each rank's share on its own GPU; run it with
+// --ranks 1 for what to compare with.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -33,7 +33,7 @@ constexpr uint64_t kPatienceNs = 2'000'000'000;
 struct Options {
   std::string mode = "reduce", shape = "ling-flash-2.0", dtype = "fp8", head = "bf16", experts = "tp";
   std::vector<int> batches = {1, 32, 128}, rows = {1, 2, 4, 8, 16, 32, 64, 128, 256, 512};
-  int ranks = 2, width = 4096, context = 1024, share = 0, nccl = 1;
+  int ranks = 2, width = 4096, context = 1024, nccl = 1;
 };
 
 std::vector<int> list_of(const std::string& text) {
@@ -66,8 +66,6 @@ Options parse(int argc, char** argv) {
       o.width = std::stoi(value);
     else if (name == "--context")
       o.context = std::stoi(value);
-    else if (name == "--share")
-      o.share = std::stoi(value);
     else if (name == "--nccl")
       o.nccl = std::stoi(value);
     else
@@ -132,7 +130,7 @@ class Timer {
 class Reduce {
  public:
   Reduce(const Options& options, int rank, Comm& comm)
-      : options_(options), rank_(rank), comm_(comm), backend_(device_options(options, rank)), timer_(stream()) {
+      : options_(options), rank_(rank), comm_(comm), backend_(device_options(rank)), timer_(stream()) {
     const size_t most = *std::max_element(options.rows.begin(), options.rows.end()), floats = most * options.width;
     residual_ = backend_.alloc(floats * 4, "residual");
     addend_ = backend_.alloc(floats * kSlots * 4, "addend");
@@ -141,10 +139,9 @@ class Reduce {
     weight_ = backend_.alloc(options.width * 4, "weight");
     launch_fill_f32(backend_.queue(), 77, 1.0f, options.width, weight_.as<float>());
     launch_fill_f32(backend_.queue(), 1000 + rank, 1.0f, floats * kSlots, addend_.as<float>());
-    peers_ = std::make_unique<DeviceWorld>(comm, device(options, rank), stream(), DeviceWorld::Way::peer_memory);
+    peers_ = std::make_unique<DeviceWorld>(comm, rank, stream(), DeviceWorld::Way::peer_memory);
     peers_->set_patience(kPatienceNs);
-    if (options.nccl && !options.share)
-      nccl_ = std::make_unique<DeviceWorld>(comm, device(options, rank), stream(), DeviceWorld::Way::nccl);
+    if (options.nccl) nccl_ = std::make_unique<DeviceWorld>(comm, rank, stream(), DeviceWorld::Way::nccl);
   }
 
   void run() {
@@ -165,10 +162,9 @@ class Reduce {
 
  private:
   static constexpr int kSlots = 9, kCalls = 32;
-  static int device(const Options& options, int rank) { return options.share ? 0 : rank; }
-  static BackendOptions device_options(const Options& options, int rank) {
+  static BackendOptions device_options(int rank) {
     BackendOptions out;
-    out.device_index = device(options, rank);
+    out.device_index = rank;
     return out;
   }
   cudaStream_t stream() const { return backend_.queue().stream; }

@@ -84,7 +84,7 @@ class DeviceWorld {
   // Returns once every rank has called it. Null when ranks share a GPU: those meet through the host. Throws not_found when the
   // GPUs cannot reach each other's memory and NCCL is not there either.
   static std::unique_ptr<DeviceWorld> join(Comm& comm, int device, cudaStream_t stream);
-  // For tests and benchmarks: peer memory, whoever shares a GPU; or NCCL.
+  // The way chosen by join(), or by a benchmark. Every rank must have a GPU of its own.
   enum class Way { peer_memory, nccl };
   DeviceWorld(Comm& comm, int device, cudaStream_t stream, Way way);
   ~DeviceWorld();
@@ -116,7 +116,7 @@ class DeviceWorld {
   Comm& comm_;
   int device_;
   cudaStream_t stream_;
-  bool clusters_ = false, sharing_ = false;
+  bool clusters_ = false;
   int one_shot_rows_ = 0;
   PeerView view_;
   ExchangeLayout layout_;

@@ -1,5 +1,6 @@
 // The host's side of comm.h: who shares a GPU with whom, memory that all ranks reach, and the word that ends waits.
 #include <algorithm>
+#include <set>
 #include <string>
 #include <utility>
 
@@ -62,13 +63,10 @@ std::vector<Place> places_of(Comm& comm, int device) {
   return places;
 }
 
-// How many ranks the busiest GPU has.
-int most_sharers(const std::vector<Place>& places) {
-  int most = 0;
-  for (const Place& a : places)
-    most = std::max(most, static_cast<int>(std::count_if(places.begin(), places.end(),
-                                                         [&](const Place& b) { return a.device == b.device; })));
-  return most;
+bool some_share(const std::vector<Place>& places) {
+  std::set<int> devices;
+  for (const Place& place : places) devices.insert(place.device);
+  return devices.size() < places.size();
 }
 
 }  // namespace
@@ -93,7 +91,7 @@ ExchangeLayout::ExchangeLayout(int width, int world) : width(width) {
 
 std::unique_ptr<DeviceWorld> DeviceWorld::join(Comm& comm, int device, cudaStream_t stream) {
   const std::vector<Place> places = places_of(comm, device);
-  if (most_sharers(places) > 1) return nullptr;
+  if (some_share(places)) return nullptr;
   bool reach = comm.world() <= kMaxRanks;
   for (const Place& a : places)
     for (const Place& b : places) {
@@ -117,8 +115,7 @@ DeviceWorld::DeviceWorld(Comm& comm, int device, cudaStream_t stream, Way way) :
   view_.world = comm.world();
   int fewest = kTwoShotBlocks;
   for (const Place& place : places) fewest = std::min(fewest, place.n_multiprocessors);
-  const int sharers = most_sharers(places);  // whose next kernels take places of a GPU, too, while these wait
-  view_.n_blocks = std::max(1, sharers > 1 ? fewest / (2 * sharers) : fewest);
+  view_.n_blocks = fewest;
   pool_ = make_pool(device, places);
   std::shared_ptr<uint32_t> word;
   if (comm.rank() == 0) {

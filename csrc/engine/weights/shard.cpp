@@ -1,6 +1,7 @@
 // How dimensions are cut over the ranks of a world, and how many parameters each part of a model has.
 #include <algorithm>
 
+#include "engine/checkpoint/checkpoint_spec.h"
 #include "engine/weights/weights.h"
 
 namespace sigmoe {
@@ -9,6 +10,17 @@ Shard shard_range(int64_t size, int64_t unit, int rank, int world) {
   const int64_t units = (size + unit - 1) / unit, each = units / world, extra = units % world;
   const auto begin = [&](int64_t r) { return std::min(size, (r * each + std::min(r, extra)) * unit); };
   return {begin(rank), begin(rank + 1)};
+}
+
+Shard shard_width(const QuantConfig& quant, const StoredLinear& down, int rank, int world) {
+  int64_t unit = 16;
+  if (down.method == QuantMethod::fp8_block)
+    unit = quant.block_k;
+  else if (down.method == QuantMethod::int4_group)
+    unit = down.k / quant.group >= world ? quant.group : 8;
+  else
+    while (unit > 1 && (down.k + unit - 1) / unit < world) unit /= 2;
+  return shard_range(down.k, unit, rank, world);
 }
 
 HeadShard shard_heads(const ModelConfig& config, int rank, int world) {
