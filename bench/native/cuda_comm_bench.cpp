@@ -9,6 +9,7 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 #include <set>
@@ -146,7 +147,11 @@ class Reduce {
 
   void run() {
     for (const int slots : {1, kSlots})
-      for (const int rows : options_.rows) check(rows, slots);
+      for (const int rows : options_.rows) {
+        check(rows, slots);
+        peers_->set_one_shot_rows(0);
+        if (nccl_) check_nccl(rows, slots);
+      }
     if (rank_ == 0) std::printf("bits: as the one-GPU kernel's, on all ranks, over 1000 calls: yes\n");
     if (rank_ == 0)
       std::printf("%6s %6s %10s %10s %10s %12s\n", "rows", "slots", "one shot", "two shots", "as chosen", "NCCL + norm");
@@ -238,6 +243,23 @@ class Reduce {
     }
   }
 
+  // NCCL adds in an order of its own: near, and the same on all ranks.
+  void check_nccl(int rows, int slots) {
+    reset();
+    call(*peers_, rows, slots);
+    const std::vector<float> expected = download(out_, rows);
+    reset();
+    call(*nccl_, rows, slots);
+    const std::vector<float> got = download(out_, rows);
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < got.size(); ++i) {
+      difference += std::pow(static_cast<double>(got[i]) - expected[i], 2);
+      norm += static_cast<double>(expected[i]) * expected[i];
+    }
+    expect(difference <= 1e-12 * norm, "NCCL's sums are others", rows, slots);
+    expect_same(got, "NCCL's sums differ between ranks", rows, slots);
+  }
+
   double time(DeviceWorld& world, int rows, int slots, int one_shot_rows) {
     world.set_one_shot_rows(one_shot_rows);
     reset();
@@ -255,15 +277,20 @@ class Reduce {
   }
 
   void gather() {
+    gather(*peers_, "");
+    if (nccl_) gather(*nccl_, " by NCCL");
+  }
+
+  void gather(DeviceWorld& world, const char* way) {
     const int total = 157184;
     std::vector<int64_t> widths;
     for (int r = 0; r < options_.ranks; ++r) widths.push_back(shard_range(total, 16, r, options_.ranks).size());
     for (const int rows : {1, 8, 32}) {
       const DeviceBuffer out = backend_.alloc(static_cast<size_t>(rows) * total * 4, "logits");
       bool grown = false;
-      float* part = peers_->gather_part(widths, rows, grown);
+      float* part = world.gather_part(widths, rows, grown);
       launch_fill_f32(backend_.queue(), 9 + rank_, 1.0f, static_cast<size_t>(rows) * widths[rank_], part);
-      peers_->gather(backend_.queue(), widths, rows, out.as<float>());
+      world.gather(backend_.queue(), widths, rows, out.as<float>());
       std::vector<float> host(static_cast<size_t>(rows) * total), own(static_cast<size_t>(rows) * widths[rank_]);
       CUDA_CHECK(cudaMemcpyAsync(host.data(), out.data(), host.size() * 4, cudaMemcpyDeviceToHost, stream()));
       CUDA_CHECK(cudaMemcpyAsync(own.data(), part, own.size() * 4, cudaMemcpyDeviceToHost, stream()));
@@ -279,10 +306,10 @@ class Reduce {
       const uint64_t key = ++key_;
       const double us = timer_.median_us([&] {
         backend_.run_recorded(key, [&] {
-          for (int i = 0; i < kCalls; ++i) peers_->gather(backend_.queue(), widths, rows, out.as<float>());
+          for (int i = 0; i < kCalls; ++i) world.gather(backend_.queue(), widths, rows, out.as<float>());
         });
       }) / kCalls;
-      if (rank_ == 0) std::printf("gather of %d rows of %d floats, bytes right: %.2f us\n", rows, total, us);
+      if (rank_ == 0) std::printf("gather of %d rows of %d floats%s, bytes right: %.2f us\n", rows, total, way, us);
       backend_.forget_recorded();
     }
   }

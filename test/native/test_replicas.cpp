@@ -30,13 +30,12 @@ std::vector<int32_t> joined(std::vector<int32_t> a, const std::vector<int32_t>& 
 
 EngineOptions copies(int n, int ranks = 1) {
   EngineOptions options;
-  options.device = "cpu";
   options.compute = "float32";
   options.n_threads = 1;
   options.max_num_seqs = 8;
   options.data_parallel = n;
   options.tensor_parallel = ranks;
-  return options;
+  return on_test_device(options);
 }
 
 GenerateRequest greedy(const std::vector<int32_t>& prompt, int64_t max_tokens) {
@@ -136,6 +135,10 @@ TEST_CASE("replicas: answers are those of one engine, prompts that begin alike m
   for (const auto& options : {copies(2), copies(3), copies(2, 2)}) {
     CAPTURE(options.data_parallel);
     CAPTURE(options.tensor_parallel);
+    if (!enough_gpus(options.data_parallel * options.tensor_parallel)) {
+      MESSAGE("copies were not run: set SIGMOE_TEST_GPUS to the number of GPUs");
+      continue;
+    }
     const auto engine = Engine::load(kNano, options);
     CHECK(engine->info().data_parallel == options.data_parallel);
     CHECK(engine->info().max_num_seqs == 8 * options.data_parallel);
@@ -192,7 +195,9 @@ TEST_CASE("replicas: one that fails ends its own requests with an error, and the
     int n_calls_ = 0;
   };
   planted_cpu_backend = [](const BackendOptions& options) { return std::make_unique<FailingBackend>(options); };
-  const auto engine = Engine::load(kNano, copies(2));
+  EngineOptions options = copies(2);
+  options.device = "cpu";
+  const auto engine = Engine::load(kNano, options);
   planted_cpu_backend = {};
   Answers answers(*engine);
   std::vector<uint64_t> ids;
