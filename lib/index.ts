@@ -79,6 +79,7 @@ export type {
   GenerateRequest,
   GenerateResult,
   GenerationStart,
+  InspectOptions,
   JsonObject,
   LoadOptions,
   LoadProgress,

@@ -5,7 +5,7 @@ import { AbortError, type DeviceError, DisposedError, InvalidArgumentError, toEn
 import { readOptionalJson } from './folder.js';
 import { Generation, type GenerationContext } from './generate.js';
 import { Grammars } from './grammar/matcher.js';
-import { type ModelSource, resolveModel } from './hub/index.js';
+import { resolveModel } from './hub/index.js';
 import { type NativeAddon, type NativeInfo, type NativeModel, native } from './native.js';
 import {
   checkCallback,
@@ -14,6 +14,7 @@ import {
   checkPromptLength,
   checkSignal,
   readLoadOptions,
+  readRanks,
   readSamplingDefaults,
   type SamplingDefaults,
 } from './options.js';
@@ -25,6 +26,7 @@ import type {
   DeviceStatus,
   GenerateRequest,
   GenerateResult,
+  InspectOptions,
   LoadOptions,
   LogitsOptions,
   ModelInfo,
@@ -231,12 +233,14 @@ export class Model {
 }
 
 /** What a model holds, from config.json and tensor headers; no weights are loaded. */
-export async function inspect(model: string, options: ModelSource = {}): Promise<ModelInfo> {
+export async function inspect(model: string, options: InspectOptions = {}): Promise<ModelInfo> {
   checkPath(model);
-  checkFields('inspect', options, ['download', 'revision', 'source']);
-  const path = await resolveModel(model, options);
+  checkFields('inspect', options, ['download', 'revision', 'source', 'tensorParallelSize', 'enableExpertParallel']);
+  const { download, revision, source } = options;
+  const { tensorParallelSize, enableExpertParallel } = readRanks(options);
+  const path = await resolveModel(model, { download, revision, source });
   try {
-    const info = await addon().inspect(path);
+    const info = await addon().inspect(path, tensorParallelSize, enableExpertParallel);
     return describe(path, info, await chatTemplateSource(path));
   } catch (error) {
     throw toEngineError(error);
@@ -365,7 +369,9 @@ function describe(path: string, info: NativeInfo, chatTemplate: ChatTemplateSour
       maxBatchedTokens: info.maxBatchedTokens,
       kvCacheTokens: info.kvCacheTokens,
       tensorParallelSize: info.tensorParallelSize,
+      dataParallelSize: info.dataParallelSize,
     },
+    ranks: info.ranks,
     speculation:
       info.speculation === 'none' ? null : { method: info.speculation as SpeculationMethod, maxDepth: info.maxDraft },
     chatTemplate,

@@ -15,6 +15,8 @@ export interface NativeEngineOptions {
   deterministic: boolean;
   threads: number;
   tensorParallelSize: number;
+  enableExpertParallel: boolean;
+  dataParallelSize: number;
   maxModelLen: number;
   maxNumSeqs: number;
   maxBatchedTokens: number;
@@ -64,12 +66,16 @@ export interface NativeInfo {
   kvCacheTokens: number;
   threads: number;
   tensorParallelSize: number;
+  dataParallelSize: number;
+  /** Over all copies, like the bytes and kvCacheTokens. */
   maxNumSeqs: number;
   maxBatchedTokens: number;
   /** The method that runs, or none. */
   speculation: string;
   maxDraft: number;
   eosIds: number[];
+  /** Of `inspect`: what each rank keeps of the checkpoint, and of a token's KV cache. */
+  ranks: { weightBytes: number; kvBytesPerToken: number }[];
 }
 
 /** One generation. `maxTokens` -1 runs to the end of the context; `logprobs` -1 means none. */
@@ -209,7 +215,7 @@ export interface NativeAddon {
   /** `onProgress(bytesDone, bytesTotal)` is called on the JavaScript thread, at most about 20 times a second. */
   load(path: string, options: NativeEngineOptions, onProgress: (done: number, total: number) => void): NativeLoad;
   /** Reads config.json and tensor headers only. */
-  inspect(path: string): Promise<NativeInfo>;
+  inspect(path: string, tensorParallelSize: number, enableExpertParallel: boolean): Promise<NativeInfo>;
   devices(): { device: string; available: boolean; detail: string }[];
   /** Where a package holds the library of a device backend; to be said before any other call. */
   offerLibrary(file: string, path: string): void;

@@ -7,7 +7,7 @@ import { createHash, webcrypto } from 'node:crypto';
 import { CheckpointError, InvalidArgumentError } from './errors.js';
 import type { Fields } from './folder.js';
 import { MAX_LOGPROBS, type NativeEngineOptions, type NativeGenerateRequest } from './native.js';
-import type { GenerateRequest, LoadOptions, SamplingOptions, StructuredOutput } from './types.js';
+import type { GenerateRequest, InspectOptions, LoadOptions, SamplingOptions, StructuredOutput } from './types.js';
 
 const CHAT_FIELDS = ['messages', 'tools', 'addGenerationPrompt', 'continueFinalMessage', 'chatTemplateKwargs'] as const;
 const SAMPLING_FIELDS = [
@@ -51,6 +51,8 @@ const LOAD_FIELDS = [
   'deterministic',
   'threads',
   'tensorParallelSize',
+  'enableExpertParallel',
+  'dataParallelSize',
   'maxModelLen',
   'maxNumSeqs',
   'maxBatchedTokens',
@@ -161,6 +163,8 @@ export function readLoadOptions(options: LoadOptions): NativeEngineOptions {
     deterministic: checkBoolean('deterministic', options.deterministic ?? false),
     threads: count('threads', 0, 0, 1024),
     tensorParallelSize: count('tensorParallelSize', 1, 1, 64),
+    enableExpertParallel: checkBoolean('enableExpertParallel', options.enableExpertParallel ?? false),
+    dataParallelSize: count('dataParallelSize', 1, 1, 64),
     maxModelLen: count('maxModelLen', 0, 0, INT32_MAX),
     maxNumSeqs: count('maxNumSeqs', 32, 1, 4096),
     maxBatchedTokens: count('maxBatchedTokens', 512, 1, 1 << 20),
@@ -173,6 +177,15 @@ export function readLoadOptions(options: LoadOptions): NativeEngineOptions {
     prefixCache: checkBoolean('prefixCache', options.prefixCache ?? true),
     mtp: checkBoolean('mtp', options.mtp ?? false),
     ...readSpeculation(options),
+  };
+}
+
+/** How `inspect` is to cut the model. */
+export function readRanks(options: InspectOptions): { tensorParallelSize: number; enableExpertParallel: boolean } {
+  const { tensorParallelSize = 1, enableExpertParallel = false } = options;
+  return {
+    tensorParallelSize: checkNumber('tensorParallelSize', tensorParallelSize, { min: 1, max: 64, integer: true }),
+    enableExpertParallel: checkBoolean('enableExpertParallel', enableExpertParallel),
   };
 }
 

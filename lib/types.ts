@@ -24,11 +24,18 @@ export interface LoadOptions extends ModelSource {
   deterministic?: boolean | undefined;
   /** Threads per rank; 0, the default, takes the cores the process may use. */
   threads?: number | undefined;
-  /** Ranks that share the model. The CPU runs them as threads of one process. Default 1. */
+  /** Ranks that share the model: GPUs of this machine, or threads on the CPU. Default 1. */
   tensorParallelSize?: number | undefined;
+  /** Puts whole experts on each rank instead of a part of every expert. Default false. */
+  enableExpertParallel?: boolean | undefined;
+  /**
+   * Copies of the model, of `tensorParallelSize` ranks each, that share the requests: each goes to the copy that holds most of
+   * its prompt in its prefix cache, unless that one is much busier. Default 1.
+   */
+  dataParallelSize?: number | undefined;
   /** Tokens a sequence may hold; 0, the default, takes the model's context. */
   maxModelLen?: number | undefined;
-  /** Sequences in one step. Default 32. */
+  /** Sequences in one step of one copy. Default 32. */
   maxNumSeqs?: number | undefined;
   /** Token budget of one step: prefill is cut into chunks of at most this. Default 512. */
   maxBatchedTokens?: number | undefined;
@@ -86,11 +93,26 @@ export interface ModelInfo {
   };
   parameters: { total: number; active: number; parts: { part: string; parameters: number }[] };
   memory: { checkpointBytes: number; weightBytes: number; kvBytes: number; kvBytesPerToken: number; workspaceBytes: number };
-  limits: { maxNumSeqs: number; maxBatchedTokens: number; kvCacheTokens: number; tensorParallelSize: number };
+  /** `maxNumSeqs` and `kvCacheTokens`, like the bytes above, are sums over all copies. */
+  limits: {
+    maxNumSeqs: number;
+    maxBatchedTokens: number;
+    kvCacheTokens: number;
+    tensorParallelSize: number;
+    dataParallelSize: number;
+  };
+  /** Of `inspect` with `tensorParallelSize`: the bytes that each rank keeps; empty for a loaded model. */
+  ranks: { weightBytes: number; kvBytesPerToken: number }[];
   /** Who drafts tokens ahead and how many at most; null when nobody does. */
   speculation: { method: SpeculationMethod; maxDepth: number } | null;
   /** Where the chat template came from: the option, a file of the folder, or the one built in. */
   chatTemplate: ChatTemplateSource;
+}
+
+/** How a model that is only inspected would be cut. */
+export interface InspectOptions extends ModelSource {
+  tensorParallelSize?: number | undefined;
+  enableExpertParallel?: boolean | undefined;
 }
 
 export interface SpeculativeOptions {

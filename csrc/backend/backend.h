@@ -287,6 +287,10 @@ class Backend {
   virtual void synchronize() = 0;
   virtual uint64_t free_bytes() const = 0;  // that alloc could hand out now
 
+  // Called once on the thread of every rank of a world, on all at the same time, before the first step: how ranks find each
+  // other where they do not meet through the host. The comm is the one that ops are given, and outlives the backend.
+  virtual void join(Comm& comm) {}
+
   // Runs `ops`, calls of the methods below whose pointers and sizes are the same whenever `key` is: a backend may record
   // what they enqueue and replay it instead of calling ops again. ops must not read results back.
   virtual void run_recorded(uint64_t key, const std::function<void()>& ops) { ops(); }

@@ -13,7 +13,7 @@ namespace {
 // What the ranks of one world share: a barrier and the pointer each rank offers to the others.
 class ThreadWorld {
  public:
-  explicit ThreadWorld(int world) : offered(world) {}
+  explicit ThreadWorld(int world) : offered(world), shown(world) {}
 
   // Returns when every rank has called it; throws on all of them once the world is shut down.
   void wait() {
@@ -32,16 +32,31 @@ class ThreadWorld {
   }
 
   void shut_down() {
-    const std::lock_guard lock(mutex_);
-    shut_down_ = true;
+    std::vector<std::function<void()>> listeners;
+    {
+      const std::lock_guard lock(mutex_);
+      shut_down_ = true;
+      listeners.swap(listeners_);
+    }
     changed_.notify_all();
+    for (const auto& notify : listeners) notify();
+  }
+
+  void on_shut_down(std::function<void()> notify) {
+    {
+      const std::lock_guard lock(mutex_);
+      if (!shut_down_) return listeners_.push_back(std::move(notify));
+    }
+    notify();
   }
 
   std::vector<const float*> offered;
+  std::vector<std::shared_ptr<void>> shown;
 
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
+  std::vector<std::function<void()>> listeners_;
   uint64_t generation_ = 0;
   int arrived_ = 0;
   bool shut_down_ = false;
@@ -78,6 +93,16 @@ class ThreadComm : public Comm {
     world_->wait();
   }
 
+  std::vector<std::shared_ptr<void>> exchange(std::shared_ptr<void> own) override {
+    world_->shown[rank_] = std::move(own);
+    world_->wait();
+    std::vector<std::shared_ptr<void>> all = world_->shown;
+    world_->wait();
+    world_->shown[rank_] = nullptr;  // read again only after the next call's first wait
+    return all;
+  }
+
+  void on_shut_down(std::function<void()> notify) override { world_->on_shut_down(std::move(notify)); }
   void shut_down() override { world_->shut_down(); }
 
  private:

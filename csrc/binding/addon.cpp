@@ -18,6 +18,8 @@ EngineOptions engine_options(const Napi::Object& in) {
   options.deterministic = boolean(in.Get("deterministic"), "deterministic");
   options.n_threads = integer32(in.Get("threads"), "threads");
   options.tensor_parallel = integer32(in.Get("tensorParallelSize"), "tensorParallelSize");
+  options.expert_parallel = boolean(in.Get("enableExpertParallel"), "enableExpertParallel");
+  options.data_parallel = integer32(in.Get("dataParallelSize"), "dataParallelSize");
   options.max_model_len = integer(in.Get("maxModelLen"), "maxModelLen");
   options.max_num_seqs = integer32(in.Get("maxNumSeqs"), "maxNumSeqs");
   options.max_batched_tokens = integer32(in.Get("maxBatchedTokens"), "maxBatchedTokens");
@@ -58,14 +60,17 @@ class LoadWorker : public PromiseWorker<EngineLoadProgress> {
 
 class InspectWorker : public PromiseWorker<char> {
  public:
-  InspectWorker(Napi::Env env, std::string path) : PromiseWorker(env), path_(std::move(path)) {}
+  InspectWorker(Napi::Env env, std::string path, int tensor_parallel, bool expert_parallel)
+      : PromiseWorker(env), path_(std::move(path)), tensor_parallel_(tensor_parallel), expert_parallel_(expert_parallel) {}
 
  protected:
-  void run() override { info_ = inspect_model(path_); }
+  void run() override { info_ = inspect_model(path_, tensor_parallel_, expert_parallel_); }
   Napi::Value result() override { return to_js(Env(), info_); }
 
  private:
   std::string path_;
+  int tensor_parallel_;
+  bool expert_parallel_;
   EngineInfo info_;
 };
 
@@ -147,7 +152,8 @@ Napi::Value load(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value inspect(const Napi::CallbackInfo& info) {
-  auto* worker = new InspectWorker(info.Env(), string_arg(info, 0, "path"));
+  auto* worker = new InspectWorker(info.Env(), string_arg(info, 0, "path"), integer32(info[1], "tensorParallelSize"),
+                                   boolean(info[2], "enableExpertParallel"));
   worker->Queue();
   return worker->promise();
 }

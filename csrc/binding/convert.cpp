@@ -60,6 +60,7 @@ Napi::Object to_js(Napi::Env env, const EngineInfo& info) {
       {"kvCacheTokens", info.kv_cache_tokens},
       {"threads", info.n_threads},
       {"tensorParallelSize", info.tensor_parallel},
+      {"dataParallelSize", info.data_parallel},
       {"maxNumSeqs", info.max_num_seqs},
       {"maxBatchedTokens", info.max_batched_tokens},
       {"maxDraft", info.max_draft},
@@ -77,6 +78,10 @@ Napi::Object to_js(Napi::Env env, const EngineInfo& info) {
   Napi::Array eos = Napi::Array::New(env, info.eos_ids.size());
   for (size_t i = 0; i < info.eos_ids.size(); ++i) eos.Set(static_cast<uint32_t>(i), Napi::Number::New(env, info.eos_ids[i]));
   out.Set("eosIds", eos);
+  out.Set("ranks", array_of(env, info.ranks, [&](Napi::Object& entry, const RankMemory& rank) {
+            entry.Set("weightBytes", count(env, rank.weight_bytes));
+            entry.Set("kvBytesPerToken", count(env, rank.kv_bytes_per_token));
+          }));
   return out;
 }
 

@@ -11,6 +11,7 @@
 #include "backend/thread_name.h"
 #include "engine/forward/runner.h"
 #include "engine/model_folder.h"
+#include "engine/replicas.h"
 #include "engine/schedule/requests.h"
 #include "engine/schedule/scheduler.h"
 #include "engine/schedule/step_builder.h"
@@ -438,7 +439,14 @@ class EngineImpl : public Engine {
 
 std::unique_ptr<Engine> Engine::load(const std::string& folder, const EngineOptions& options, const ProgressFn& on_progress,
                                      const std::atomic<bool>* cancelled) {
-  return std::make_unique<EngineImpl>(load_model(folder, options, on_progress, cancelled));
+  const auto load_one = [&](const EngineOptions& one, const ProgressFn& progress) -> std::unique_ptr<Engine> {
+    return std::make_unique<EngineImpl>(load_model(folder, one, progress, cancelled));
+  };
+  if (options.data_parallel == 1) return load_one(options, on_progress);
+  if (options.data_parallel < 1 || options.data_parallel > 64)
+    throw EngineError(ErrorCode::invalid_argument,
+                      "dataParallelSize is " + std::to_string(options.data_parallel) + ", outside [1, 64]");
+  return load_replicas(options, on_progress, load_one);
 }
 
 std::vector<DeviceLine> engine_devices() {

@@ -22,10 +22,13 @@ struct EngineOptions {
   std::string kernels = "auto";      // cpu path: auto | reference | generic | avx2 | avx512 | avx512bf16 | amx
   std::string compute = "bfloat16";  // bfloat16 | float32 | int8 (Ascend)
   bool deterministic = false;        // bits of an answer depend neither on its neighbours nor on chunking; the CPU is always so
-  int n_threads = 0;                 // per rank; 0 = cores the process may use
+  int n_threads = 0;                 // per rank; 0 = cores the process may use, shared by all ranks of all copies
   int tensor_parallel = 1;           // ranks; the CPU runs them as threads of one process
+  bool expert_parallel = false;      // ranks hold whole experts instead of a part of each
+  int data_parallel = 1;             // copies of the model, of tensor_parallel ranks each, that share the requests
+  int first_device = 0;              // of the accelerators the ranks take, one each
   int64_t max_model_len = 0;         // tokens; 0 = the model's context
-  int max_num_seqs = 32;             // sequences in one step
+  int max_num_seqs = 32;             // sequences in one step of one copy
   int max_batched_tokens = 512;      // token budget of one step: prefill is cut into chunks of at most this
   int64_t kv_cache_tokens = 0;       // capacity over all sequences; 0 = chosen from max_model_len and memory_utilization
   double memory_utilization = 0;     // share of the free memory that weights and KV cache may take; 0 = the device's default
@@ -48,6 +51,10 @@ struct PartBytes {
   int64_t parameters = 0;
 };
 
+struct RankMemory {
+  uint64_t weight_bytes = 0, kv_bytes_per_token = 0;
+};
+
 struct EngineInfo {
   std::string architecture, device, device_name, device_reason, kernels, compute, weight_format;
   int64_t context = 0;  // tokens a sequence may hold: min(model, max_model_len)
@@ -57,10 +64,12 @@ struct EngineInfo {
   std::vector<PartBytes> parts;
   uint64_t checkpoint_bytes = 0, weight_bytes = 0, kv_bytes_per_token = 0, kv_bytes = 0, workspace_bytes = 0;
   int64_t kv_cache_tokens = 0;
-  int n_threads = 0, tensor_parallel = 1, max_num_seqs = 0, max_batched_tokens = 0;
+  int n_threads = 0, tensor_parallel = 1, data_parallel = 1, max_batched_tokens = 0;
+  int max_num_seqs = 0;              // over all copies, like kv_cache_tokens and the bytes above
   std::string speculation = "none";  // the method that runs
   int max_draft = 0;
-  std::vector<int32_t> eos_ids;  // of config.json
+  std::vector<int32_t> eos_ids;   // of config.json
+  std::vector<RankMemory> ranks;  // of inspect_model: each one's share of checkpoint and KV cache
 };
 
 enum class FinishReason : uint8_t { none, stop, length, aborted, error, deadline };
@@ -194,7 +203,7 @@ class Engine {
 };
 
 // What `sigmoe inspect` shows without loading weights: config and tensor headers only.
-EngineInfo inspect_model(const std::string& folder);
+EngineInfo inspect_model(const std::string& folder, int tensor_parallel = 1, bool expert_parallel = false);
 
 struct DeviceLine {
   std::string device;

@@ -131,7 +131,7 @@ namespace {
 // Bytes for one rank's KV cache: what `free_before` loading allowed, less the weights that were loaded since.
 uint64_t kv_budget(const EngineOptions& options, const std::string& device, uint64_t free_before, uint64_t weight_bytes) {
   const bool host = device == "cpu";
-  if (host && options.memory_utilization <= 0) return kHostKvBytes;
+  if (host && options.memory_utilization <= 0) return kHostKvBytes / options.tensor_parallel;
   const double share = options.memory_utilization > 0 ? options.memory_utilization : kDeviceUtilization;
   const double allowed = share * static_cast<double>(free_before) / (host ? options.tensor_parallel : 1);
   return static_cast<uint64_t>(std::max(0.0, allowed - static_cast<double>(weight_bytes)));
@@ -260,17 +260,44 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
     if (drafting.folder) bytes += draft_kv_bytes_per_token(drafting.folder->config, kv_dtype);
     return bytes;
   };
-  plan_memory(config, options, bytes_per_token(DType::bf16), kHostKvBytes);  // refuses what it must before weights are read
+  // The same of the first rank alone, which has as many KV heads as any and the draft besides.
+  const auto rank_bytes_per_token = [&](DType kv_dtype) {
+    ModelConfig of_rank = config;
+    of_rank.n_kv_heads = shard_heads(config, 0, world).kv.size();
+    uint64_t bytes = kv_bytes_per_token(of_rank, kv_dtype, config.n_layers + (loaded.has_mtp ? 1 : 0));
+    if (drafting.folder) bytes += draft_kv_bytes_per_token(drafting.folder->config, kv_dtype);
+    return bytes;
+  };
+  plan_memory(config, options, rank_bytes_per_token(DType::bf16),
+              kHostKvBytes);  // refuses what it must before weights are read
   loaded.max_waiting = options.max_waiting;
   loaded.prefix_cache = options.prefix_cache;
   MemoryPlan plan;
   DraftWeights draft_weights;
   const int64_t most_rows = std::max<int64_t>(options.max_batched_tokens, Speculation::kRingRows);  // of a draft's pass
-  const auto make_rank = [&](int rank, Comm* comm) {
+  // All ranks read at once, so that what several of them need is read from disk once.
+  std::vector<std::unique_ptr<Backend>> backends;
+  std::vector<std::pair<int, Backend*>> loading;
+  for (int rank = 0; rank < world; ++rank) {
     BackendOptions for_rank = backend_options(options);
-    for_rank.device_index = rank;
-    auto backend = create_backend(device, for_rank);
-    const uint64_t free_before = backend->free_bytes();
+    for_rank.device_index = options.first_device + rank;
+    backends.push_back(create_backend(device, for_rank));
+    loading.emplace_back(rank, backends.back().get());
+  }
+  const uint64_t free_before = backends[0]->free_bytes();
+  LoadOptions load;
+  load.world = world;
+  load.expert_parallel = options.expert_parallel;
+  load.with_mtp = loaded.has_mtp;
+  load.n_threads = backend_options(options).n_threads * world;
+  load.cancelled = cancelled;
+  if (on_progress)
+    load.on_progress = [&on_progress](const LoadProgress& progress) {
+      on_progress({progress.bytes_done, progress.bytes_total});
+    };
+  std::vector<ModelWeights> all_weights = load_ranks(config, model.checkpoint, loading, load);
+  const auto make_rank = [&](int rank, Comm* comm) {
+    std::unique_ptr<Backend> backend = std::move(backends[rank]);
     if (rank == 0) {
       info.device = device;
       info.device_name = backend->info().name;
@@ -280,24 +307,14 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
       info.n_threads = backend->info().n_threads;
       info.kv_bytes_per_token = bytes_per_token(backend->info().kv_dtype);
     }
-    LoadOptions load;
-    load.rank = rank;
-    load.world = world;
-    load.with_mtp = loaded.has_mtp;
-    load.n_threads = backend_options(options).n_threads * world;  // ranks load one after the other
-    load.cancelled = cancelled;
-    if (on_progress)
-      load.on_progress = [&on_progress, rank, world](const LoadProgress& progress) {
-        on_progress({progress.bytes_total * rank + progress.bytes_done, progress.bytes_total * world});
-      };
-    ModelWeights weights = load_weights(config, model.checkpoint, *backend, load);
+    ModelWeights weights = std::move(all_weights[rank]);
     info.weight_bytes += weights.bytes;
     if (drafting.folder && rank == 0) {  // small beside the target: one rank drafts, and the others wait
       draft_weights = load_draft_weights(*drafting.folder, config, *backend, load.n_threads, cancelled);
       info.weight_bytes += draft_weights.bytes;
     }
     if (rank == 0)
-      plan = plan_memory(config, options, info.kv_bytes_per_token,
+      plan = plan_memory(config, options, rank_bytes_per_token(backend->info().kv_dtype),
                          kv_budget(options, device, free_before, weights.bytes + draft_weights.bytes));
     RunnerLimits limits;
     limits.max_tokens = options.max_batched_tokens;
@@ -341,12 +358,19 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
   return loaded;
 }
 
-EngineInfo inspect_model(const std::string& folder) {
+EngineInfo inspect_model(const std::string& folder, int tensor_parallel, bool expert_parallel) {
   const ModelFolder model = open_model_folder(folder);
   EngineInfo info = describe_model(model.config);
   info.weight_format = weight_format_text(model.config, model.checkpoint);
   info.checkpoint_bytes = model.checkpoint.total_bytes();
   info.weight_bytes = info.checkpoint_bytes;
+  info.tensor_parallel = tensor_parallel;
+  for (int rank = 0; rank < tensor_parallel; ++rank) {
+    ModelConfig of_rank = model.config;
+    of_rank.n_kv_heads = shard_heads(model.config, rank, tensor_parallel).kv.size();
+    info.ranks.push_back({rank_bytes(model.config, model.checkpoint, rank, tensor_parallel, expert_parallel),
+                          kv_bytes_per_token(of_rank, DType::bf16, model.config.n_layers)});
+  }
   return info;
 }
 

@@ -17,6 +17,19 @@ bool same_shape(const WeightView& a, const WeightView& b) {
          a.k_shift == b.k_shift && a.scale_columns == b.scale_columns;
 }
 
+// Makes the GPU the calling thread's own: everything a thread asks of the runtime goes to the GPU it has named last.
+int select_device(int index) {
+  int n_devices = 0;
+  CUDA_CHECK(cudaGetDeviceCount(&n_devices));
+  if (index >= n_devices)
+    throw EngineError(ErrorCode::not_found,
+                      "GPU " + std::to_string(index) + " asked for (counting from 0): the driver lists " +
+                          std::to_string(n_devices),
+                      "lower tensorParallelSize or dataParallelSize, or let the process see more GPUs (CUDA_VISIBLE_DEVICES)");
+  CUDA_CHECK(cudaSetDevice(index));
+  return index;
+}
+
 }  // namespace
 
 CudaBackend::Stream::Stream() { CUDA_CHECK(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking)); }
@@ -26,12 +39,14 @@ CudaBackend::Stream::~Stream() {
 }
 
 CudaBackend::CudaBackend(const BackendOptions& options)
-    : exact_(options.compute == DType::f32), deterministic_(options.deterministic) {
+    : exact_(options.compute == DType::f32),
+      deterministic_(options.deterministic),
+      device_(select_device(options.device_index)) {
   if (options.kernels != "auto")
     throw EngineError(ErrorCode::invalid_argument,
                       "kernels '" + options.kernels + "' asked for; on cuda the only choice is auto");
   cudaDeviceProp properties;
-  CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+  CUDA_CHECK(cudaGetDeviceProperties(&properties, device_));
   queue_ = {compute_.handle, properties.major >= 9};
   steps_ = std::make_unique<UploadQueue>(compute_.handle);
   weights_ = std::make_unique<UploadQueue>(loading_.handle);
@@ -45,6 +60,7 @@ CudaBackend::CudaBackend(const BackendOptions& options)
 }
 
 CudaBackend::~CudaBackend() {
+  cudaSetDevice(device_);
   forget_recorded();
   cudaFreeHost(landing_);
 }
@@ -52,29 +68,51 @@ CudaBackend::~CudaBackend() {
 // ---- memory ----------------------------------------------------------------------------------------------------------
 
 DeviceBuffer CudaBackend::alloc(size_t bytes, const char* what) {
+  enter();
   void* data = device_malloc(bytes, what);
   DeviceBuffer buffer(data, bytes, [](void* memory, size_t) { cudaFree(memory); });
   CUDA_CHECK(cudaMemsetAsync(data, 0, bytes, queue_.stream));
   return buffer;
 }
 
-void CudaBackend::upload(void* device, const void* host, size_t bytes) { steps_->copy(device, host, bytes); }
+void CudaBackend::upload(void* device, const void* host, size_t bytes) {
+  enter();
+  steps_->copy(device, host, bytes);
+}
 
 void CudaBackend::download(void* host, const void* device, size_t bytes) {
+  enter();
   const bool small = bytes <= kLandingBytes;
   CUDA_CHECK(cudaMemcpyAsync(small ? landing_ : host, device, bytes, cudaMemcpyDeviceToHost, queue_.stream));
   synchronize();
   if (small && bytes > 0) std::memcpy(host, landing_, bytes);
 }
 
-void CudaBackend::zero(void* device, size_t bytes) { CUDA_CHECK(cudaMemsetAsync(device, 0, bytes, queue_.stream)); }
+void CudaBackend::zero(void* device, size_t bytes) {
+  enter();
+  CUDA_CHECK(cudaMemsetAsync(device, 0, bytes, queue_.stream));
+}
+
 uint64_t CudaBackend::free_bytes() const {
+  enter();
   size_t free = 0, total = 0;
   CUDA_CHECK(cudaMemGetInfo(&free, &total));
   return free;
 }
 
-void CudaBackend::synchronize() { CUDA_CHECK(cudaStreamSynchronize(queue_.stream)); }
+void CudaBackend::synchronize() {
+  enter();
+  CUDA_CHECK(cudaStreamSynchronize(queue_.stream));
+  if (world_) world_->check();
+}
+
+void CudaBackend::enter() const { CUDA_CHECK(cudaSetDevice(device_)); }
+
+void CudaBackend::join(Comm& comm) {
+  enter();
+  world_ = DeviceWorld::join(comm, device_, queue_.stream);
+  meets_on_host_ = !world_;
+}
 
 template <typename T>
 T* CudaBackend::scratch(Scratch& scratch, size_t n) {
@@ -90,6 +128,8 @@ T* CudaBackend::scratch(Scratch& scratch, size_t n) {
 
 // The first run of a key only runs: it sizes scratch memory and makes tables. The second is recorded, the rest replay.
 void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
+  if (meets_on_host_) return ops();
+  enter();
   if (recorded_.size() >= kMaxRecorded && !recorded_.contains(key)) forget_recorded();
   if (recorded_[key].n_runs++ == 0) return ops();
   if (!recorded_[key].graph) {
@@ -124,6 +164,7 @@ void CudaBackend::forget_recorded() {
 // ---- weights ---------------------------------------------------------------------------------------------------------
 
 std::unique_ptr<LinearBuilder> CudaBackend::begin_linear(const LinearDesc& desc) {
+  enter();
   return begin_weight(desc, arena_, *weights_, exact_);
 }
 
@@ -184,6 +225,11 @@ void CudaBackend::embed(const Tensor& table, const int32_t* ids, int n_tokens, f
 void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slots, Comm* comm, const float* weight, float eps,
                                       int n_tokens, int width, float* out) {
   if (n_tokens == 0 || (!addend && !out)) return;
+  if (addend && comm && world_) {
+    const ReduceArgs args{residual, addend, n_slots, n_tokens, width, weight, eps, out};
+    return world_->reduce_add_rms_norm(
+        queue_, args, world_->wants_sums() ? scratch<float>(gathered_, static_cast<size_t>(n_tokens) * width) : nullptr);
+  }
   if (addend && comm) {  // through the host: right on any world of ranks, and only that
     const size_t n = static_cast<size_t>(n_tokens) * width;
     float* sums = scratch<float>(gathered_, n);
@@ -353,7 +399,14 @@ void CudaBackend::run_experts(const float* x, const ExpertWeights& weights, cons
 void CudaBackend::head_logits(const float* x, const int32_t* row_ids, int n_rows, const LinearWeight& lm_head, Comm* comm,
                               const std::vector<int64_t>& vocab_widths, float* logits) {
   const WeightView& view = view_of(lm_head);
-  if (!comm) return multiply(x, row_ids, n_rows, view, logits);
+  if (!comm || n_rows == 0) return multiply(x, row_ids, n_rows, view, logits);
+  if (world_) {
+    bool grown = false;
+    float* own = world_->gather_part(vocab_widths, n_rows, grown);
+    if (grown) forget_recorded();
+    multiply(x, row_ids, n_rows, view, own);
+    return world_->gather(queue_, vocab_widths, n_rows, logits);
+  }
   const size_t n = static_cast<size_t>(n_rows) * view.n;
   float* part = scratch<float>(gathered_, n);
   multiply(x, row_ids, n_rows, view, part);

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "cuda/comm.h"
 #include "cuda/gemm.h"
 #include "cuda/launch.h"
 #include "cuda/memory.h"
@@ -30,6 +31,7 @@ class CudaBackend : public Backend {
   void zero(void* device, size_t bytes) override;
   void synchronize() override;
   uint64_t free_bytes() const override;
+  void join(Comm& comm) override;
   void run_recorded(uint64_t key, const std::function<void()>& ops) override;
   std::unique_ptr<BenchDevice> bench_device() override;
   void forget_recorded();  // before memory that recorded ops use is freed and its address used again
@@ -62,6 +64,8 @@ class CudaBackend : public Backend {
   const Queue& queue() const { return queue_; }
 
  private:
+  void enter() const;  // before the runtime is asked for anything: any thread may call, with any GPU as its own
+
   struct Stream {  // owns the compute or the upload stream
     Stream();
     ~Stream();
@@ -86,6 +90,7 @@ class CudaBackend : public Backend {
   bool exact_ = false;
   // Every op runs its few-row kernels at every row count: the same bits whatever else is in a step.
   bool deterministic_ = false;
+  int device_ = 0;
   Stream compute_, loading_;
   Queue queue_;
   WeightArena arena_;
@@ -102,6 +107,9 @@ class CudaBackend : public Backend {
   };
   std::map<uint64_t, Recorded> recorded_;
   bool recording_ = false;
+
+  std::unique_ptr<DeviceWorld> world_;  // null: one rank, or ranks that meet through the host
+  bool meets_on_host_ = false;
 };
 
 }  // namespace sigmoe::cuda

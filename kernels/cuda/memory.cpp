@@ -67,6 +67,7 @@ DeviceSpan WeightArena::take(size_t bytes, const char* what) {
 }
 
 void UploadQueue::reserve() {
+  CUDA_CHECK(cudaGetDevice(&device_));
   try {
     for (Buffer& buffer : buffers_) {
       CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&buffer.host), kBytes));
@@ -100,6 +101,7 @@ void UploadQueue::use_buffer(const std::function<void(const Buffer&)>& work) {
   }
   std::exception_ptr failure;
   try {
+    CUDA_CHECK(cudaSetDevice(device_));
     CUDA_CHECK(cudaEventSynchronize(buffer->drained));
     work(*buffer);
     CUDA_CHECK(cudaEventRecord(buffer->drained, stream_));

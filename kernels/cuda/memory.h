@@ -64,6 +64,7 @@ class UploadQueue {
   void release();
 
   cudaStream_t stream_;
+  int device_ = 0;  // that of the thread which made the queue; threads that fill buffers may have another
   std::vector<Buffer> buffers_;
   std::vector<Buffer*> free_;  // first in, first out: the front one has had most time to drain
   std::mutex mutex_;

@@ -22,6 +22,8 @@ export interface EngineFlags
       | 'deterministic'
       | 'threads'
       | 'tensorParallelSize'
+      | 'enableExpertParallel'
+      | 'dataParallelSize'
       | 'maxModelLen'
       | 'maxNumSeqs'
       | 'maxBatchedTokens'
@@ -47,6 +49,8 @@ const ENGINE_NAMES = [
   'deterministic',
   'threads',
   'tensorParallelSize',
+  'enableExpertParallel',
+  'dataParallelSize',
   'maxModelLen',
   'maxNumSeqs',
   'maxBatchedTokens',
@@ -91,7 +95,9 @@ export function addEngineFlags(command: Command): Command {
     .option('--compute <type>', 'type of activations: bfloat16 | float32 | int8 (Ascend)')
     .option('--deterministic', 'bits of an answer depend neither on its neighbours nor on chunking; slower on a GPU')
     .option('--threads <n>', 'threads per rank; 0: the cores this process may use', number)
-    .option('--tensor-parallel-size <n>', 'ranks that share the model', number)
+    .option('--tensor-parallel-size <n>', 'ranks that share the model: GPUs, or threads on the CPU', number)
+    .option('--enable-expert-parallel', 'whole experts on each rank, instead of a part of every expert')
+    .option('--data-parallel-size <n>', 'copies of the model, of that many ranks each, that share the requests', number)
     .option('--max-model-len <tokens>', 'longest sequence; 0: the context of the model', number)
     .option('--max-num-seqs <n>', 'sequences in one step', number)
     .option('--max-batched-tokens <n>', 'tokens in one step; longer prompts are read in chunks', number)

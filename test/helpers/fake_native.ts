@@ -151,6 +151,8 @@ export class FakeNative implements NativeModel {
       kvCacheTokens: 64,
       threads: 1,
       tensorParallelSize: 1,
+      dataParallelSize: 1,
+      ranks: [],
       maxNumSeqs: 2,
       maxBatchedTokens: 8,
       speculation: 'none',

@@ -13,6 +13,11 @@
 
 namespace sigmoe::test {
 
+int n_test_gpus() {
+  const char* set = std::getenv("SIGMOE_TEST_GPUS");
+  return set ? std::max(1, std::atoi(set)) : 1;
+}
+
 std::string golden_dir() { return SIGMOE_GOLDEN_DIR; }
 std::string source_dir() { return SIGMOE_SOURCE_DIR; }
 
@@ -76,8 +81,9 @@ namespace {
 // Paths that are devices of their own, by the registry's name.
 bool is_device(const std::string& path) { return path == "cuda" || path == "ascend" || path == "ascend-twin"; }
 
-std::unique_ptr<Backend> make_backend(const WorldSpec& spec) {
+std::unique_ptr<Backend> make_backend(const WorldSpec& spec, int rank = 0) {
   BackendOptions options;
+  options.device_index = rank % n_test_gpus();
   options.compute = spec.compute;
   options.n_threads = spec.n_threads;
   if (is_device(spec.kernels)) return create_backend(spec.kernels, options);
@@ -121,6 +127,16 @@ std::vector<std::string> available_paths(DType compute) {
   return paths;
 }
 
+bool enough_gpus(int world) {
+  const char* device = std::getenv("SIGMOE_TEST_DEVICE");
+  return !device || std::string(device) != "cuda" || world <= n_test_gpus();
+}
+
+const std::vector<Ranks>& all_worlds() {
+  static const std::vector<Ranks> worlds{{1}, {2}, {4}, {8}, {2, true}, {4, true}, {8, true}};
+  return worlds;
+}
+
 EngineOptions on_test_device(EngineOptions options) {
   const char* device = std::getenv("SIGMOE_TEST_DEVICE");
   if (device && *device && options.device == "auto") options.device = device;
@@ -135,10 +151,11 @@ TestModel::TestModel(const std::string& folder, const WorldSpec& spec, int64_t n
 TestModel::TestModel(const ModelConfig& model_config, const Checkpoint& checkpoint, const WorldSpec& spec, int64_t n_positions)
     : config(model_config) {
   world = std::make_unique<World>(spec.world, [&](int rank, Comm* comm) {
-    auto backend = make_backend(spec);
+    auto backend = make_backend(spec, rank);
     LoadOptions load;
     load.rank = rank;
     load.world = spec.world;
+    load.expert_parallel = spec.expert_parallel;
     load.with_mtp = spec.mtp;
     load.n_threads = 2;
     ModelWeights weights = load_weights(config, checkpoint, *backend, load);

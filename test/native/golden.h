@@ -1,6 +1,7 @@
 // Golden checkpoints and vectors for the C++ tests; test/golden/README.md says where they come from.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -39,11 +40,27 @@ std::vector<std::string> available_paths(DType compute);
 
 // The device of SIGMOE_TEST_DEVICE in place of "auto": the engine's tests on another device.
 EngineOptions on_test_device(EngineOptions options);
+// False where that device has fewer GPUs than an engine of so many ranks takes.
+bool enough_gpus(int world);
+
+// Over how many GPUs the ranks of a device are spread: SIGMOE_TEST_GPUS, else 1. Ranks that share a GPU meet through the host.
+int n_test_gpus();
+
+// The worlds that every golden runs in.
+struct Ranks {
+  int world = 1;
+  bool expert_parallel = false;
+};
+const std::vector<Ranks>& all_worlds();
+
+// When set, makes the backends that are asked for on the CPU: engines with a planted fault.
+extern std::function<std::unique_ptr<Backend>(const BackendOptions&)> planted_cpu_backend;
 
 struct WorldSpec {
   std::string kernels = "reference";  // a CPU path, or a device: "cuda", "ascend", "ascend-twin"
   DType compute = DType::f32;
   int world = 1;
+  bool expert_parallel = false;
   int n_threads = 2;
   bool mtp = false;
   int64_t max_tokens = 512;

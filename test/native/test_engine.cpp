@@ -7,6 +7,7 @@
 #include <mutex>
 #include <thread>
 
+#include "cpu/cpu_backend.h"
 #include "doctest/doctest.h"
 #include "engine/engine.h"
 #include "golden.h"
@@ -285,17 +286,70 @@ TEST_CASE("engine: loading reports progress, can be cancelled, and refuses what 
   CHECK(code_of([&] { load_nano(options); }) == ErrorCode::unsupported);
 }
 
-TEST_CASE("engine: two and four ranks answer like one") {
-  std::vector<int32_t> answers[3];
-  int i = 0;
-  for (const int world : {1, 2, 4}) {
+TEST_CASE("engine: a rank that fails breaks the model, ends every request with an error, and the process goes on") {
+  // Rank 1's products fail once it has made so many: in the middle of a step that the others are in, too.
+  class FailingBackend : public CpuBackend {
+   public:
+    explicit FailingBackend(const BackendOptions& options) : CpuBackend(options), fails_(options.device_index == 1) {}
+    void linear(const float* x, const LinearWeight& weight, int n_tokens, float* y) override {
+      if (fails_ && ++n_calls_ == 300) throw EngineError(ErrorCode::out_of_memory, "the planted fault");
+      CpuBackend::linear(x, weight, n_tokens, y);
+    }
+
+   private:
+    bool fails_;
+    int n_calls_ = 0;
+  };
+  for (const int world : {2, 4}) {
+    planted_cpu_backend = [](const BackendOptions& options) { return std::make_unique<FailingBackend>(options); };
+    EngineOptions options;
+    options.device = "cpu";
+    options.n_threads = 1;
+    options.tensor_parallel = world;
+    const auto engine = Engine::load(kNano, options);
+    planted_cpu_backend = {};
+    Collector collector(*engine);
+    std::vector<uint64_t> ids;
+    for (int i = 0; i < 5; ++i) ids.push_back(engine->submit(greedy_request(some_prompt(20, i), 500)));
+    for (const uint64_t id : ids) CHECK(collector.wait(id).finish == FinishReason::error);
+    try {
+      engine->submit(greedy_request({1, 2, 3}, 5));
+      FAIL("a broken model took a request");
+    } catch (const EngineError& error) {
+      CHECK(error.code() == ErrorCode::device);
+      CHECK(std::string(error.what()).find("the planted fault") != std::string::npos);
+    }
+    engine->shut_down();
+  }
+}
+
+TEST_CASE("engine: two, four and eight ranks answer like one, with parts of experts or whole ones") {
+  std::vector<int32_t> expected;
+  for (const auto [world, expert_parallel] : all_worlds()) {
+    CAPTURE(world);
+    CAPTURE(expert_parallel);
+    if (!enough_gpus(world)) {
+      MESSAGE("a world of " << world << " was not run: set SIGMOE_TEST_GPUS to the number of GPUs");
+      continue;
+    }
     EngineOptions options;
     options.compute = "float32";
+    options.n_threads = world > 1 ? 1 : 0;
     options.tensor_parallel = world;
+    options.expert_parallel = expert_parallel;
     const auto engine = load_nano(options);
     Collector collector(*engine);
-    answers[i++] = collector.wait(engine->submit(greedy_request(some_prompt(30), 60))).tokens;
+    std::vector<uint64_t> ids;
+    for (int i = 0; i < 3; ++i) ids.push_back(engine->submit(greedy_request(some_prompt(30 + 70 * i, i), 40)));
+    std::vector<int32_t> tokens;
+    for (const uint64_t id : ids) {
+      const Collector::Result result = collector.wait(id);
+      CHECK(result.finish == FinishReason::length);
+      tokens.insert(tokens.end(), result.tokens.begin(), result.tokens.end());
+    }
+    if (world == 1) expected = tokens;
+    CHECK(tokens == expected);
+    CHECK(engine->stats().held_pages == 0);
+    engine->shut_down();
   }
-  CHECK(answers[0] == answers[1]);
-  CHECK(answers[0] == answers[2]);
 }

@@ -30,14 +30,16 @@ TEST_CASE(
       TestModel reference(parse_model_config(truth.config.dump()), memory_checkpoint(truth), {}, 64);
       const std::vector<float> expected = run_logits(reference, tokens, {64});
       for (const std::string& path : available_paths(DType::f32))
-        for (const int world : {1, 2}) {
+        for (const auto [world, expert_parallel] : {Ranks{1}, Ranks{2}, Ranks{8}, Ranks{4, true}}) {
           CAPTURE(name);
           CAPTURE(path);
           CAPTURE(world);
+          CAPTURE(expert_parallel);
           CAPTURE(sigmoe::testing::storage_name(storage));
           WorldSpec spec;
           spec.kernels = path;
           spec.world = world;
+          spec.expert_parallel = expert_parallel;
           TestModel model(parse_model_config(stored.config.dump()), memory_checkpoint(stored, 2), spec, 64);
           const std::vector<double> errors = row_errors(run_logits(model, tokens, {64}), expected, model.config.vocab_size);
           CHECK(*std::max_element(errors.begin(), errors.end()) <= 1e-4);

@@ -78,6 +78,14 @@ std::set<int64_t> find_flips(const TestModel& model, const Checkpoint& checkpoin
   return flipped;
 }
 
+// Alone and in the worlds whose sums are rounded in other places.
+std::vector<std::pair<std::string, Ranks>> with_worlds(const std::vector<std::string>& names) {
+  std::vector<std::pair<std::string, Ranks>> out;
+  for (const std::string& name : names)
+    for (const Ranks ranks : {Ranks{1}, Ranks{2}, Ranks{4, true}}) out.emplace_back(name, ranks);
+  return out;
+}
+
 }  // namespace
 
 TEST_CASE("golden: float32 logits, choices and greedy ids on every path and world") {
@@ -86,13 +94,15 @@ TEST_CASE("golden: float32 logits, choices and greedy ids on every path and worl
     const std::vector<int32_t> tokens = golden.ints("input_ids"), greedy = golden.ints("greedy");
     const std::vector<float> expected = golden.floats("logits");
     for (const std::string& path : available_paths(DType::f32))
-      for (const int world : {1, 2, 4}) {
+      for (const auto [world, expert_parallel] : all_worlds()) {
         CAPTURE(name);
         CAPTURE(path);
         CAPTURE(world);
+        CAPTURE(expert_parallel);
         WorldSpec spec;
         spec.kernels = path;
         spec.world = world;
+        spec.expert_parallel = expert_parallel;
         spec.n_threads = world == 1 ? 2 : 1;
         TestModel model(folder_of(name), spec, 64);
         Trace trace;
@@ -117,12 +127,15 @@ TEST_CASE("golden: float32 MTP logits on every path and world") {
   const GoldenFile golden(folder_of("mtp") + "/golden.safetensors");
   const std::vector<int32_t> tokens = golden.ints("input_ids");
   for (const std::string& path : available_paths(DType::f32))
-    for (const int world : {1, 2, 4}) {
+    for (const auto [world, expert_parallel] : all_worlds()) {
       CAPTURE(path);
       CAPTURE(world);
+      CAPTURE(expert_parallel);
       WorldSpec spec;
       spec.kernels = path;
       spec.world = world;
+      spec.expert_parallel = expert_parallel;
+      spec.n_threads = world == 1 ? 2 : 1;
       spec.mtp = true;
       TestModel model(folder_of("mtp"), spec, 64);
       // The publisher's code rolls the ids left and puts 0 behind the last one.
@@ -152,9 +165,11 @@ TEST_CASE("golden: every path the processor lists is found") {
 
 TEST_CASE("golden: BF16 logits on every path") {
   for (const std::string& path : available_paths(DType::bf16))
-    for (const std::string& name : random_checkpoints()) {
+    for (const auto& [name, ranks] : with_worlds(random_checkpoints())) {
       CAPTURE(name);
       CAPTURE(path);
+      CAPTURE(ranks.world);
+      CAPTURE(ranks.expert_parallel);
       const GoldenFile golden(folder_of(name) + "/golden.safetensors");
       const ModelFolder files = open_model_folder(folder_of(name));
       const std::vector<int32_t> tokens = golden.ints("input_ids");
@@ -162,6 +177,9 @@ TEST_CASE("golden: BF16 logits on every path") {
       WorldSpec spec;
       spec.kernels = path;
       spec.compute = DType::bf16;
+      spec.world = ranks.world;
+      spec.expert_parallel = ranks.expert_parallel;
+      spec.n_threads = ranks.world == 1 ? 2 : 1;
       TestModel model(folder_of(name), spec, 64);
       const int64_t vocab = model.config.vocab_size;
       const std::vector<double> publisher = row_errors(golden.floats("bf16.logits"), expected, vocab);
@@ -185,8 +203,8 @@ TEST_CASE("golden: BF16 logits on every path") {
       TestModel again(folder_of(name), spec, 64);
       check_rows_within(row_errors(run_logits(again, tokens, {48}, &forced), expected, vocab), bound,
                         "logits with golden experts");
-      MESSAGE(path << " " << name << ": median error " << median_of(errors) << ", publisher's " << median
-                   << ", flipped positions " << flips.size());
+      MESSAGE(path << " " << name << ", " << ranks.world << " ranks: median error " << median_of(errors) << ", publisher's "
+                   << median << ", flipped positions " << flips.size());
     }
 }
 

@@ -201,9 +201,12 @@ std::vector<int32_t> context_of(size_t sampler) {
 }  // namespace
 
 // The linker puts this one in the place of create_cpu_backend, which keeps the other name (test/native/CMakeLists.txt).
+std::function<std::unique_ptr<Backend>(const BackendOptions&)> sigmoe::test::planted_cpu_backend;
+
 extern "C" std::unique_ptr<Backend> __real__ZN6sigmoe18create_cpu_backendERKNS_14BackendOptionsE(const BackendOptions& options);
 extern "C" std::unique_ptr<Backend> __wrap__ZN6sigmoe18create_cpu_backendERKNS_14BackendOptionsE(
     const BackendOptions& options) {
+  if (planted_cpu_backend) return planted_cpu_backend(options);
   if (planted_bias > 0) return std::make_unique<CheatingBackend>(options);
   return __real__ZN6sigmoe18create_cpu_backendERKNS_14BackendOptionsE(options);
 }

@@ -490,10 +490,15 @@ TEST_CASE("speculation: what cannot be combined is refused before anything is lo
 
 TEST_CASE("speculation: every method on several ranks answers like plain decoding on them") {
   const std::vector<GenerateRequest> requests = all_kinds(8, 40);
-  for (const int n_ranks : {2, 4}) {
+  for (const auto [n_ranks, expert_parallel] : {Ranks{2}, Ranks{4}, Ranks{8}, Ranks{4, true}}) {
+    if (!enough_gpus(n_ranks)) {
+      MESSAGE("a world of " << n_ranks << " was not run: set SIGMOE_TEST_GPUS to the number of GPUs");
+      continue;
+    }
     EngineOptions options;
     options.compute = "float32";
     options.tensor_parallel = n_ranks;
+    options.expert_parallel = expert_parallel;
     options.n_threads = 1;
     const std::vector<Answer> expected = Run(options).answers(requests);
     for (const std::string& method : kMethods) {

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <numeric>
 
@@ -174,6 +175,79 @@ TEST_CASE("weights: every format over every world reassembles to the whole") {
       CAPTURE(world);
       World(tiny_model(storage), world).check_all();
     }
+}
+
+namespace {
+
+// Counts how often each byte of a file is read.
+class CountedFile : public FileReader {
+ public:
+  CountedFile(std::vector<std::byte> bytes, std::vector<std::atomic<int>>& counts)
+      : file_(memory_file("counted", std::move(bytes))), counts_(counts) {}
+  const std::string& path() const override { return file_->path(); }
+  uint64_t size() const override { return file_->size(); }
+  void check_unchanged() const override {}
+  void read(uint64_t offset, void* out, size_t bytes) const override {
+    for (size_t i = 0; i < bytes; ++i) ++counts_[offset + i];
+    file_->read(offset, out, bytes);
+  }
+
+ private:
+  std::unique_ptr<FileReader> file_;
+  std::vector<std::atomic<int>>& counts_;
+};
+
+}  // namespace
+
+TEST_CASE("weights: ranks that load together read every byte once, and hold what they would hold alone") {
+  for (const Storage storage : {Storage::f32, Storage::bf16, Storage::fp8_block, Storage::fp8_channel, Storage::int4_group})
+    for (const bool expert_parallel : {false, true})
+      for (const int world : {1, 2, 4, 8}) {
+        CAPTURE(sigmoe::testing::storage_name(storage));
+        CAPTURE(world);
+        CAPTURE(expert_parallel);
+        // One tensor of some megabytes, so that it is read in pieces.
+        const StoredModel model = tiny_model(storage, json{{"intermediate_size", 9216}});
+        const ModelConfig config = parse_model_config(model.config.dump());
+        const std::vector<std::byte> bytes = safetensors_bytes(model.tensors);
+        std::vector<std::atomic<int>> counts(bytes.size());
+        std::vector<std::unique_ptr<FileReader>> files;
+        files.push_back(std::make_unique<CountedFile>(bytes, counts));
+        const Checkpoint checkpoint = Checkpoint::from_files(std::move(files));
+        for (auto& count : counts) count = 0;  // of the header
+        RecordingBackend backend;
+        std::vector<std::pair<int, Backend*>> ranks;
+        for (int rank = 0; rank < world; ++rank) ranks.emplace_back(rank, &backend);
+        LoadOptions options;
+        options.world = world;
+        options.expert_parallel = expert_parallel;
+        options.with_mtp = true;
+        options.n_threads = 3;
+        const std::vector<ModelWeights> together = load_ranks(config, checkpoint, ranks, options);
+        int most = 0, least = 1000;
+        for (const auto& [name, tensor] : checkpoint.tensors())
+          for (uint64_t i = tensor.offset; i < tensor.offset + tensor.bytes; ++i)
+            most = std::max<int>(most, counts[i]), least = std::min<int>(least, counts[i]);
+        CHECK(most == 1);
+        CHECK(least == 1);
+        uint64_t kept = 0;
+        for (int rank = 0; rank < world; ++rank) {
+          options.rank = rank;
+          const ModelWeights alone = load_weights(config, checkpoint, backend, options);
+          CHECK(alone.bytes == together[rank].bytes);
+          for (size_t i = 0; i < alone.layers.size(); ++i) {
+            const LayerWeights &a = alone.layers[i], &b = together[rank].layers[i];
+            if (a.attn_out) CHECK(recorded(a.attn_out).values == recorded(b.attn_out).values);
+            for (size_t e = 0; e < a.down.size(); ++e) {
+              REQUIRE((a.down[e] == nullptr) == (b.down[e] == nullptr));
+              if (a.down[e]) CHECK(recorded(a.down[e]).values == recorded(b.down[e]).values);
+            }
+          }
+          kept += rank_bytes(config, checkpoint, rank, world, expert_parallel);
+        }
+        CHECK(kept + static_cast<uint64_t>(world) >= checkpoint.total_bytes());
+        if (world == 1) CHECK(kept == checkpoint.total_bytes());
+      }
 }
 
 TEST_CASE("weights: worlds that are no power of two") {
@@ -393,7 +467,12 @@ TEST_CASE("weights: shard_range covers, in order, and evenly") {
 TEST_CASE("weights: heads that do not divide are refused") {
   const ModelConfig config = parse_model_config(tiny_config().dump());  // 8 query heads, 2 KV heads
   CHECK_THROWS_AS(shard_heads(config, 0, 3), EngineError);
-  CHECK_THROWS_AS(shard_heads(config, 0, 16), EngineError);
+  CHECK_THROWS_AS(shard_heads(config, 0, 12), EngineError);
+  CHECK(shard_heads(config, 10, 16).q.begin == 5);  // more ranks than heads: every second has one
+  CHECK(shard_heads(config, 10, 16).q.size() == 1);
+  CHECK(shard_heads(config, 10, 16).kv.begin == 1);
+  CHECK(shard_heads(config, 11, 16).q.size() == 0);
+  CHECK(shard_heads(config, 11, 16).kv.size() == 0);
   CHECK(shard_heads(config, 3, 8).kv.begin == 0);
   CHECK(shard_heads(config, 4, 8).kv.begin == 1);
 }

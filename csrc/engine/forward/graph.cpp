@@ -111,11 +111,15 @@ void Graph::decoder_layer(const LayerWeights& layer, const KvView& kv, const Bat
   add_pending_and_norm(layer.input_norm, n_tokens);
   record_hidden(trace, ws_.residual, n_tokens);
   on_entry();
-  backend_.linear(normed, *layer.qkv, n_tokens, ws_.qkv.as<float>());
-  backend_.qk_norm_rope_store(batch, attention_shape_, ws_.qkv.as<float>(), layer.q_norm.as<float>(), layer.k_norm.as<float>(),
-                              config_.rms_eps, ws_.rope_cos.as<float>(), ws_.rope_sin.as<float>(), kv, ws_.query.as<float>());
-  backend_.attention(batch, attention_shape_, ws_.query.as<float>(), kv, ws_.attended.as<float>());
-  backend_.linear(ws_.attended.as<float>(), *layer.attn_out, n_tokens, partial);
+  if (layer.qkv) {
+    backend_.linear(normed, *layer.qkv, n_tokens, ws_.qkv.as<float>());
+    backend_.qk_norm_rope_store(batch, attention_shape_, ws_.qkv.as<float>(), layer.q_norm.as<float>(), layer.k_norm.as<float>(),
+                                config_.rms_eps, ws_.rope_cos.as<float>(), ws_.rope_sin.as<float>(), kv, ws_.query.as<float>());
+    backend_.attention(batch, attention_shape_, ws_.query.as<float>(), kv, ws_.attended.as<float>());
+    backend_.linear(ws_.attended.as<float>(), *layer.attn_out, n_tokens, partial);
+  } else {  // more ranks than heads, and this one has none
+    backend_.zero(partial, static_cast<size_t>(n_tokens) * width * sizeof(float));
+  }
   pending_slots_ = 1;
 
   add_pending_and_norm(layer.post_attention_norm, n_tokens);

@@ -117,7 +117,7 @@ void RankRunner::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trac
   const bool decode = inputs.n_tokens() == inputs.n_seqs();
   const FeatureSink sink{limits_.features, features_.as<float>(), step.feature_rows};
   const FeatureSink* features = step.feature_rows ? &sink : nullptr;
-  if (decode && !trace && !comm_)
+  if (decode && !trace)
     backend_->run_recorded(step_key(step.batch, step.feature_rows), [&] { graph_.forward(step.batch, nullptr, features); });
   else
     graph_.forward(step.batch, trace, features);
@@ -185,16 +185,26 @@ void RankRunner::download_logits(const int32_t* row_ids, int n_rows, std::vector
 World::World(int n_ranks, const MakeRank& make_rank) {
   if (n_ranks > 1) comms_ = make_thread_world(n_ranks);
   for (int rank = 0; rank < n_ranks; ++rank) runners_.push_back(make_rank(rank, comms_.empty() ? nullptr : comms_[rank].get()));
+  if (n_ranks == 1) return;
   for (int rank = 1; rank < n_ranks; ++rank) threads_.emplace_back([this, rank] { rank_loop(rank); });
+  try {
+    on_every_rank([this](int rank) { runners_[rank]->backend().join(*comms_[rank]); });
+  } catch (...) {
+    stop();
+    throw;
+  }
 }
 
-World::~World() {
+World::~World() { stop(); }
+
+void World::stop() {
   {
     const std::lock_guard lock(mutex_);
     stopping_ = true;
   }
   changed_.notify_all();
   for (std::thread& thread : threads_) thread.join();
+  threads_.clear();
 }
 
 void World::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace) {
@@ -207,7 +217,7 @@ void World::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace) {
 void World::on_every_rank(const std::function<void(int rank)>& work) {
   {
     const std::lock_guard lock(mutex_);
-    if (failure_) std::rethrow_exception(failure_);
+    if (failure_) throw_broken();
     work_ = &work;
     n_unfinished_ = static_cast<int>(threads_.size());
     ++generation_;
@@ -218,14 +228,33 @@ void World::on_every_rank(const std::function<void(int rank)>& work) {
     work(0);
   } catch (...) {
     own_failure = std::current_exception();
-    if (!comms_.empty()) comms_[0]->shut_down();  // the other ranks must not wait for this one
   }
+  if (own_failure && !threads_.empty()) fail(0, own_failure);
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return n_unfinished_ == 0; });
-  // With several ranks the collectives are gone after a failure: every later step fails the same way.
-  if (own_failure && !threads_.empty() && !failure_) failure_ = own_failure;
-  if (failure_) std::rethrow_exception(failure_);
+  if (failure_) throw_broken();
   if (own_failure) std::rethrow_exception(own_failure);
+}
+
+// Remembers the first failure of any rank, and ends the waits of the others, whose failures follow from it.
+void World::fail(int rank, std::exception_ptr failure) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!failure_) failure_ = failure;
+  }
+  comms_[rank]->shut_down();
+}
+
+// Once a rank of several has failed the collectives are gone: every later step fails in the same way, whatever the first error
+// was.
+void World::throw_broken() {
+  try {
+    std::rethrow_exception(failure_);
+  } catch (const EngineError& error) {
+    throw EngineError(ErrorCode::device, error.what(), error.hint());
+  } catch (const std::exception& error) {
+    throw EngineError(ErrorCode::device, std::string("a rank failed: ") + error.what());
+  }
 }
 
 void World::rank_loop(int rank) {
@@ -245,11 +274,10 @@ void World::rank_loop(int rank) {
       (*work)(rank);
     } catch (...) {
       failure = std::current_exception();
-      comms_[rank]->shut_down();
     }
+    if (failure) fail(rank, failure);
     {
       const std::lock_guard lock(mutex_);
-      if (failure && !failure_) failure_ = failure;
       --n_unfinished_;
     }
     changed_.notify_all();

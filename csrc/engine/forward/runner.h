@@ -122,6 +122,9 @@ class World {
 
  private:
   void rank_loop(int rank);
+  void fail(int rank, std::exception_ptr failure);
+  [[noreturn]] void throw_broken();
+  void stop();
 
   std::vector<std::unique_ptr<Comm>> comms_;  // empty for one rank
   std::vector<std::unique_ptr<RankRunner>> runners_;

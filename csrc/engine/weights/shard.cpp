@@ -1,6 +1,7 @@
 // How dimensions are cut over the ranks of a world, and how many parameters each part of a model has.
 #include <algorithm>
 
+#include "engine/checkpoint/checkpoint_spec.h"
 #include "engine/weights/weights.h"
 
 namespace sigmoe {
@@ -11,14 +12,30 @@ Shard shard_range(int64_t size, int64_t unit, int rank, int world) {
   return {begin(rank), begin(rank + 1)};
 }
 
+Shard shard_width(const QuantConfig& quant, const StoredLinear& down, int rank, int world) {
+  int64_t unit = 16;
+  if (down.method == QuantMethod::fp8_block)
+    unit = quant.block_k;
+  else if (down.method == QuantMethod::int4_group)
+    unit = down.k / quant.group >= world ? quant.group : 8;
+  else
+    while (unit > 1 && (down.k + unit - 1) / unit < world) unit /= 2;
+  return shard_range(down.k, unit, rank, world);
+}
+
 HeadShard shard_heads(const ModelConfig& config, int rank, int world) {
   const int64_t H = config.n_heads, G = config.n_kv_heads;
-  const bool kv_divides = world <= G ? G % world == 0 : world % G == 0;
-  if (H % world != 0 || !kv_divides)
+  const bool divides = world <= H ? H % world == 0 && (world <= G ? G % world == 0 : world % G == 0) : world % H == 0;
+  if (!divides)
     throw EngineError(
         ErrorCode::unsupported,
         std::to_string(H) + " query heads and " + std::to_string(G) + " KV heads over " + std::to_string(world) + " ranks",
         "choose a tensorParallelSize that divides the heads");
+  if (world > H) {  // every so many ranks one has a head, and the others none
+    const int64_t each = world / H, head = rank / each, kv = head / (H / G);
+    const int64_t n = rank % each == 0 ? 1 : 0;
+    return {{head, head + n}, {kv, kv + n}};
+  }
   const Shard q{rank * (H / world), (rank + 1) * (H / world)};
   if (world <= G) return {q, {rank * (G / world), (rank + 1) * (G / world)}};
   const int64_t head = rank / (world / G);  // world / G ranks read the same KV head

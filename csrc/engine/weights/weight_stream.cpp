@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <exception>
 #include <mutex>
 #include <new>
@@ -17,40 +18,44 @@ constexpr size_t kChunkBytes = 1u << 20;
 }  // namespace
 
 void WeightStream::add(Piece piece) {
-  if (piece.n_rows == 0 || piece.row_bytes == 0) return;
-  total_bytes_ += static_cast<uint64_t>(piece.n_rows) * piece.row_bytes;
-  pieces_.push_back(std::move(piece));
+  if (piece.n_rows > 0 && piece.row_bytes > 0) pieces_.push_back(std::move(piece));
 }
 
-// Large pieces are cut by rows; small ones that lie side by side in a file are read together.
+// Pieces are cut by rows. Those that overlap are read together, and so are small ones that lie side by side.
 void WeightStream::plan() {
   for (const Piece& piece : pieces_) {
-    const int64_t most_rows = std::max<int64_t>(1, static_cast<int64_t>(kChunkBytes / piece.row_bytes));
+    const int64_t most_rows = std::max<int64_t>(1, static_cast<int64_t>(kChunkBytes / piece.row_stride));
     for (int64_t row = 0; row < piece.n_rows; row += most_rows) {
       const int64_t n = std::min(most_rows, piece.n_rows - row);
-      chunks_.push_back({&piece, row, n, piece.offset + static_cast<uint64_t>(row) * piece.row_stride,
-                         static_cast<size_t>(n) * piece.row_bytes});
+      const uint64_t begin = piece.offset - piece.row_begin + static_cast<uint64_t>(row) * piece.row_stride;
+      chunks_.push_back({&piece, row, n, begin, begin + static_cast<uint64_t>(n) * piece.row_stride});
     }
   }
   std::stable_sort(chunks_.begin(), chunks_.end(), [](const Chunk& a, const Chunk& b) {
     if (a.piece->file != b.piece->file) return std::less<>()(a.piece->file, b.piece->file);
-    return a.offset < b.offset;
+    return a.begin < b.begin;
   });
   for (size_t i = 0; i < chunks_.size(); ++i) {
     const Chunk& chunk = chunks_[i];
-    if (!spans_.empty()) {
+    if (!spans_.empty() && chunks_[i - 1].piece->file == chunk.piece->file) {
       Span& last = spans_.back();
-      const Chunk& before = chunks_[i - 1];
-      if (chunk.dense() && before.dense() && chunk.piece->file == before.piece->file &&
-          chunk.offset == before.offset + before.bytes && last.bytes + chunk.bytes <= kChunkBytes) {
-        last.end = i + 1;
-        last.bytes += chunk.bytes;
+      const bool beside = chunk.begin == last.end && chunk.end - last.begin <= kChunkBytes && chunk.dense() && last.whole;
+      if (chunk.begin < last.end || beside) {
+        last.last = i + 1;
+        last.end = std::max(last.end, chunk.end);
+        last.whole = true;
         continue;
       }
     }
-    spans_.push_back({i, i + 1, chunk.bytes});
+    spans_.push_back({i, i + 1, chunk.begin, chunk.end, chunk.dense()});
   }
-  for (const Span& span : spans_) largest_span_ = std::max(largest_span_, span.bytes);
+  for (const Span& span : spans_) {
+    const size_t bytes = span.whole ? static_cast<size_t>(span.end - span.begin) : chunks_[span.first].bytes();
+    total_bytes_ += bytes;
+    largest_span_ = std::max(largest_span_, bytes);
+  }
+  for (const Chunk& chunk : chunks_)
+    if (!chunk.dense()) largest_cut_ = std::max(largest_cut_, chunk.bytes());
 }
 
 // What the reading threads share.
@@ -63,20 +68,19 @@ class WeightStream::Reader {
   // One thread's work. Never throws.
   void work() noexcept {
     try {
-      std::vector<std::byte> buffer(stream_.largest_span_);
+      std::vector<std::byte> buffer(stream_.largest_span_), cut(stream_.largest_cut_);
       Scratch scratch;
       for (size_t i; !stop_ && (i = next_++) < stream_.spans_.size();) {
         if (cancelled_ && cancelled_->load(std::memory_order_relaxed))
           throw EngineError(ErrorCode::aborted, "loading was aborted");
         const Span& span = stream_.spans_[i];
-        read(span, buffer.data());
-        const std::byte* data = buffer.data();
-        for (size_t c = span.begin; c < span.end; ++c) {
+        report(bytes_done_ += read(span, buffer.data()));
+        for (size_t c = span.first; c < span.last; ++c) {
           const Chunk& chunk = stream_.chunks_[c];
-          chunk.piece->put(chunk.row, chunk.n_rows, data, scratch);
-          data += chunk.bytes;
+          const std::byte* rows = buffer.data() + (span.whole ? chunk.begin - span.begin : 0);
+          if (span.whole && !chunk.dense()) rows = cut_columns(chunk, rows, cut.data());
+          chunk.piece->put(chunk.row, chunk.n_rows, rows, scratch);
         }
-        report(bytes_done_ += span.bytes);
       }
     } catch (...) {
       const std::lock_guard lock(mutex_);
@@ -98,13 +102,23 @@ class WeightStream::Reader {
   }
 
  private:
-  void read(const Span& span, std::byte* out) const {
-    const Chunk& first = stream_.chunks_[span.begin];
+  size_t read(const Span& span, std::byte* out) const {
+    const Chunk& first = stream_.chunks_[span.first];
     const Piece& piece = *first.piece;
-    if (first.dense())
-      piece.file->read(first.offset, out, span.bytes);
-    else
-      piece.file->read_rows(first.offset, piece.row_stride, piece.row_bytes, first.n_rows, out);
+    if (span.whole) {
+      const auto bytes = static_cast<size_t>(span.end - span.begin);
+      piece.file->read(span.begin, out, bytes);
+      return bytes;
+    }
+    piece.file->read_rows(first.begin + piece.row_begin, piece.row_stride, piece.row_bytes, first.n_rows, out);
+    return first.bytes();
+  }
+
+  static const std::byte* cut_columns(const Chunk& chunk, const std::byte* rows, std::byte* out) {
+    const Piece& piece = *chunk.piece;
+    for (int64_t i = 0; i < chunk.n_rows; ++i)
+      std::memcpy(out + i * piece.row_bytes, rows + i * piece.row_stride + piece.row_begin, piece.row_bytes);
+    return out;
   }
 
   // At most every 50 ms, by whichever thread comes first, and never backwards.

@@ -25,22 +25,14 @@ int64_t scale_block(const QuantConfig& quant, const StoredLinear& stored) {
   return std::max<int64_t>(stored.k, 1);
 }
 
-// How a width is cut over ranks: whole scale blocks where there are enough, else as fine as gives every rank a share.
-int64_t width_unit(const QuantConfig& quant, const StoredLinear& down, int world) {
-  if (down.method == QuantMethod::fp8_block) return quant.block_k;
-  if (down.method == QuantMethod::int4_group) return down.k / quant.group >= world ? quant.group : 8;
-  int64_t unit = 16;
-  while (unit > 1 && (down.k + unit - 1) / unit < world) unit /= 2;
-  return unit;
-}
-
 class Loader {
  public:
-  Loader(const ModelConfig& config, const Checkpoint& checkpoint, Backend& backend, const LoadOptions& options)
-      : config_(config), checkpoint_(checkpoint), backend_(backend), options_(options) {}
+  Loader(const ModelConfig& config, const Checkpoint& checkpoint, Backend& backend, const LoadOptions& options,
+         WeightStream& stream)
+      : config_(config), checkpoint_(checkpoint), backend_(backend), options_(options), stream_(stream) {}
 
-  ModelWeights load() {
-    check_tensors(config_, checkpoint_);
+  // Queues what this rank wants of the checkpoint.
+  void queue() {
     heads_ = shard_heads(config_, options_.rank, options_.world);
     const int64_t D = config_.hidden_size;
     embedding();
@@ -49,9 +41,10 @@ class Loader {
     if (options_.with_mtp) mtp_layers();
     vector(out_.final_norm, "model.norm.weight", D);
     head();
-    const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-    stream_.run(options_.n_threads > 0 ? options_.n_threads : cores, options_.on_progress, options_.cancelled);
-    checkpoint_.check_unchanged();
+  }
+
+  // After everything queued has been read.
+  ModelWeights finish() {
     for (auto& [builder, target] : builders_) {
       *target = builder->finish();
       builder.reset();
@@ -109,14 +102,16 @@ class Loader {
     const auto head_rows = [&](int64_t first, const Shard& heads) {
       return Shard{(first + heads.begin) * Dh, (first + heads.end) * Dh};
     };
-    linear(layer.qkv, {{qkv, head_rows(0, heads_.q)}, {qkv, head_rows(H, heads_.kv)}, {qkv, head_rows(H + G, heads_.kv)}},
-           {0, D});
-    linear(layer.attn_out, {{stored(at + "attention.dense", D, H * Dh, LinearRole::body), {0, D}}}, head_rows(0, heads_.q));
+    if (heads_.q.size() > 0) {
+      linear(layer.qkv, {{qkv, head_rows(0, heads_.q)}, {qkv, head_rows(H, heads_.kv)}, {qkv, head_rows(H + G, heads_.kv)}},
+             {0, D});
+      linear(layer.attn_out, {{stored(at + "attention.dense", D, H * Dh, LinearRole::body), {0, D}}}, head_rows(0, heads_.q));
+    }
     if (config_.qk_norm) {
       vector(layer.q_norm, at + "attention.query_layernorm.weight", Dh);
       vector(layer.k_norm, at + "attention.key_layernorm.weight", Dh);
     }
-    if (dense) return mlp(layer.shared_gate_up, layer.shared_down, at + "mlp.", config_.dense_width);
+    if (dense) return mlp(layer.shared_gate_up, layer.shared_down, at + "mlp.", config_.dense_width, options_.world);
     const int64_t E = config_.n_experts;
     linear(layer.router, {{stored(at + "mlp.gate", E, D, LinearRole::router), {0, E}}}, {0, D}, false, false,
            LinearUse::router);
@@ -126,10 +121,12 @@ class Loader {
       layer.router_bias = alloc(static_cast<size_t>(E) * 4, "router bias");
     layer.gate_up.resize(E);
     layer.down.resize(E);
-    for (int64_t e = 0; e < E; ++e)
-      mlp(layer.gate_up[e], layer.down[e], at + "mlp.experts." + std::to_string(e) + ".", config_.expert_width);
+    const Shard own = options_.expert_parallel ? shard_range(E, 1, options_.rank, options_.world) : Shard{0, E};
+    for (int64_t e = own.begin; e < own.end; ++e)
+      mlp(layer.gate_up[e], layer.down[e], at + "mlp.experts." + std::to_string(e) + ".", config_.expert_width,
+          options_.expert_parallel ? 1 : options_.world);
     if (config_.shared_width > 0)
-      mlp(layer.shared_gate_up, layer.shared_down, at + "mlp.shared_experts.", config_.shared_width);
+      mlp(layer.shared_gate_up, layer.shared_down, at + "mlp.shared_experts.", config_.shared_width, options_.world);
   }
 
   void mtp_layers() {
@@ -150,12 +147,13 @@ class Loader {
     }
   }
 
-  // down(silu(gate x) * up x): both sides of the inner width are cut alike. Nothing is read for an empty share.
-  void mlp(std::unique_ptr<LinearWeight>& gate_up, std::unique_ptr<LinearWeight>& down, const std::string& at, int64_t width) {
+  // down(silu(gate x) * up x), over n_ranks ranks: both sides of the inner width are cut alike. Nothing is read for an empty
+  // share.
+  void mlp(std::unique_ptr<LinearWeight>& gate_up, std::unique_ptr<LinearWeight>& down, const std::string& at, int64_t width,
+           int n_ranks) {
     const int64_t D = config_.hidden_size;
     const StoredLinear stored_down = stored(at + "down_proj", D, width, LinearRole::body);
-    const Shard share =
-        shard_range(width, width_unit(config_.quant, stored_down, options_.world), options_.rank, options_.world);
+    const Shard share = shard_width(config_.quant, stored_down, n_ranks > 1 ? options_.rank : 0, n_ranks);
     if (share.size() == 0) return;
     linear(gate_up,
            {{stored(at + "gate_proj", width, D, LinearRole::body), share},
@@ -166,7 +164,6 @@ class Loader {
 
   void head() {
     const int64_t V = config_.vocab_size, D = config_.hidden_size;
-    constexpr int64_t kVocabUnit = 16;
     for (int rank = 0; rank < options_.world; ++rank)
       out_.vocab_widths.push_back(shard_range(V, kVocabUnit, rank, options_.world).size());
     if (out_.vocab_widths.back() == 0)
@@ -248,7 +245,8 @@ class Loader {
                 part.rows.size(),
                 row_bytes,
                 stored_row,
-                {}};
+                {},
+                weight_row_bytes(format, cols.begin)};
     if (scale_columns)
       piece.put = [this, &builder, &tensor, n_at, row_bytes](int64_t row, int64_t n, const std::byte* data, Scratch& scratch) {
         const int64_t D = config_.hidden_size;
@@ -340,14 +338,35 @@ class Loader {
   ModelWeights out_;
   std::vector<std::pair<std::unique_ptr<LinearBuilder>, std::unique_ptr<LinearWeight>*>> builders_;
   std::vector<float> column_scale_;  // norm_head only
-  WeightStream stream_;
+  WeightStream& stream_;
 };
 
 }  // namespace
 
 ModelWeights load_weights(const ModelConfig& config, const Checkpoint& checkpoint, Backend& backend,
                           const LoadOptions& options) {
-  return Loader(config, checkpoint, backend, options).load();
+  const int rank = options.rank;
+  std::vector<ModelWeights> weights = load_ranks(config, checkpoint, {{rank, &backend}}, options);
+  return std::move(weights[0]);
+}
+
+std::vector<ModelWeights> load_ranks(const ModelConfig& config, const Checkpoint& checkpoint,
+                                     const std::vector<std::pair<int, Backend*>>& ranks, const LoadOptions& options) {
+  check_tensors(config, checkpoint);
+  WeightStream stream;
+  std::vector<LoadOptions> of_rank(ranks.size(), options);
+  std::vector<std::unique_ptr<Loader>> loaders;
+  for (size_t i = 0; i < ranks.size(); ++i) {
+    of_rank[i].rank = ranks[i].first;
+    loaders.push_back(std::make_unique<Loader>(config, checkpoint, *ranks[i].second, of_rank[i], stream));
+    loaders.back()->queue();
+  }
+  const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  stream.run(options.n_threads > 0 ? options.n_threads : cores, options.on_progress, options.cancelled);
+  checkpoint.check_unchanged();
+  std::vector<ModelWeights> weights;
+  for (const auto& loader : loaders) weights.push_back(loader->finish());
+  return weights;
 }
 
 }  // namespace sigmoe

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "backend/backend.h"
@@ -19,8 +20,15 @@ struct Shard {
   int64_t size() const { return end - begin; }
 };
 Shard shard_range(int64_t size, int64_t unit, int rank, int world);
+constexpr int64_t kVocabUnit = 16;  // of the head's rows
 
-// This rank's heads. KV heads are replicated when there are fewer of them than ranks.
+struct StoredLinear;
+// Of the inner width of an MLP, whose down projection this is: whole scale blocks where there are enough, else as fine as gives
+// every rank a share.
+Shard shard_width(const QuantConfig& quant, const StoredLinear& down, int rank, int world);
+
+// This rank's heads. KV heads are replicated when there are fewer of them than ranks; of more ranks than query heads some have
+// none.
 struct HeadShard {
   Shard q;   // query heads
   Shard kv;  // KV heads they read
@@ -28,8 +36,8 @@ struct HeadShard {
 HeadShard shard_heads(const ModelConfig& config, int rank, int world);  // throws unsupported when heads do not divide
 
 struct LayerWeights {
-  std::unique_ptr<LinearWeight> qkv;             // ((Hr + 2 Gr) * Dh, D)
-  std::unique_ptr<LinearWeight> attn_out;        // (D, Hr * Dh)
+  std::unique_ptr<LinearWeight> qkv;             // ((Hr + 2 Gr) * Dh, D); null on a rank without heads
+  std::unique_ptr<LinearWeight> attn_out;        // (D, Hr * Dh); likewise
   DeviceBuffer input_norm, post_attention_norm;  // (D) f32
   DeviceBuffer q_norm, k_norm;                   // (Dh) f32; empty without QK-Norm
   // MoE layers only:
@@ -65,6 +73,7 @@ struct LoadProgress {
 
 struct LoadOptions {
   int rank = 0, world = 1;
+  bool expert_parallel = false;  // routed experts are whole, each on one rank; else every rank has a part of each
   bool with_mtp = false;
   int n_threads = 0;                                     // readers; 0 = as many as cores
   std::function<void(const LoadProgress&)> on_progress;  // from a loader thread, at most about 20 times a second
@@ -77,6 +86,14 @@ void check_tensors(const ModelConfig& config, const Checkpoint& checkpoint);
 
 ModelWeights load_weights(const ModelConfig& config, const Checkpoint& checkpoint, Backend& backend,
                           const LoadOptions& options);
+
+// The same for several ranks of one process, each {rank, its backend}: what more than one of them wants is read once.
+// options.rank is not looked at.
+std::vector<ModelWeights> load_ranks(const ModelConfig& config, const Checkpoint& checkpoint,
+                                     const std::vector<std::pair<int, Backend*>>& ranks, const LoadOptions& options);
+
+// Bytes of the checkpoint that a rank keeps, MTP layers included.
+uint64_t rank_bytes(const ModelConfig& config, const Checkpoint& checkpoint, int rank, int world, bool expert_parallel);
 
 // Random weights of a shape, made on the host in the given format, for benchmarks: Gaussian, std 0.02.
 ModelWeights synthetic_weights(const ModelConfig& config, WeightFormat format, Backend& backend, uint64_t seed, int n_threads);

@@ -3,20 +3,29 @@ import os from 'node:os';
 import Table from 'cli-table3';
 import { Command } from 'commander';
 import { inspect, type ModelInfo } from '../../index.js';
-import { addModelFlags, type ModelFlags } from '../flags.js';
+import { addModelFlags, type ModelFlags, number } from '../flags.js';
 import { bytes, count, integer, json, percent } from '../format.js';
 import { findModel } from '../load.js';
 import { write } from '../terminal.js';
+
+interface InspectFlags extends ModelFlags {
+  json?: boolean;
+  tensorParallelSize?: number;
+  enableExpertParallel?: boolean;
+}
 
 export function inspectCommand(): Command {
   const command = new Command('inspect')
     .summary('show what a model folder holds and what fits in memory')
     .description('Shows architecture, parameters and memory of a model folder from its headers; no weights are loaded.')
     .argument('<model>', 'model folder, or owner/name of a hub')
+    .option('--tensor-parallel-size <n>', 'show what each of so many ranks would keep', number)
+    .option('--enable-expert-parallel', 'with whole experts on each rank')
     .option('--json', 'print one JSON object')
     .addHelpText('after', '\nExample:\n  sigmoe inspect models/nano');
-  return addModelFlags(command).action(async (model: string, flags: ModelFlags & { json?: boolean }) => {
-    const info = await inspect((await findModel(model, flags)).path);
+  return addModelFlags(command).action(async (model: string, flags: InspectFlags) => {
+    const { tensorParallelSize, enableExpertParallel } = flags;
+    const info = await inspect((await findModel(model, flags)).path, { tensorParallelSize, enableExpertParallel });
     const fit = whatFits(info, availableBytes());
     await write(flags.json ? `${json({ ...describe(info), fit }, 2)}\n` : `${report(info, fit)}\n`);
   });
@@ -48,8 +57,8 @@ function whatFits(info: ModelInfo, available: number): Fit {
 }
 
 // The facts of the folder, without those that only a loaded model has.
-function describe({ path, architecture, context, vocabSize, weightFormat, shape, parameters, memory }: ModelInfo) {
-  return { path, architecture, weightFormat, context, vocabSize, shape, parameters, memory };
+function describe({ path, architecture, context, vocabSize, weightFormat, shape, parameters, memory, ranks }: ModelInfo) {
+  return { path, architecture, weightFormat, context, vocabSize, shape, parameters, memory, ranks };
 }
 
 function report(info: ModelInfo, fit: Fit): string {
@@ -93,7 +102,19 @@ function report(info: ModelInfo, fit: Fit): string {
           `In the ${bytes(fit.availableBytes)} free on this machine, beside the weights: ${integer(fit.kvTokens)} tokens of KV cache,`,
           ...fit.sequences.map(({ context, count: n }) => `  ${integer(n)} sequences of ${integer(context)} tokens`),
         ].join('\n');
-  return `${facts.toString()}\n\n${parts.toString()}\n\n${room}`.replace(/ +$/gm, '');
+  return `${facts.toString()}\n\n${parts.toString()}\n\n${rankTable(info)}${room}`.replace(/ +$/gm, '');
+}
+
+/** What each rank keeps, where there are several. */
+function rankTable({ ranks }: ModelInfo): string {
+  if (ranks.length < 2) return '';
+  const style = { head: [], border: [], 'padding-left': 0, 'padding-right': 2 };
+  const head = ['rank', 'weights', 'KV cache a token'];
+  const table = new Table({ chars: noBorders, style, head, colAligns: ['left', 'right', 'right'] });
+  for (const [rank, { weightBytes, kvBytesPerToken }] of ranks.entries()) {
+    table.push([String(rank), bytes(weightBytes), bytes(kvBytesPerToken)]);
+  }
+  return `${table.toString()}\n\n`;
 }
 
 const noBorders = Object.fromEntries(

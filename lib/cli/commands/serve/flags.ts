@@ -56,11 +56,10 @@ const WITHOUT_EFFECT: readonly (readonly [flags: string, why: string])[] = [
   ['--tokenizer-mode <name>', 'there is one'],
   ['--attention-backend <name>', 'there is one'],
   ['--distributed-executor-backend <name>', 'one process runs all ranks'],
-  ['--enable-expert-parallel', 'tensor parallel shards the experts'],
 ];
 
-/** vLLM's flags for more than one copy of the model or part of it; 1 is what there is. */
-const ONE_ONLY = ['--data-parallel-size', '--pipeline-parallel-size'] as const;
+/** vLLM's flags for what is not built here; 1 is what there is. */
+const ONE_ONLY = ['--pipeline-parallel-size'] as const;
 
 export function addServeFlags(command: Command): Command {
   command
@@ -118,7 +117,7 @@ export function readForeignFlags(command: Command): string[] {
   for (const flag of ONE_ONLY) {
     const value: unknown = command.getOptionValue(attributeOf(flag));
     if (value === undefined || value === 1) continue;
-    throw new CliError(`${flag} ${String(value)} is not built: there is one copy of the model`, 'leave it out', EXIT_USAGE);
+    throw new CliError(`${flag} ${String(value)} is not built`, 'leave it out, and use --tensor-parallel-size', EXIT_USAGE);
   }
   const given = WITHOUT_EFFECT.filter(([flag]) => command.getOptionValue(attributeOf(flag)) !== undefined);
   return given.map(([flag, why]) => `${flag.split(' ', 1)[0]} changes nothing: ${why}`);
