@@ -13,6 +13,9 @@
 
 namespace sigmoe::test {
 
+// Makes the CPU backends of the engines that a test loads; null: those that users get.
+extern std::unique_ptr<Backend> (*make_cpu_backend)(const BackendOptions& options);
+
 std::string golden_dir();                              // folder with random/NAME/, unpacked by the build
 std::string source_dir();                              // the repository
 const std::vector<std::string>& random_checkpoints();  // the twelve names

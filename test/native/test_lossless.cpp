@@ -33,7 +33,6 @@ class CheatingBackend : public CpuBackend {
  public:
   using CpuBackend::CpuBackend;
   void sample(const SampleArgs& args) override {
-    if (planted_bias == 0) return CpuBackend::sample(args);
     std::vector<SampleRow> rows(args.rows, args.rows + args.n_rows);
     for (size_t i = 0; i + 1 < rows.size(); ++i)
       if (rows[i + 1].if_previous >= 0 && std::uniform_real_distribution<>()(random_) < planted_bias)
@@ -242,14 +241,6 @@ int n_samples(int otherwise) {
 
 }  // namespace
 
-// The linker puts this one in the place of create_cpu_backend, which keeps the other name (test/native/CMakeLists.txt).
-extern "C" std::unique_ptr<Backend> __real__ZN6sigmoe18create_cpu_backendERKNS_14BackendOptionsE(const BackendOptions& options);
-extern "C" std::unique_ptr<Backend> __wrap__ZN6sigmoe18create_cpu_backendERKNS_14BackendOptionsE(
-    const BackendOptions& options) {
-  if (planted_bias > 0) return std::make_unique<CheatingBackend>(options);
-  return __real__ZN6sigmoe18create_cpu_backendERKNS_14BackendOptionsE(options);
-}
-
 TEST_CASE("lossless: the chi-squared tail is the textbook's") {
   CHECK(chi_squared_tail(3.841, 1) == doctest::Approx(0.05).epsilon(0.001));
   CHECK(chi_squared_tail(18.307, 10) == doctest::Approx(0.05).epsilon(0.001));
@@ -277,6 +268,9 @@ TEST_CASE("lossless: no sampler tells drafted text from plain text, and every me
 
   // A bias of a hundredth takes the full number of samples to be seen; fewer see a larger one.
   planted_bias = std::min(1.0, 0.01 * 100'000 / n);
+  make_cpu_backend = [](const BackendOptions& options) -> std::unique_ptr<Backend> {
+    return std::make_unique<CheatingBackend>(options);
+  };
   for (const std::string method : {"eagle3", "mtp"}) {
     const std::vector<double> p = compare(sample("", 1), sample(method, 1));
     std::vector<double> with_others = all;
@@ -285,4 +279,5 @@ TEST_CASE("lossless: no sampler tells drafted text from plain text, and every me
     CHECK(any_rejected(with_others, 0.01));
   }
   planted_bias = 0;
+  make_cpu_backend = nullptr;
 }
