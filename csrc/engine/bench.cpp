@@ -16,6 +16,7 @@
 #include <thread>
 
 #include "backend/registry.h"
+#include "engine/bench/speculation.h"
 #include "engine/engine.h"
 #include "engine/forward/runner.h"
 #include "engine/model_folder.h"
@@ -557,6 +558,8 @@ class Bench {
 
 std::string run_benchmark(const std::string& options_json, const std::function<void(const std::string&)>& on_line,
                           const std::atomic<bool>* cancelled) {
+  if (Json::parse(options_json, nullptr, false).contains("acceptance"))
+    return bench::measure_speculation(options_json, on_line, cancelled);
   return Bench(parse_options(options_json), on_line, cancelled).run();
 }
 

@@ -196,7 +196,7 @@ class EngineImpl : public Engine {
     try {
       StepInputs inputs;
       StepOutputs outputs;
-      const StepBuilder builder(chunks, inputs, replay_ ? &replay_ : nullptr);
+      const StepBuilder builder(chunks, inputs, replay_ ? &*replay_ : nullptr);
       if (speculation_) {
         speculation_->place_features(chunks, inputs);
         inputs.chain = speculation_->chain();
@@ -420,7 +420,7 @@ class EngineImpl : public Engine {
   std::set<std::pair<Clock::time_point, uint64_t>> deadlines_;  // of live sequences that have one
   bool stalled_ = false;                                        // every sequence that has its turn waits for its mask
   bool has_mtp_;
-  ReplayFn replay_;  // null but in benchmarks
+  std::optional<Replay> replay_;  // in benchmarks alone
   uint64_t steps_ = 0, prefill_tokens_ = 0, decode_tokens_ = 0;
 
   mutable std::mutex mutex_;  // guards what follows

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "engine/checkpoint/config.h"
@@ -42,7 +43,7 @@ struct LoadedModel {
   bool prefix_cache = true;
   std::unique_ptr<Drafter> drafter;  // null: no speculation
   bool adaptive_depth = true;
-  ReplayFn replay;  // benchmarks alone
+  std::optional<Replay> replay;  // benchmarks alone
 };
 
 std::unique_ptr<Engine> start_engine(LoadedModel model);

@@ -119,12 +119,8 @@ RankRunner::DeviceStep RankRunner::upload(const StepInputs& inputs) {
   std::vector<int32_t> drafted_from, drafted_to;
   const auto word_of = [&](const DraftedValue& value) {
     constexpr size_t kRowWords = sizeof(SampleRow) / 4, kIfPrevious = offsetof(SampleRow, if_previous) / 4;
-    switch (value.use) {
-      case DraftedValue::Use::token: return token_ids / 4 + value.at;
-      case DraftedValue::Use::if_previous: return sample_rows / 4 + value.at * kRowWords + kIfPrevious;
-      case DraftedValue::Use::bias_id: return bias_ids / 4 + value.at;
-    }
-    return size_t{0};
+    return value.use == DraftedValue::Use::token ? token_ids / 4 + value.at
+                                                 : sample_rows / 4 + value.at * kRowWords + kIfPrevious;
   };
   for (const DraftedValue& value : inputs.drafted) {
     drafted_from.push_back(value.chain_index);

@@ -23,10 +23,10 @@ struct SlotReset {
 
 // A drafted token that is still on the device (Drafter::chain()), and where in the step it belongs.
 struct DraftedValue {
-  enum class Use : uint8_t { token, if_previous, bias_id };
+  enum class Use : uint8_t { token, if_previous };
   int32_t chain_index = 0;
   Use use = Use::token;
-  int32_t at = 0;  // row of token_ids or of sample_rows, or place in bias_ids
+  int32_t at = 0;  // row of token_ids or of sample_rows
 };
 
 // One step, on the host: what Scheduler planned, flattened.

@@ -4,10 +4,14 @@
 
 namespace sigmoe {
 
-StepBuilder::StepBuilder(const std::vector<Chunk>& chunks, StepInputs& inputs, const ReplayFn* replay)
+StepBuilder::StepBuilder(const std::vector<Chunk>& chunks, StepInputs& inputs, const Replay* replay)
     : in_(inputs), replay_(replay) {
   in_.seq_offsets.push_back(0);
-  for (const Chunk& chunk : chunks) add(chunk);
+  for (const Chunk& chunk : chunks) {
+    for (int64_t i = 0; replay && i < chunk.n_drafts; ++i)
+      chunk.sequence->drafts[i] = replay->token(*chunk.sequence, chunk.sequence->length() + i);
+    add(chunk);
+  }
   add_tables(chunks);
 }
 
@@ -67,7 +71,7 @@ void StepBuilder::add_prompt_score(Generation& generation, int64_t index) {
 void StepBuilder::add_samples(Generation& generation, int64_t n_drafts) {
   const int32_t first_row = in_.n_tokens() - 1 - static_cast<int32_t>(n_drafts);
   DraftPath path(generation);
-  const int64_t n_replayed = replay_ && n_drafts > 0 ? (*replay_)(generation, n_drafts) : 0;
+  const int64_t n_replayed = replay_ && n_drafts > 0 ? replay_->n_accepted(generation, n_drafts) : 0;
   for (int64_t i = 0; i <= n_drafts; ++i) {
     const std::optional<int32_t> before = i > 0 ? std::optional(generation.drafts[i - 1]) : std::nullopt;
     if (before) path.take(*before);
@@ -79,11 +83,9 @@ void StepBuilder::add_samples(Generation& generation, int64_t n_drafts) {
 // The sampler does all it does, and takes or leaves the draft.
 void StepBuilder::steer(int32_t draft, bool accept) {
   constexpr float kSure = 1e6f;
-  const auto at = static_cast<int32_t>(in_.bias_ids.size());
-  if (draft < 0) in_.drafted.push_back({~draft, DraftedValue::Use::bias_id, at});
-  in_.bias_ids.push_back(std::max(draft, 0));
+  in_.bias_ids.push_back(draft);
   in_.bias_values.push_back(accept ? kSure : -kSure);
-  in_.sample_rows.back().bias_end = at + 1;
+  ++in_.sample_rows.back().bias_end;
 }
 
 void StepBuilder::add_sample(Generation& generation, int32_t row_id, std::optional<int32_t> draft_before) {

@@ -18,12 +18,16 @@ struct SampledRow {
   int64_t prompt_index = -1;  // the prompt token that the row scores; -1: the row samples the next token
 };
 
-// For benchmarks of models whose drafts nobody trained: how many of a chain's drafts come true, whatever the model says.
-using ReplayFn = std::function<int64_t(const Generation& generation, int64_t n_drafts)>;
+// For benchmarks of models whose drafts nobody trained, which repeat themselves and never come true: another token in the place
+// of each draft, and how many of a chain come true, whatever the model says.
+struct Replay {
+  std::function<int32_t(const Sequence& sequence, int64_t position)> token;
+  std::function<int64_t(const Sequence& sequence, int64_t n_drafts)> n_accepted;
+};
 
 class StepBuilder {
  public:
-  StepBuilder(const std::vector<Chunk>& chunks, StepInputs& inputs, const ReplayFn* replay = nullptr);
+  StepBuilder(const std::vector<Chunk>& chunks, StepInputs& inputs, const Replay* replay = nullptr);
 
   const std::vector<SampledRow>& sampled_rows() const { return sampled_rows_; }  // as many as inputs.sample_rows
 
@@ -36,7 +40,7 @@ class StepBuilder {
   void add_prompt_score(Generation& generation, int64_t index);
 
   StepInputs& in_;
-  const ReplayFn* replay_;
+  const Replay* replay_;
   std::vector<SampledRow> sampled_rows_;
   int32_t n_masks_ = 0;
 };
