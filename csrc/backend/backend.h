@@ -156,7 +156,7 @@ class LinearBuilder {
 // A flat batch of T tokens from B sequences: prefill chunks and decode rows mixed. All pointers are device memory.
 struct BatchView {
   int n_tokens = 0;                      // T
-  int n_seqs = 0;                        // B
+  int n_seqs = 0;                        // B; the last ones may have no rows. B = T only where each has one
   int max_pages = 0;                     // columns of page_tables
   const int32_t* token_ids = nullptr;    // (T) in [0, V)
   const int32_t* positions = nullptr;    // (T) position of each token in its sequence

@@ -200,6 +200,7 @@ class EngineImpl : public Engine {
       if (speculation_) {
         speculation_->place_features(chunks, inputs);
         inputs.chain = speculation_->chain();
+        inputs.timed = speculation_->wants_time(chunks, world_->rank(0).records_steps());
       }
       world_->rank(0).shape(inputs);
       world_->run(inputs, outputs);

@@ -97,6 +97,8 @@ class ReplayBackend : public CpuBackend {
     if (recording_) (now_.push_back(bits_of(values)), ...);
   }
   void note_batch(const BatchView& batch) {
+    for (int b = 0; b < batch.n_seqs && batch.n_seqs == batch.n_tokens; ++b)
+      CHECK_MESSAGE(batch.seq_offsets[b] == b, "as many sequences as rows, and not one row each");
     note(batch.n_tokens, batch.n_seqs, batch.max_pages, batch.token_ids, batch.positions, batch.seq_offsets, batch.page_tables);
   }
   template <typename T>

@@ -33,7 +33,8 @@ struct ReplayOptions {
   std::vector<int> batches = {1, 8, 32, 64};
 };
 
-constexpr int kWarmSteps = 12;  // of every size the first is run and the second recorded
+constexpr int kPromptTokens = 512;  // read in a step
+constexpr int kWarmSteps = 12;      // of every size the first is run and the second recorded
 
 ReplayOptions parse(const std::string& text) {
   const Json in = Json::parse(text, nullptr, false);
@@ -93,7 +94,10 @@ class ReplayBench {
         on_line_(on_line),
         cancelled_(cancelled),
         acceptance_(options.acceptance, options.depth),
-        most_tokens_((options.steps + kWarmSteps + 2) * (options.depth + 1)) {
+        batch_(*std::max_element(options.batches.begin(), options.batches.end())) {
+    // While the last prompts are read, the first sequences go on.
+    const int n_prompt_steps = batch_ * options.context / kPromptTokens + batch_;
+    most_tokens_ = (n_prompt_steps + options.steps + kWarmSteps + 2) * (options.depth + 1);
     load();
   }
 
@@ -120,7 +124,7 @@ class ReplayBench {
 
   void load() {
     const ModelConfig config = shape_config(options_.shape);
-    const int batch = *std::max_element(options_.batches.begin(), options_.batches.end());
+    const int batch = batch_;
     EngineOptions engine;
     engine.kernels = options_.kernels;
     engine.compute = options_.compute;
@@ -133,7 +137,7 @@ class ReplayBench {
     info.kernels = backend->info().kernels;
     info.context = options_.context + most_tokens_ + kMaxDraftDepth;
     info.max_num_seqs = batch;
-    info.max_batched_tokens = std::max(512, batch * (options_.depth + 1));
+    info.max_batched_tokens = kPromptTokens + batch * (options_.depth + 1);
     info.speculation = "eagle3";
     info.max_draft = options_.depth;
     if (info.context > config.context)
@@ -275,7 +279,8 @@ class ReplayBench {
   const std::function<void(const std::string&)>& on_line_;
   const std::atomic<bool>* cancelled_;
   Acceptance acceptance_;
-  int most_tokens_;
+  int batch_;            // the largest
+  int most_tokens_ = 0;  // of an answer
   int64_t vocab_size_ = 0;
   EngineStats stats_before_;
   std::unique_ptr<Engine> engine_;

@@ -183,7 +183,7 @@ void RankRunner::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trac
 
   // A pure decode step enqueues the same work whenever its sizes and addresses are the same: the batch's arrays come first in
   // the upload, so their sizes fix their places.
-  backend_->mark(kStepBegins);
+  if (inputs.timed) backend_->mark(kStepBegins);
   place_drafted(step);
   const bool decode = inputs.n_tokens() == inputs.n_seqs();
   if (decode && !trace && !comm_)
@@ -196,7 +196,7 @@ void RankRunner::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trac
     graph_.forward_mtp(step.batch, step.next_ids, trace);
     download_logits(step.mtp_row_ids, static_cast<int>(inputs.mtp_row_ids.size()), outputs.mtp_logits);
   }
-  outputs.ms = rank_ == 0 && n_rows > 0 ? backend_->ms_between(kStepBegins, kStepEnds) : 0;
+  outputs.ms = inputs.timed && rank_ == 0 && n_rows > 0 ? backend_->ms_between(kStepBegins, kStepEnds) : 0;
 }
 
 // From the tokens to what is sampled behind each of them, as one recording.
@@ -206,7 +206,7 @@ void RankRunner::run_whole(const StepInputs& inputs, const DeviceStep& step, con
   const uint64_t key = hash_of({step_key(step.batch, step.feature_rows), step.layout, static_cast<uint64_t>(step.batch.n_seqs),
                                 static_cast<uint64_t>(step.n_drafted)});
   const bool replays = backend_->would_replay(key);
-  backend_->mark(kStepBegins);
+  if (inputs.timed) backend_->mark(kStepBegins);
   backend_->run_recorded(key, [&] {
     place_drafted(step);
     graph_.forward(step.batch, nullptr, features);
@@ -214,10 +214,10 @@ void RankRunner::run_whole(const StepInputs& inputs, const DeviceStep& step, con
                           weights_.vocab_widths, logits_.as<float>());
     backend_->sample(sample_args(step, 0, n_rows));
   });
-  backend_->mark(kStepEnds);
+  if (inputs.timed) backend_->mark(kStepEnds);
   resize_samples(outputs, n_rows);
   download_samples(inputs, 0, n_rows, outputs);
-  outputs.ms = replays ? backend_->ms_between(kStepBegins, kStepEnds) : 0;
+  outputs.ms = inputs.timed && replays ? backend_->ms_between(kStepBegins, kStepEnds) : 0;
 }
 
 // Token ids are 32-bit words like floats, and copied like them.
@@ -259,7 +259,7 @@ void RankRunner::sample(const StepInputs& inputs, const DeviceStep& step, StepOu
   const auto begins_chain = [&](int row) { return inputs.sample_rows[row].if_previous < 0; };
   head(step.sample_row_ids, n_rows, begins_chain, [&](int first, int n) {
     backend_->sample(sample_args(step, first, n));
-    backend_->mark(kStepEnds);
+    if (inputs.timed) backend_->mark(kStepEnds);
     download_samples(inputs, first, n, outputs);
   });
 }

@@ -47,6 +47,7 @@ struct StepInputs {
   std::vector<int32_t> mtp_row_ids;     // rows whose MTP logits go back
   std::vector<DraftedValue> drafted;    // filled in on the device
   const int32_t* chain = nullptr;       // what they are taken from
+  bool timed = false;                   // StepOutputs::ms is wanted
 
   int n_tokens() const { return static_cast<int>(token_ids.size()); }
   int n_seqs() const { return static_cast<int>(seq_offsets.size()) - 1; }
@@ -59,7 +60,7 @@ struct StepOutputs {
   std::vector<float> top_logprobs;  // (R, kMaxLogprobs)
   std::vector<float> logits;        // (logits_row_ids, V)
   std::vector<float> mtp_logits;    // (mtp_row_ids, V)
-  double ms = 0;                    // of the device, from the first op to the last sampled token; 0: not one to go by
+  double ms = 0;  // of the device, from the first op to the last sampled token; 0: not measured, or not one to go by
 };
 
 struct RunnerLimits {

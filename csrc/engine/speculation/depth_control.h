@@ -64,6 +64,8 @@ class DepthControl {
   void observe_drafting(int n_sequences, int n_passes, double ms) { passes_.observe(n_sequences, ms / n_passes); }
 
   int max_depth() const { return max_depth_; }
+  bool adaptive() const { return adaptive_; }
+  double step_ms(int n_rows) const { return steps_.at(n_rows); }  // what such steps take; 0 while none was seen
 
  private:
   struct Outlook {

@@ -228,7 +228,9 @@ ModelDrafter::Chain ModelDrafter::upload_chain(const std::vector<DraftTask>& tas
     pass.feature_rows.push_back(pass.feature_rows[repeated]);
     pass.seq_offsets.push_back(static_cast<int32_t>(pass.positions.size()));
   }
-  pass.seq_offsets.resize(n_rows + 1, n_rows);  // at most a sequence per row; the last ones may have none
+  // At most a sequence per row, the last ones without any; as many as rows only where each has one.
+  const int n_seqs = static_cast<int>(pass.seq_offsets.size()) - 1 == n_rows ? n_rows : n_rows - 1;
+  pass.seq_offsets.resize(n_seqs + 1, n_rows);
 
   // Where a task has no pages of its own for the deepest draft, the page behind the last one takes it.
   int64_t longest = 0;
@@ -257,14 +259,14 @@ ModelDrafter::Chain ModelDrafter::upload_chain(const std::vector<DraftTask>& tas
   if (input_.bytes() < staging_.size()) input_ = backend_.alloc(staging_.size() * 2, "draft inputs");
   backend_.upload(input_.data(), staging_.data(), staging_.size());
   const auto at = [&](size_t offset) { return reinterpret_cast<const int32_t*>(input_.as<std::byte>() + offset); };
-  chain.first = {n_rows, n_rows, pass.max_pages, at(next_ids), at(first_positions), at(seq_offsets), at(page_tables)};
+  chain.first = {n_rows, n_seqs, pass.max_pages, at(next_ids), at(first_positions), at(seq_offsets), at(page_tables)};
   chain.next = {chain.n_tasks, chain.n_tasks, pass.max_pages, nullptr, nullptr, at(next_offsets), at(page_tables)};
   chain.next_ids = at(next_ids);
   chain.feature_rows = at(feature_rows);
   chain.last_rows = at(last_rows);
   chain.positions = at(next_positions);
   chain.key = reinterpret_cast<uintptr_t>(this) ^ reinterpret_cast<uintptr_t>(input_.data()) << 1;
-  for (const int size : {n_rows, chain.n_tasks, chain.depth, pass.max_pages})
+  for (const int size : {n_rows, n_seqs, chain.n_tasks, chain.depth, pass.max_pages})
     chain.key = (chain.key ^ static_cast<uint64_t>(size)) * 0x9e3779b97f4a7c15ull, chain.key ^= chain.key >> 31;
   return chain;
 }

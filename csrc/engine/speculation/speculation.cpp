@@ -58,18 +58,35 @@ void Speculation::observe(const Chunk& chunk, int64_t n_taken, bool ended) {
   control_.observe_drafts(drafting.record, static_cast<int>(n_known), static_cast<int>(n_accepted));
 }
 
-// Steps that read prompts say nothing about the cost of a draft's row.
+// Rows of a step that reads no prompt, of which the cost of a draft's row can be learned; else 0.
+int Speculation::rows_to_time(const std::vector<Chunk>& chunks) {
+  int64_t n_rows = 0;
+  for (const Chunk& chunk : chunks) {
+    if (!chunk.reaches_end || chunk.n - chunk.n_drafts > 1) return 0;
+    n_rows += chunk.n;
+  }
+  return static_cast<int>(n_rows);
+}
+
+// Where marks cost time, most of the steps without drafts go without.
+bool Speculation::wants_time(const std::vector<Chunk>& chunks, bool marks_cost) {
+  constexpr int kTimedOneIn = 4;
+  const int n_rows = rows_to_time(chunks);
+  if (n_rows == 0) return false;
+  if (!marks_cost || !control_.adaptive() || n_rows > static_cast<int>(chunks.size())) return true;
+  return ++n_untimed_ % kTimedOneIn == 0;
+}
+
 void Speculation::observe_step(const std::vector<Chunk>& chunks, double ms) {
   const bool waited = std::any_of(chunks.begin(), chunks.end(), [](const Chunk& chunk) { return chunk.reaches_end; });
   if (n_timed_ > 0 && waited) observe_drafting(drafter_->device_ms());  // the tokens came, so the drafts before them are made
-  if (ms <= 0) return;
-  int64_t n_rows = 0;
-  for (const Chunk& chunk : chunks) {
-    if (!chunk.reaches_end || chunk.n - chunk.n_drafts > 1) return;
-    n_rows += chunk.n;
-  }
-  control_.observe_step(static_cast<int>(n_rows), ms);
-  const bool verifies = n_rows > static_cast<int64_t>(chunks.size());
+  const int n_rows = rows_to_time(chunks);
+  if (n_rows == 0) return;
+  if (ms > 0)
+    control_.observe_step(n_rows, ms);
+  else
+    ms = control_.step_ms(n_rows);
+  const bool verifies = n_rows > static_cast<int>(chunks.size());
   ++(verifies ? stats_.n_verify_steps : stats_.n_plain_steps);
   (verifies ? stats_.verify_ms : stats_.plain_ms) += ms;
 }

@@ -43,7 +43,8 @@ class Speculation {
   void place_features(const std::vector<Chunk>& chunks, StepInputs& inputs) const;
   // n_taken: tokens the chunk's sequence was given by the step. ended: and with the last of them it ended.
   void observe(const Chunk& chunk, int64_t n_taken, bool ended);
-  void observe_step(const std::vector<Chunk>& chunks, double ms);  // before what it gave is taken; 0: not a time to go by
+  bool wants_time(const std::vector<Chunk>& chunks, bool marks_cost);
+  void observe_step(const std::vector<Chunk>& chunks, double ms);  // before what it gave is taken; 0: it was not timed
   // Drafts for the sequences of a step that go on, after its tokens were taken and committed.
   void draft(const std::vector<Chunk>& chunks, Scheduler& scheduler, int64_t context);
 
@@ -51,6 +52,7 @@ class Speculation {
   const SpeculationStats& stats() const { return stats_; }
 
  private:
+  static int rows_to_time(const std::vector<Chunk>& chunks);
   static bool may_draft(const Generation& generation);
   static bool host_needs_drafts(const Sequence& sequence);
   void forget_device_drafts(Scheduler& scheduler);
@@ -65,6 +67,7 @@ class Speculation {
   // Drafts that lie on the device: whose they are, and the size of the run that made them, until its time is known.
   std::vector<uint64_t> on_device_;
   int n_timed_ = 0, timed_depth_ = 0;
+  int n_untimed_ = 0;  // steps without drafts since the start
 };
 
 }  // namespace sigmoe
