@@ -40,6 +40,12 @@ int bucket_of(int n) {
   return (n + step - 1) / step * step;
 }
 
+int coarse_bucket_of(int n) {
+  int octave = 1;
+  while (octave < n) octave *= 2;
+  return octave >= 4 && n <= octave / 4 * 3 ? octave / 4 * 3 : octave;
+}
+
 bool samples_every_row(const StepInputs& inputs) {
   if (!inputs.next_ids.empty() || !inputs.logits_row_ids.empty()) return false;
   if (static_cast<int>(inputs.sample_row_ids.size()) != inputs.n_tokens()) return false;
@@ -60,8 +66,8 @@ void pad_to_bucket(StepInputs& in, int64_t most_rows) {
   const int length = in.seq_offsets[longest + 1] - in.seq_offsets[longest];
   while (in.n_tokens() < n_rows) repeat_rows(in, longest, std::min(length, n_rows - in.n_tokens()));
   if (!chains) return;
-  // The last ones without a row; as many as rows would say that each has one.
-  const int n_seqs = std::min(bucket_of(in.n_seqs()), n_rows - 1);
+  // However the rows are divided: the last sequences have none. As many as rows would say that each has one.
+  const int n_seqs = n_rows - 1;
   in.seq_offsets.resize(n_seqs + 1, in.n_tokens());
   in.page_tables.resize(static_cast<size_t>(n_seqs) * in.max_pages, 0);
 }

@@ -11,6 +11,8 @@ namespace sigmoe {
 
 // The least size not below n that recorded steps come in: four to an octave, all of them up to 8.
 int bucket_of(int n);
+// Two to an octave, for what costs little.
+int coarse_bucket_of(int n);
 
 // Whether every row of the step is sampled and nothing else is wanted of it, as in decoding and in checking drafts.
 bool samples_every_row(const StepInputs& inputs);

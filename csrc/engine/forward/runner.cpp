@@ -115,7 +115,8 @@ RankRunner::DeviceStep RankRunner::upload(const StepInputs& inputs) {
                bias_ids = packer.put(inputs.bias_ids, room_for(inputs.bias_ids.size())),
                bias_values = packer.put(inputs.bias_values, room_for(inputs.bias_values.size())),
                ban_ids = packer.put(inputs.ban_ids, room_for(inputs.ban_ids.size()));
-  // Values from the device, by words of this upload. As many as there are rows to be replayed: the first one again and again.
+  // Values from the device, by words of this upload. The first one again and again where there are fewer than a step
+  // of so many rows can have.
   std::vector<int32_t> drafted_from, drafted_to;
   const auto word_of = [&](const DraftedValue& value) {
     constexpr size_t kRowWords = sizeof(SampleRow) / 4, kIfPrevious = offsetof(SampleRow, if_previous) / 4;
@@ -127,7 +128,7 @@ RankRunner::DeviceStep RankRunner::upload(const StepInputs& inputs) {
     drafted_to.push_back(static_cast<int32_t>(word_of(value)));
   }
   if (!drafted_from.empty()) {
-    const size_t n = bucket_of(static_cast<int>(drafted_from.size()));
+    const size_t n = 2 * static_cast<size_t>(inputs.n_tokens());  // a row has one as its token and one before it
     drafted_from.resize(n, drafted_from[0]);
     drafted_to.resize(n, drafted_to[0]);
   }

@@ -73,7 +73,12 @@ class DepthControl {
     double rate() const { return tokens / ms; }
   };
   Outlook try_depth(std::vector<DraftCandidate>& candidates, int n_rows, int depth, double worth) const;
-  int patience(const DraftRecord& record, int n_rows) const;
+  struct TrialCost {
+    int n_rows;
+    double step_ms, draft_ms;
+  };
+  TrialCost trial_cost(int n_rows) const;
+  static int patience(const DraftRecord& record, const TrialCost& cost);
 
   int max_depth_;
   bool adaptive_;

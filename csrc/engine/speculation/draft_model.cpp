@@ -204,7 +204,7 @@ bool ModelDrafter::may_record(const std::vector<DraftTask>& tasks) const {
     if (task.depth == 0 || task.end == task.begin || task.end - task.begin > kMaxDraftDepth + 1) return false;
     n_rows += task.end - task.begin;
   }
-  return bucket_of(static_cast<int>(n_rows)) <= limits_.max_rows && static_cast<int>(tasks.size()) <= limits_.max_seqs;
+  return coarse_bucket_of(static_cast<int>(n_rows)) <= limits_.max_rows && static_cast<int>(tasks.size()) <= limits_.max_seqs;
 }
 
 ModelDrafter::Chain ModelDrafter::upload_chain(const std::vector<DraftTask>& tasks) {
@@ -219,7 +219,7 @@ ModelDrafter::Chain ModelDrafter::upload_chain(const std::vector<DraftTask>& tas
     pass.seq_offsets.push_back(static_cast<int32_t>(pass.positions.size()));
     pass.last_rows.push_back(pass.seq_offsets.back() - 1);
   }
-  const int n_rows = bucket_of(static_cast<int>(pass.positions.size()));
+  const int n_rows = coarse_bucket_of(static_cast<int>(pass.positions.size()));
   chain.n_tasks = bucket_of(static_cast<int>(tasks.size()));
   pass.last_rows.resize(chain.n_tasks, pass.last_rows[0]);
   while (static_cast<int>(pass.positions.size()) < n_rows) {
