@@ -119,7 +119,10 @@ export class Generation implements AsyncIterable<Chunk> {
       this.answer = new Answer(model.tokenizer, read, opened);
       this.request = model.dispatcher.submit({ ...read.native, ...this.textFields(read, opened), prompt }, this.listener());
       if (matcher === undefined) return;
-      this.masks = new MaskFeeder(matcher, model.dispatcher, this.request, (error) => this.fail(error));
+      // The tag that ends the reasoning may be one token or several; the last one holds its last character.
+      const mayClose = (id: number) => model.tokenizer.decode([id], { skipSpecial: false }).includes('>');
+      const reasoning = { maskWords: Math.ceil(model.vocabSize / 32), mayClose };
+      this.masks = new MaskFeeder(matcher, model.dispatcher, this.request, reasoning, (error) => this.fail(error));
       this.masks.feed(opened, []);
     } finally {
       if (this.masks === undefined) matcher?.close();

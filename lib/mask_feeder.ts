@@ -15,6 +15,7 @@ export class MaskFeeder {
     private readonly matcher: GrammarMatcher,
     private readonly dispatcher: Dispatcher,
     private readonly request: number,
+    private readonly reasoning: { maskWords: number; mayClose(id: number): boolean },
     private readonly onFailure: (error: EngineError) => void,
   ) {}
 
@@ -30,12 +31,19 @@ export class MaskFeeder {
     this.matcher.close();
   }
 
-  /** Sends the masks of the next step. `inReasoning`: its token comes before the end of the reasoning; drafts are not checked there. */
+  /** Masks that allow all, of the tokens that are reasoning still when the drafts come true; undefined is one of them. */
+  private anythingBehind(drafts: readonly number[]): Int32Array | undefined {
+    const closing = drafts.findIndex((id) => this.reasoning.mayClose(id));
+    const n = closing < 0 ? drafts.length : closing;
+    return n === 0 ? undefined : new Int32Array((n + 1) * this.reasoning.maskWords).fill(-1);
+  }
+
+  /** Sends the masks of the next step. `inReasoning`: its token comes before the end of the reasoning. */
   feed(inReasoning: boolean, drafts: readonly number[]): void {
     if (this.closed) return;
     const { position } = this;
     if (inReasoning) {
-      this.dispatcher.setMasks(this.request, position, undefined);
+      this.dispatcher.setMasks(this.request, position, this.anythingBehind(drafts));
       return;
     }
     this.matcher.masks(drafts).then(

@@ -10,6 +10,8 @@
 // its compute type. Ops are enqueued in order and may be asynchronous; download() and synchronize() wait.
 #pragma once
 
+#include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -154,7 +156,7 @@ class LinearBuilder {
 // A flat batch of T tokens from B sequences: prefill chunks and decode rows mixed. All pointers are device memory.
 struct BatchView {
   int n_tokens = 0;                      // T
-  int n_seqs = 0;                        // B
+  int n_seqs = 0;                        // B; the last ones may have no rows. B = T only where each has one
   int max_pages = 0;                     // columns of page_tables
   const int32_t* token_ids = nullptr;    // (T) in [0, V)
   const int32_t* positions = nullptr;    // (T) position of each token in its sequence
@@ -294,6 +296,17 @@ class Backend {
   // Runs `ops`, calls of the methods below whose pointers and sizes are the same whenever `key` is: a backend may record
   // what they enqueue and replay it instead of calling ops again. ops must not read results back.
   virtual void run_recorded(uint64_t key, const std::function<void()>& ops) { ops(); }
+  // Whether a recorded step is so much cheaper than the same calls that steps are worth padding to sizes seen before, with head
+  // and sampler inside; and whether this key would be replayed now, neither recorded nor called.
+  virtual bool records_steps() const { return false; }
+  virtual bool would_replay(uint64_t key) const { return true; }
+
+  // Marks a point between ops; ms_between() two of them needs a download() or synchronize() behind both.
+  static constexpr int kMarks = 4;
+  virtual void mark(int index) { marks_[index] = std::chrono::steady_clock::now(); }
+  virtual double ms_between(int first, int second) const {
+    return std::chrono::duration<double, std::milli>(marks_[second] - marks_[first]).count();
+  }
 
   // What benchmarks need of this device (backend/bench_device.h), gone before the backend; null: nothing special.
   virtual std::unique_ptr<BenchDevice> bench_device();
@@ -355,9 +368,13 @@ class Backend {
                           float eps, int n_tokens, int width, float* out) = 0;
 
   // Row i of n_rows: `width` floats from `from` + from_ids[i] * from_stride to `to` + to_ids[i] * to_stride. Null ids count
-  // 0, 1, 2, ...; ids are device memory. Rows are written once each and none is read that is written.
+  // 0, 1, 2, ...; ids are device memory. No row is read that is written, and one that is written twice gets the same values.
+  // Values are copied bit by bit, whatever they stand for.
   virtual void copy_rows(const float* from, const int32_t* from_ids, int64_t from_stride, float* to, const int32_t* to_ids,
                          int64_t to_stride, int n_rows, int width) = 0;
+
+ private:
+  std::array<std::chrono::steady_clock::time_point, kMarks> marks_{};
 };
 
 }  // namespace sigmoe

@@ -30,7 +30,8 @@ class EngineImpl : public Engine {
         pool_(info_.kv_cache_tokens / kPageTokens, model.prefix_cache),
         max_waiting_(model.max_waiting),
         scheduler_({info_.max_batched_tokens, info_.max_num_seqs}, pool_),
-        has_mtp_(model.has_mtp) {
+        has_mtp_(model.has_mtp),
+        replay_(std::move(model.replay)) {
     if (model.drafter)
       speculation_ =
           std::make_unique<Speculation>(std::move(model.drafter), info_.max_draft, model.adaptive_depth, info_.max_num_seqs);
@@ -196,12 +197,15 @@ class EngineImpl : public Engine {
     try {
       StepInputs inputs;
       StepOutputs outputs;
-      const StepBuilder builder(chunks, inputs);
-      if (speculation_) speculation_->place_features(chunks, inputs);
-      const auto start = Clock::now();
+      const StepBuilder builder(chunks, inputs, replay_ ? &*replay_ : nullptr);
+      if (speculation_) {
+        speculation_->place_features(chunks, inputs);
+        inputs.chain = speculation_->chain();
+        inputs.timed = speculation_->wants_time(chunks, world_->rank(0).records_steps());
+      }
+      world_->rank(0).shape(inputs);
       world_->run(inputs, outputs);
-      if (speculation_)
-        speculation_->observe_step(chunks, std::chrono::duration<double, std::milli>(Clock::now() - start).count());
+      if (speculation_) speculation_->observe_step(chunks, outputs.ms);
       take_samples(builder.sampled_rows(), outputs, event);
       take_logits(chunks, outputs, event);
       commit(chunks, event);
@@ -418,6 +422,7 @@ class EngineImpl : public Engine {
   std::set<std::pair<Clock::time_point, uint64_t>> deadlines_;  // of live sequences that have one
   bool stalled_ = false;                                        // every sequence that has its turn waits for its mask
   bool has_mtp_;
+  std::optional<Replay> replay_;  // in benchmarks alone
   uint64_t steps_ = 0, prefill_tokens_ = 0, decode_tokens_ = 0;
 
   mutable std::mutex mutex_;  // guards what follows
@@ -448,6 +453,8 @@ std::unique_ptr<Engine> Engine::load(const std::string& folder, const EngineOpti
                       "dataParallelSize is " + std::to_string(options.data_parallel) + ", outside [1, 64]");
   return load_replicas(options, on_progress, load_one);
 }
+
+std::unique_ptr<Engine> start_engine(LoadedModel model) { return std::make_unique<EngineImpl>(std::move(model)); }
 
 std::vector<DeviceLine> engine_devices() {
   std::vector<DeviceLine> lines;

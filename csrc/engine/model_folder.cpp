@@ -324,6 +324,7 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
       if (drafting.method == "mtp") limits.max_tokens = most_rows;  // its passes run in the model's workspace
     }
     limits.max_seqs = options.max_num_seqs;
+    limits.rows_per_seq = 1 + drafting.max_draft;
     limits.n_positions = plan.context;
     limits.n_pages = plan.kv_cache_tokens / kPageTokens;
     limits.mtp = loaded.has_mtp;

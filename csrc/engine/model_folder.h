@@ -4,12 +4,14 @@
 #include <atomic>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "engine/checkpoint/config.h"
 #include "engine/checkpoint/safetensors.h"
 #include "engine/engine.h"
 #include "engine/forward/runner.h"
+#include "engine/schedule/step_builder.h"
 #include "engine/speculation/drafter.h"
 
 namespace sigmoe {
@@ -41,7 +43,10 @@ struct LoadedModel {
   bool prefix_cache = true;
   std::unique_ptr<Drafter> drafter;  // null: no speculation
   bool adaptive_depth = true;
+  std::optional<Replay> replay;  // benchmarks alone
 };
+
+std::unique_ptr<Engine> start_engine(LoadedModel model);
 
 LoadedModel load_model(const std::string& folder, const EngineOptions& options, const Engine::ProgressFn& on_progress,
                        const std::atomic<bool>* cancelled);

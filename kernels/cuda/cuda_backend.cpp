@@ -51,6 +51,7 @@ CudaBackend::CudaBackend(const BackendOptions& options)
   steps_ = std::make_unique<UploadQueue>(compute_.handle);
   weights_ = std::make_unique<UploadQueue>(loading_.handle);
   CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&landing_), kLandingBytes));
+  for (cudaEvent_t& mark : marks_) CUDA_CHECK(cudaEventCreate(&mark));
   info_.device = "cuda";
   info_.name = properties.name;
   info_.kernels = exact_ ? "exact" : "sm_" + std::to_string(properties.major) + std::to_string(properties.minor);
@@ -62,6 +63,7 @@ CudaBackend::CudaBackend(const BackendOptions& options)
 CudaBackend::~CudaBackend() {
   cudaSetDevice(device_);
   forget_recorded();
+  for (const cudaEvent_t mark : marks_) cudaEventDestroy(mark);
   cudaFreeHost(landing_);
 }
 
@@ -151,6 +153,19 @@ void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
     CUDA_CHECK(status);
   }
   CUDA_CHECK(cudaGraphLaunch(recorded_[key].graph, queue_.stream));
+}
+
+bool CudaBackend::would_replay(uint64_t key) const {
+  const auto found = recorded_.find(key);
+  return found != recorded_.end() && found->second.graph;
+}
+
+void CudaBackend::mark(int index) { CUDA_CHECK(cudaEventRecord(marks_[index], queue_.stream)); }
+
+double CudaBackend::ms_between(int first, int second) const {
+  float ms = 0;
+  CUDA_CHECK(cudaEventElapsedTime(&ms, marks_[first], marks_[second]));
+  return ms;
 }
 
 void CudaBackend::forget_recorded() {

@@ -5,6 +5,7 @@
 // compute f32: the naive kernels of exact.cu and a float32 cache. Norms, router and sampler are float32 in both.
 #pragma once
 
+#include <array>
 #include <map>
 #include <memory>
 #include <string>
@@ -34,6 +35,10 @@ class CudaBackend : public Backend {
   void join(Comm& comm) override;
   void run_recorded(uint64_t key, const std::function<void()>& ops) override;
   std::unique_ptr<BenchDevice> bench_device() override;
+  bool records_steps() const override { return true; }
+  bool would_replay(uint64_t key) const override;
+  void mark(int index) override;
+  double ms_between(int first, int second) const override;
   void forget_recorded();  // before memory that recorded ops use is freed and its address used again
 
   std::unique_ptr<LinearBuilder> begin_linear(const LinearDesc& desc) override;
@@ -106,6 +111,7 @@ class CudaBackend : public Backend {
     cudaGraphExec_t graph = nullptr;
   };
   std::map<uint64_t, Recorded> recorded_;
+  std::array<cudaEvent_t, kMarks> marks_{};
   bool recording_ = false;
 
   std::unique_ptr<DeviceWorld> world_;  // null: one rank, or ranks that meet through the host

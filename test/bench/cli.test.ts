@@ -143,6 +143,33 @@ test.each([
   expect(result).toMatchObject({ status, stdout: '' });
 });
 
+test('speculation of a shape: the replayed acceptance comes out, and what does not go together is refused', async () => {
+  const flags = ['--batch', '1,3', '--context', '20', '--steps', '40', '--threads', '1', '--json'];
+  const run = (...more: string[]) => sigmoe(['bench', 'speculation', '--shape', 'nano:3', ...flags, ...more]);
+  const { rows, acceptance } = JSON.parse((await run('--acceptance', '0.25,0,0.25,0.5')).stdout);
+  expect(acceptance.meanTokens).toBe(3);
+  expect(rows.map(({ batch }: { batch: number }) => batch)).toEqual([1, 3]);
+  for (const row of rows) {
+    expect(row.tokensPerStep).toBeGreaterThan(2.2);
+    expect(row.tokensPerStep).toBeLessThan(3.8);
+    for (const cost of [row.plainStepMs, row.verifyStepMs, row.draftMs, row.gain]) expect(cost).toBeGreaterThan(0);
+    expect(row.draftShare).toBeCloseTo(row.draftMs / (row.draftMs + row.verifyStepMs), 6);
+  }
+  const always = JSON.parse((await run('--acceptance', '4')).stdout);
+  for (const row of always.rows) expect(row.tokensPerStep).toBe(4);
+  for (const wrong of [
+    ['--acceptance', '4.5'],
+    ['--acceptance', 'often'],
+    ['--acceptance', '0.5,0.5'],
+    ['--draft', nano],
+  ]) {
+    const refused = await run(...wrong);
+    expect(refused.code).not.toBe(0);
+    expect(refused.stderr).not.toBe('');
+  }
+  expect((await sigmoe(['bench', 'speculation', nano, '--acceptance', '3'])).stderr).toContain('--shape');
+});
+
 test('speculation: both ways on the same text, drafts that came true, costs of the parts', async () => {
   const folder = folderWith({});
   const file = join(folder, 'speculation.json');

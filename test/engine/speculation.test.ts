@@ -63,6 +63,14 @@ test('structured output and thinking budgets are the same with drafts, and draft
     { prompt: 'Answer:', structured: { choice: ['yes, certainly', 'no, not at all'] }, temperature: 1, seed: 4, maxTokens: 30 },
     { prompt: 'What is asthma?', structured: { grammar: 'root ::= [^.]+ "."' }, temperature: 0, maxTokens: 60 },
     { prompt: 'What is asthma? <think>', thinkingTokenBudget: 7, temperature: 0, maxTokens: 40 },
+    // Reasoning without a form, and then a form.
+    {
+      prompt: 'one two three one two three <think>one two three one two three',
+      thinkingTokenBudget: 60,
+      structured: { choice: ['yes, certainly', 'no, not at all'] },
+      temperature: 0,
+      maxTokens: 100,
+    },
   ];
   const answers = async (model: Model) => {
     const results = await model.generateBatch(forms);
@@ -72,7 +80,10 @@ test('structured output and thinking budgets are the same with drafts, and draft
   await using plain = await Model.load(nano);
   const expected = await answers(plain);
   expect(expected.texts[1]?.text).toMatch(/^([0-9]{3}, ){12}[0-9]{3}$/);
+  expect(expected.texts[5]?.reasoning).not.toBe('');
+  expect(expected.texts[5]?.text).toMatch(/^(yes, certainly|no, not at all)$/);
   let accepted = 0;
+  let acceptedBeforeForm = 0;
   for (const options of [
     { draft },
     { speculative: { method: 'mtp' } },
@@ -83,9 +94,11 @@ test('structured output and thinking budgets are the same with drafts, and draft
     const found = await answers(model);
     expect(found.texts).toEqual(expected.texts);
     accepted += found.accepted.slice(0, 4).reduce((sum, n) => sum + n, 0);
+    acceptedBeforeForm += found.accepted[5] ?? 0;
     expect(model.stats().heldPages).toBe(0);
   }
   expect(accepted).toBeGreaterThan(10);
+  expect(acceptedBeforeForm).toBeGreaterThan(20); // more than both forms have tokens
 });
 
 test('what cannot be is refused by name', async () => {

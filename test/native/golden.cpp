@@ -11,12 +11,23 @@
 #include "engine/model_folder.h"
 #include "engine/schedule/page_pool.h"
 
+// The linker puts this one in the place of create_cpu_backend, which keeps the other name (test/native/CMakeLists.txt).
+extern "C" std::unique_ptr<sigmoe::Backend> __real__ZN6sigmoe18create_cpu_backendERKNS_14BackendOptionsE(
+    const sigmoe::BackendOptions& options);
+extern "C" std::unique_ptr<sigmoe::Backend> __wrap__ZN6sigmoe18create_cpu_backendERKNS_14BackendOptionsE(
+    const sigmoe::BackendOptions& options) {
+  if (sigmoe::test::make_cpu_backend) return sigmoe::test::make_cpu_backend(options);
+  return __real__ZN6sigmoe18create_cpu_backendERKNS_14BackendOptionsE(options);
+}
+
 namespace sigmoe::test {
 
 int n_test_gpus() {
   const char* set = std::getenv("SIGMOE_TEST_GPUS");
   return set ? std::max(1, std::atoi(set)) : 1;
 }
+
+std::function<std::unique_ptr<Backend>(const BackendOptions&)> make_cpu_backend;
 
 std::string golden_dir() { return SIGMOE_GOLDEN_DIR; }
 std::string source_dir() { return SIGMOE_SOURCE_DIR; }

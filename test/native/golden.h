@@ -14,6 +14,9 @@
 
 namespace sigmoe::test {
 
+// Makes the CPU backends of the engines that a test loads; null: those that users get.
+extern std::function<std::unique_ptr<Backend>(const BackendOptions&)> make_cpu_backend;
+
 std::string golden_dir();                              // folder with random/NAME/, unpacked by the build
 std::string source_dir();                              // the repository
 const std::vector<std::string>& random_checkpoints();  // the twelve names
@@ -52,9 +55,6 @@ struct Ranks {
   bool expert_parallel = false;
 };
 const std::vector<Ranks>& all_worlds();
-
-// When set, makes the backends that are asked for on the CPU: engines with a planted fault.
-extern std::function<std::unique_ptr<Backend>(const BackendOptions&)> planted_cpu_backend;
 
 struct WorldSpec {
   std::string kernels = "reference";  // a CPU path, or a device: "cuda", "ascend", "ascend-twin"

@@ -301,13 +301,13 @@ TEST_CASE("engine: a rank that fails breaks the model, ends every request with a
     int n_calls_ = 0;
   };
   for (const int world : {2, 4}) {
-    planted_cpu_backend = [](const BackendOptions& options) { return std::make_unique<FailingBackend>(options); };
+    make_cpu_backend = [](const BackendOptions& options) { return std::make_unique<FailingBackend>(options); };
     EngineOptions options;
     options.device = "cpu";
     options.n_threads = 1;
     options.tensor_parallel = world;
     const auto engine = Engine::load(kNano, options);
-    planted_cpu_backend = {};
+    make_cpu_backend = {};
     Collector collector(*engine);
     std::vector<uint64_t> ids;
     for (int i = 0; i < 5; ++i) ids.push_back(engine->submit(greedy_request(some_prompt(20, i), 500)));

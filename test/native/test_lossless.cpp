@@ -3,10 +3,14 @@
 // hundred without asking, or they would prove nothing.
 //
 // SIGMOE_LOSSLESS_SAMPLES sets the continuations of each side. 100,000, the figure claimed, takes about an hour on two cores.
+// Where SIGMOE_LOSSLESS_FOLDER is set, continuations are kept there part by part and those of earlier runs are not drawn again:
+// a run that was cut off goes on where it stood. The folder belongs to one build; draws of other code are not told apart.
 #include <algorithm>
 #include <cmath>
 #include <condition_variable>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -29,7 +33,6 @@ class CheatingBackend : public CpuBackend {
  public:
   using CpuBackend::CpuBackend;
   void sample(const SampleArgs& args) override {
-    if (planted_bias == 0) return CpuBackend::sample(args);
     std::vector<SampleRow> rows(args.rows, args.rows + args.n_rows);
     for (size_t i = 0; i + 1 < rows.size(); ++i)
       if (rows[i + 1].if_previous >= 0 && std::uniform_real_distribution<>()(random_) < planted_bias)
@@ -73,9 +76,13 @@ const std::vector<Sampler> kSamplers{
      }},
 };
 
-// Continuations of one context under seeds that follow each other.
-std::vector<Continuation> draw(const std::string& method, const std::vector<int32_t>& context, const Sampler& sampler,
-                               uint64_t first_seed, int n) {
+std::vector<int32_t> context_of(size_t sampler) {
+  return {static_cast<int32_t>(300 + 41 * sampler), 77, static_cast<int32_t>(1200 + 97 * sampler)};
+}
+
+// Continuations of one context under seeds that follow each other, from one engine.
+std::vector<Continuation> draw_part(const std::string& method, const std::vector<int32_t>& context, const Sampler& sampler,
+                                    uint64_t first_seed, int n) {
   EngineOptions options;
   options.max_num_seqs = 64;
   options.max_waiting = n;
@@ -115,6 +122,44 @@ std::vector<Continuation> draw(const std::string& method, const std::vector<int3
   }
   if (!method.empty() && method != "ngram") CHECK(engine->stats().accepted_tokens > 0);
   return out;
+}
+
+// The part's continuations where an earlier run has left all of them; else none. A file is whole when it has its name.
+std::vector<Continuation> kept_part(const std::filesystem::path& file, int n) {
+  std::vector<Continuation> kept(n);
+  std::ifstream in(file, std::ios::binary);
+  const auto n_bytes = static_cast<std::streamsize>(n * sizeof(Continuation));
+  return in.read(reinterpret_cast<char*>(kept.data()), n_bytes) ? kept : std::vector<Continuation>();
+}
+
+void keep_part(const std::filesystem::path& file, const std::vector<Continuation>& part) {
+  const std::filesystem::path unfinished = file.string() + ".part";
+  std::ofstream out(unfinished, std::ios::binary);
+  out.write(reinterpret_cast<const char*>(part.data()), static_cast<std::streamsize>(part.size() * sizeof(Continuation)));
+  out.close();
+  REQUIRE(out.good());
+  std::filesystem::rename(unfinished, file);
+}
+
+std::vector<Continuation> draw(const std::string& method, size_t sampler, uint64_t first_seed, int n) {
+  constexpr int kPart = 5000;
+  const std::vector<int32_t> context = context_of(sampler);
+  const char* folder = std::getenv("SIGMOE_LOSSLESS_FOLDER");
+  std::vector<Continuation> all;
+  for (int done = 0; done < n; done += kPart) {
+    const int m = std::min(kPart, n - done);
+    const std::string name = "sampler" + std::to_string(sampler) + "-" + (method.empty() ? "plain" : method) + "-seed" +
+                             std::to_string(first_seed + done) + "-bias" + std::to_string(planted_bias) + "-" +
+                             std::to_string(m) + ".i32";
+    std::vector<Continuation> part;
+    if (folder) part = kept_part(std::filesystem::path(folder) / name, m);
+    if (part.empty()) {
+      part = draw_part(method, context, kSamplers[sampler], first_seed + done, m);
+      if (folder) keep_part(std::filesystem::path(folder) / name, part);
+    }
+    all.insert(all.end(), part.begin(), part.end());
+  }
+  return all;
 }
 
 // The upper tail of the chi-squared distribution: the regularised incomplete gamma function Q(df / 2, x / 2), by its series
@@ -194,22 +239,7 @@ int n_samples(int otherwise) {
   return asked ? std::max(100, std::atoi(asked)) : otherwise;
 }
 
-std::vector<int32_t> context_of(size_t sampler) {
-  return {static_cast<int32_t>(300 + 41 * sampler), 77, static_cast<int32_t>(1200 + 97 * sampler)};
-}
-
 }  // namespace
-
-// The linker puts this one in the place of create_cpu_backend, which keeps the other name (test/native/CMakeLists.txt).
-std::function<std::unique_ptr<Backend>(const BackendOptions&)> sigmoe::test::planted_cpu_backend;
-
-extern "C" std::unique_ptr<Backend> __real__ZN6sigmoe18create_cpu_backendERKNS_14BackendOptionsE(const BackendOptions& options);
-extern "C" std::unique_ptr<Backend> __wrap__ZN6sigmoe18create_cpu_backendERKNS_14BackendOptionsE(
-    const BackendOptions& options) {
-  if (planted_cpu_backend) return planted_cpu_backend(options);
-  if (planted_bias > 0) return std::make_unique<CheatingBackend>(options);
-  return __real__ZN6sigmoe18create_cpu_backendERKNS_14BackendOptionsE(options);
-}
 
 TEST_CASE("lossless: the chi-squared tail is the textbook's") {
   CHECK(chi_squared_tail(3.841, 1) == doctest::Approx(0.05).epsilon(0.001));
@@ -224,7 +254,7 @@ TEST_CASE("lossless: no sampler tells drafted text from plain text, and every me
   uint64_t seed = 1;
   const auto sample = [&](const std::string& method, size_t sampler) {
     seed += n;
-    return draw(method, context_of(sampler), kSamplers[sampler], seed, n);
+    return draw(method, sampler, seed, n);
   };
   for (size_t sampler = 0; sampler < kSamplers.size(); ++sampler) {
     const std::vector<Continuation> plain = sample("", sampler);
@@ -238,6 +268,9 @@ TEST_CASE("lossless: no sampler tells drafted text from plain text, and every me
 
   // A bias of a hundredth takes the full number of samples to be seen; fewer see a larger one.
   planted_bias = std::min(1.0, 0.01 * 100'000 / n);
+  make_cpu_backend = [](const BackendOptions& options) -> std::unique_ptr<Backend> {
+    return std::make_unique<CheatingBackend>(options);
+  };
   for (const std::string method : {"eagle3", "mtp"}) {
     const std::vector<double> p = compare(sample("", 1), sample(method, 1));
     std::vector<double> with_others = all;
@@ -246,4 +279,5 @@ TEST_CASE("lossless: no sampler tells drafted text from plain text, and every me
     CHECK(any_rejected(with_others, 0.01));
   }
   planted_bias = 0;
+  make_cpu_backend = nullptr;
 }

@@ -194,11 +194,11 @@ TEST_CASE("replicas: one that fails ends its own requests with an error, and the
     bool fails_;
     int n_calls_ = 0;
   };
-  planted_cpu_backend = [](const BackendOptions& options) { return std::make_unique<FailingBackend>(options); };
+  make_cpu_backend = [](const BackendOptions& options) { return std::make_unique<FailingBackend>(options); };
   EngineOptions options = copies(2);
   options.device = "cpu";
   const auto engine = Engine::load(kNano, options);
-  planted_cpu_backend = {};
+  make_cpu_backend = {};
   Answers answers(*engine);
   std::vector<uint64_t> ids;
   for (int i = 0; i < 6; ++i) ids.push_back(engine->submit(greedy(text(20, i), 60)));

@@ -12,6 +12,7 @@
 #include "engine/engine.h"
 #include "golden.h"
 #include "nlohmann/json.hpp"
+#include "replay_backend.h"
 
 using namespace sigmoe;
 using namespace sigmoe::test;
@@ -509,4 +510,78 @@ TEST_CASE("speculation: every method on several ranks answers like plain decodin
       if (method != "ngram") CHECK(n_accepted(got) > 20);
     }
   }
+}
+
+// On the CPU, so that padded steps, drafts that stay on the device and keys are tested without one.
+TEST_CASE("speculation: a device that records steps answers alike, and no key stands for two recordings") {
+  struct Recording {
+    Recording() {
+      make_cpu_backend = [](const BackendOptions& options) -> std::unique_ptr<Backend> {
+        return std::make_unique<ReplayBackend>(options);
+      };
+    }
+    ~Recording() { make_cpu_backend = nullptr; }
+  };
+  EngineOptions on_cpu;
+  on_cpu.device = "cpu";
+  std::vector<GenerateRequest> requests = all_kinds(37, 24);
+  for (size_t i = 0; i < requests.size(); i += 9) requests[i].bad_words = {{static_cast<int32_t>(40 + i)}};
+  for (size_t i = 4; i < requests.size(); i += 10) requests[i].max_draft = 1;
+  for (const int batch : {1, 3, 37}) {
+    CAPTURE(batch);
+    on_cpu.max_num_seqs = batch;
+    const std::vector<GenerateRequest> some(requests.begin(), requests.begin() + std::max(batch, 5));
+    Run plain(on_cpu);
+    const std::vector<Answer> expected = plain.answers(some);
+    std::map<std::pair<std::string, int>, std::vector<Answer>> unrecorded;
+    for (const std::string& method : kMethods)
+      for (const int depth : {1, 3, 6}) unrecorded[{method, depth}] = Run(with(method, depth, false, on_cpu)).answers(some);
+    const Recording recording;
+    check_same(Run(on_cpu).answers(some), expected);
+    for (const std::string& method : kMethods)
+      for (const int depth : {1, 3, 6}) {
+        CAPTURE(method);
+        CAPTURE(depth);
+        const int before = ReplayBackend::n_replays;
+        Run drafted(with(method, depth, false, on_cpu));
+        const std::vector<Answer> answers = drafted.answers(some);
+        check_same(answers, expected);
+        for (size_t i = 0; i < answers.size(); ++i) CHECK(answers[i].drafts == unrecorded[{method, depth}][i].drafts);
+        CHECK(ReplayBackend::n_replays > before);
+        Run controlled(with(method, depth, true, on_cpu));
+        check_same(controlled.answers(some), expected);
+      }
+  }
+}
+
+TEST_CASE("speculation: a device that records steps, with tiny pools, budgets smaller than the batch, and aborts") {
+  EngineOptions small;
+  small.device = "cpu";
+  small.max_model_len = 384;
+  small.kv_cache_tokens = 1152;
+  small.max_num_seqs = 12;
+  small.max_batched_tokens = 10;
+  std::vector<GenerateRequest> requests;
+  for (int i = 0; i < 9; ++i) {
+    GenerateRequest r;
+    r.prompt = long_prompt(60 + 17 * i, i);
+    r.max_tokens = 120;
+    r.seed = i;
+    r.temperature = i % 2 ? 0.8f : 0.0f;
+    requests.push_back(std::move(r));
+  }
+  Run plain(small);
+  const std::vector<Answer> expected = plain.answers(requests);
+  make_cpu_backend = [](const BackendOptions& options) -> std::unique_ptr<Backend> {
+    return std::make_unique<ReplayBackend>(options);
+  };
+  for (const std::string& method : kMethods) {
+    CAPTURE(method);
+    Run drafted(with(method, 5, false, small));
+    const uint64_t doomed = drafted.submit(requests[0]);
+    drafted.wait_for_tokens(doomed, 3);
+    drafted.engine().abort(doomed);
+    check_same(drafted.answers(requests), expected);
+  }
+  make_cpu_backend = nullptr;
 }

@@ -63,6 +63,8 @@ void add_cost_of_determinism(std::vector<Json>& rows, const std::vector<Json>& p
 std::string run_benchmark(const std::string& options_json, const std::function<void(const std::string&)>& on_line,
                           const std::atomic<bool>* cancelled) {
   using namespace bench;
+  if (Json::parse(options_json, nullptr, false).contains("acceptance"))
+    return measure_speculation(options_json, on_line, cancelled);
   const Options options = parse_options(options_json);
   std::vector<Json> plain;
   if (options.engine.deterministic && options.mode == "decode") plain = default_steps(options, on_line, cancelled);

@@ -1,8 +1,12 @@
 #include "engine/forward/runner.h"
 
 #include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <initializer_list>
 
 #include "backend/thread_name.h"
+#include "engine/forward/bucket.h"
 #include "engine/forward/packer.h"
 
 namespace sigmoe {
@@ -11,6 +15,15 @@ namespace {
 // Logits exist for a block of rows at a time: 157,184 floats a row add up. A batch larger than a block reads the head again.
 // A chain of drafts never straddles blocks, and is shorter than the smallest.
 constexpr int kLeastHeadRows = 32, kMostHeadRows = 128;
+constexpr int kMostRecordedRows = 256;  // of a step whose head is recorded with it: all rows are one block
+
+int head_rows(const Backend& backend, const RunnerLimits& limits) {
+  if (!backend.records_steps()) return std::clamp(limits.max_seqs, kLeastHeadRows, kMostHeadRows);
+  return std::clamp(bucket_of(limits.max_seqs * limits.rows_per_seq), kLeastHeadRows, kMostRecordedRows);
+}
+
+// A size that changes with the requests, rounded up so that it changes rarely.
+size_t room_for(size_t n) { return std::bit_ceil(std::max<size_t>(n, 64)); }
 
 // Where the sampler puts what it finds for `rows` rows: one piece of memory, so that one download brings it all.
 struct SampledBlock {
@@ -27,11 +40,27 @@ struct SampledBlock {
   float* top_logprobs;
 };
 
+// Marks of a step on the device; a drafting run has others.
+constexpr int kStepBegins = 0, kStepEnds = 1;
+
+void resize_samples(StepOutputs& outputs, int n_rows) {
+  outputs.tokens.resize(n_rows);
+  outputs.logprobs.resize(n_rows);
+  outputs.top_ids.resize(static_cast<size_t>(n_rows) * kMaxLogprobs);
+  outputs.top_logprobs.resize(static_cast<size_t>(n_rows) * kMaxLogprobs);
+}
+
 // Tells apart steps whose kernels take other arguments.
 uint64_t step_key(const BatchView& batch, const int32_t* feature_rows) {
   uint64_t key = reinterpret_cast<uintptr_t>(batch.token_ids) ^ reinterpret_cast<uintptr_t>(feature_rows) << 1;
   for (const int size : {batch.n_tokens, batch.max_pages}) key = (key ^ static_cast<uint64_t>(size)) * 0x9e3779b97f4a7c15ull;
   return key;
+}
+
+uint64_t hash_of(std::initializer_list<uint64_t> values) {
+  uint64_t hash = 14695981039346656037u;
+  for (const uint64_t value : values) hash = (hash ^ value) * 0x9e3779b97f4a7c15ull, hash ^= hash >> 29;
+  return hash;
 }
 
 }  // namespace
@@ -43,7 +72,11 @@ struct RankRunner::DeviceStep {
   const int32_t* sample_row_ids;
   const int32_t* logits_row_ids;
   const int32_t* mtp_row_ids;
+  const int32_t *drafted_from, *drafted_to;  // (n_drafted) of inputs.chain, and words of the upload
+  const int32_t* chain;
+  int n_drafted;
   SampleArgs sample;
+  uint64_t layout;  // where in the upload everything lies
 };
 
 RankRunner::RankRunner(const ModelConfig& config, std::unique_ptr<Backend> backend, ModelWeights weights, Comm* comm, int rank,
@@ -54,9 +87,11 @@ RankRunner::RankRunner(const ModelConfig& config, std::unique_ptr<Backend> backe
       comm_(comm),
       rank_(rank),
       limits_(limits),
-      head_rows_(std::clamp(limits.max_seqs, kLeastHeadRows, kMostHeadRows)),
+      head_rows_(head_rows(*backend_, limits)),
       heads_(shard_heads(config, rank, world)),
-      kv_(*backend_, config.n_layers + (limits.mtp ? 1 : 0), limits.n_pages, heads_.kv.size(), config.head_dim),
+      // A recorded chain of drafts goes as deep for all sequences: one page takes what has no room of its own.
+      kv_(*backend_, config.n_layers + (limits.mtp ? 1 : 0), limits.n_pages + (limits.mtp && backend_->records_steps() ? 1 : 0),
+          heads_.kv.size(), config.head_dim),
       workspace_(config, heads_, *backend_, limits.max_tokens, limits.n_positions, limits.mtp),
       graph_(config_, weights_, heads_, *backend_, comm, kv_, workspace_),
       logits_(backend_->alloc(sizeof(float) * head_rows_ * config.vocab_size, "logits")),
@@ -77,8 +112,27 @@ RankRunner::DeviceStep RankRunner::upload(const StepInputs& inputs) {
                seq_offsets = packer.put(inputs.seq_offsets), page_tables = packer.put(inputs.page_tables),
                feature_rows = packer.put(inputs.feature_rows), next_ids = packer.put(inputs.next_ids),
                sample_row_ids = packer.put(inputs.sample_row_ids), sample_rows = packer.put(inputs.sample_rows),
-               bias_ids = packer.put(inputs.bias_ids), bias_values = packer.put(inputs.bias_values),
-               ban_ids = packer.put(inputs.ban_ids), masks = packer.put(inputs.masks),
+               bias_ids = packer.put(inputs.bias_ids, room_for(inputs.bias_ids.size())),
+               bias_values = packer.put(inputs.bias_values, room_for(inputs.bias_values.size())),
+               ban_ids = packer.put(inputs.ban_ids, room_for(inputs.ban_ids.size()));
+  // Values from the device, by words of this upload. The first one again and again where there are fewer than a step
+  // of so many rows can have.
+  std::vector<int32_t> drafted_from, drafted_to;
+  const auto word_of = [&](const DraftedValue& value) {
+    constexpr size_t kRowWords = sizeof(SampleRow) / 4, kIfPrevious = offsetof(SampleRow, if_previous) / 4;
+    return value.use == DraftedValue::Use::token ? token_ids / 4 + value.at
+                                                 : sample_rows / 4 + value.at * kRowWords + kIfPrevious;
+  };
+  for (const DraftedValue& value : inputs.drafted) {
+    drafted_from.push_back(value.chain_index);
+    drafted_to.push_back(static_cast<int32_t>(word_of(value)));
+  }
+  if (!drafted_from.empty()) {
+    const size_t n = 2 * static_cast<size_t>(inputs.n_tokens());  // a row has one as its token and one before it
+    drafted_from.resize(n, drafted_from[0]);
+    drafted_to.resize(n, drafted_to[0]);
+  }
+  const size_t from_at = packer.put(drafted_from), to_at = packer.put(drafted_to), masks = packer.put(inputs.masks),
                logits_row_ids = packer.put(inputs.logits_row_ids), mtp_row_ids = packer.put(inputs.mtp_row_ids);
   if (step_input_.bytes() < staging_.size()) step_input_ = backend_->alloc(staging_.size() * 2, "step inputs");
   backend_->upload(step_input_.data(), staging_.data(), staging_.size());
@@ -95,6 +149,10 @@ RankRunner::DeviceStep RankRunner::upload(const StepInputs& inputs) {
   step.sample_row_ids = at(sample_row_ids, i32);
   step.logits_row_ids = at(logits_row_ids, i32);
   step.mtp_row_ids = at(mtp_row_ids, i32);
+  step.drafted_from = at(from_at, i32);
+  step.drafted_to = at(to_at, i32);
+  step.n_drafted = static_cast<int>(drafted_from.size());
+  step.chain = inputs.chain;
   step.sample.vocab_size = static_cast<int>(config_.vocab_size);
   step.sample.rows = at(sample_rows, static_cast<const SampleRow*>(nullptr));
   step.sample.bias_ids = at(bias_ids, i32);
@@ -102,7 +160,13 @@ RankRunner::DeviceStep RankRunner::upload(const StepInputs& inputs) {
   step.sample.ban_ids = at(ban_ids, i32);
   step.sample.masks = at(masks, static_cast<const uint32_t*>(nullptr));
   step.sample.counts = counts_.as<uint32_t>();
+  step.layout = hash_of({feature_rows, next_ids, sample_row_ids, sample_rows, bias_ids, bias_values, ban_ids, from_at, to_at,
+                         masks, reinterpret_cast<uintptr_t>(inputs.chain)});
   return step;
+}
+
+void RankRunner::shape(StepInputs& inputs) const {
+  if (records_steps() && samples_every_row(inputs)) pad_to_bucket(inputs, limits_.max_tokens);
 }
 
 void RankRunner::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace) {
@@ -112,11 +176,17 @@ void RankRunner::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trac
                              reset.prompt.data(), static_cast<int>(reset.prompt.size()), reset.generated.data(),
                              static_cast<int>(reset.generated.size()));
   const DeviceStep step = upload(inputs);
-  // A pure decode step enqueues the same work whenever its sizes and addresses are the same: the batch's arrays come first in
-  // the upload, so their sizes fix their places.
-  const bool decode = inputs.n_tokens() == inputs.n_seqs();
   const FeatureSink sink{limits_.features, features_.as<float>(), step.feature_rows};
   const FeatureSink* features = step.feature_rows ? &sink : nullptr;
+  const int n_rows = static_cast<int>(inputs.sample_rows.size());
+  if (records_steps() && !trace && n_rows > 0 && n_rows <= head_rows_ && samples_every_row(inputs))
+    return run_whole(inputs, step, features, outputs);
+
+  // A pure decode step enqueues the same work whenever its sizes and addresses are the same: the batch's arrays come first in
+  // the upload, so their sizes fix their places.
+  if (inputs.timed) backend_->mark(kStepBegins);
+  place_drafted(step);
+  const bool decode = inputs.n_tokens() == inputs.n_seqs();
   if (decode && !trace)
     backend_->run_recorded(step_key(step.batch, step.feature_rows), [&] { graph_.forward(step.batch, nullptr, features); });
   else
@@ -127,6 +197,35 @@ void RankRunner::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trac
     graph_.forward_mtp(step.batch, step.next_ids, trace);
     download_logits(step.mtp_row_ids, static_cast<int>(inputs.mtp_row_ids.size()), outputs.mtp_logits);
   }
+  outputs.ms = inputs.timed && rank_ == 0 && n_rows > 0 ? backend_->ms_between(kStepBegins, kStepEnds) : 0;
+}
+
+// From the tokens to what is sampled behind each of them, as one recording.
+void RankRunner::run_whole(const StepInputs& inputs, const DeviceStep& step, const FeatureSink* features,
+                           StepOutputs& outputs) {
+  const int n_rows = static_cast<int>(inputs.sample_rows.size());
+  const uint64_t key = hash_of({step_key(step.batch, step.feature_rows), step.layout, static_cast<uint64_t>(step.batch.n_seqs),
+                                static_cast<uint64_t>(step.n_drafted)});
+  const bool replays = backend_->would_replay(key);
+  if (inputs.timed) backend_->mark(kStepBegins);
+  backend_->run_recorded(key, [&] {
+    place_drafted(step);
+    graph_.forward(step.batch, nullptr, features);
+    backend_->head_logits(workspace_.normed.as<float>(), step.sample_row_ids, n_rows, *weights_.lm_head, nullptr,
+                          weights_.vocab_widths, logits_.as<float>());
+    backend_->sample(sample_args(step, 0, n_rows));
+  });
+  if (inputs.timed) backend_->mark(kStepEnds);
+  resize_samples(outputs, n_rows);
+  download_samples(inputs, 0, n_rows, outputs);
+  outputs.ms = inputs.timed && replays ? backend_->ms_between(kStepBegins, kStepEnds) : 0;
+}
+
+// Token ids are 32-bit words like floats, and copied like them.
+void RankRunner::place_drafted(const DeviceStep& step) {
+  if (step.n_drafted > 0)
+    backend_->copy_rows(reinterpret_cast<const float*>(step.chain), step.drafted_from, 1, step_input_.as<float>(),
+                        step.drafted_to, 1, step.n_drafted, 1);
 }
 
 // Final hidden states to logits, a block of rows at a time: with_logits(first, n) finds rows [first, first + n) in logits_.
@@ -142,36 +241,43 @@ void RankRunner::head(const int32_t* row_ids, int n_rows, const std::function<bo
   }
 }
 
-void RankRunner::sample(const StepInputs& inputs, const DeviceStep& step, StepOutputs& outputs) {
-  const int n_rows = static_cast<int>(inputs.sample_rows.size());
-  outputs.tokens.resize(n_rows);
-  outputs.logprobs.resize(n_rows);
-  outputs.top_ids.resize(static_cast<size_t>(n_rows) * kMaxLogprobs);
-  outputs.top_logprobs.resize(static_cast<size_t>(n_rows) * kMaxLogprobs);
-  const bool logprobs = std::any_of(inputs.sample_rows.begin(), inputs.sample_rows.end(),
-                                    [](const SampleRow& row) { return row.n_logprobs >= 0; });
+SampleArgs RankRunner::sample_args(const DeviceStep& step, int first, int n) const {
   SampleArgs args = step.sample;
-  args.logits = logits_.as<float>();
   const SampledBlock on_device(step_output_.as<std::byte>(), head_rows_);
+  args.logits = logits_.as<float>();
   args.tokens = on_device.tokens;
   args.logprobs = on_device.logprobs;
   args.top_ids = on_device.top_ids;
   args.top_logprobs = on_device.top_logprobs;
+  args.rows = step.sample.rows + first;
+  args.n_rows = n;
+  return args;
+}
+
+void RankRunner::sample(const StepInputs& inputs, const DeviceStep& step, StepOutputs& outputs) {
+  const int n_rows = static_cast<int>(inputs.sample_rows.size());
+  resize_samples(outputs, n_rows);
   const auto begins_chain = [&](int row) { return inputs.sample_rows[row].if_previous < 0; };
   head(step.sample_row_ids, n_rows, begins_chain, [&](int first, int n) {
-    args.rows = step.sample.rows + first;
-    args.n_rows = n;
-    backend_->sample(args);
-    if (!logprobs) return backend_->download(outputs.tokens.data() + first, args.tokens, n * sizeof(int32_t));
-    staging_.resize(step_output_.bytes());
-    backend_->download(staging_.data(), step_output_.data(), staging_.size());
-    const SampledBlock on_host(staging_.data(), head_rows_);
-    const auto alternatives = static_cast<int64_t>(first) * kMaxLogprobs;
-    std::copy_n(on_host.tokens, n, outputs.tokens.begin() + first);
-    std::copy_n(on_host.logprobs, n, outputs.logprobs.begin() + first);
-    std::copy_n(on_host.top_ids, n * kMaxLogprobs, outputs.top_ids.begin() + alternatives);
-    std::copy_n(on_host.top_logprobs, n * kMaxLogprobs, outputs.top_logprobs.begin() + alternatives);
+    backend_->sample(sample_args(step, first, n));
+    if (inputs.timed) backend_->mark(kStepEnds);
+    download_samples(inputs, first, n, outputs);
   });
+}
+
+// What the sampler has just found for rows [first, first + n).
+void RankRunner::download_samples(const StepInputs& inputs, int first, int n, StepOutputs& outputs) {
+  const bool logprobs = std::any_of(inputs.sample_rows.begin(), inputs.sample_rows.end(),
+                                    [](const SampleRow& row) { return row.n_logprobs >= 0; });
+  if (!logprobs) return backend_->download(outputs.tokens.data() + first, step_output_.as<int32_t>(), n * sizeof(int32_t));
+  staging_.resize(step_output_.bytes());
+  backend_->download(staging_.data(), step_output_.data(), staging_.size());
+  const SampledBlock on_host(staging_.data(), head_rows_);
+  const auto alternatives = static_cast<int64_t>(first) * kMaxLogprobs;
+  std::copy_n(on_host.tokens, n, outputs.tokens.begin() + first);
+  std::copy_n(on_host.logprobs, n, outputs.logprobs.begin() + first);
+  std::copy_n(on_host.top_ids, n * kMaxLogprobs, outputs.top_ids.begin() + alternatives);
+  std::copy_n(on_host.top_logprobs, n * kMaxLogprobs, outputs.top_logprobs.begin() + alternatives);
 }
 
 void RankRunner::download_logits(const int32_t* row_ids, int n_rows, std::vector<float>& out) {

@@ -21,6 +21,14 @@ struct SlotReset {
   std::vector<int32_t> prompt, generated;
 };
 
+// A drafted token that is still on the device (Drafter::chain()), and where in the step it belongs.
+struct DraftedValue {
+  enum class Use : uint8_t { token, if_previous };
+  int32_t chain_index = 0;
+  Use use = Use::token;
+  int32_t at = 0;  // row of token_ids or of sample_rows
+};
+
 // One step, on the host: what Scheduler planned, flattened.
 struct StepInputs {
   std::vector<int32_t> token_ids, positions;  // (T)
@@ -37,6 +45,9 @@ struct StepInputs {
   std::vector<uint32_t> masks;          // (mask rows, mask_words(V)): tokens that may be sampled
   std::vector<int32_t> logits_row_ids;  // rows whose logits go back to the host
   std::vector<int32_t> mtp_row_ids;     // rows whose MTP logits go back
+  std::vector<DraftedValue> drafted;    // filled in on the device
+  const int32_t* chain = nullptr;       // what they are taken from
+  bool timed = false;                   // StepOutputs::ms is wanted
 
   int n_tokens() const { return static_cast<int>(token_ids.size()); }
   int n_seqs() const { return static_cast<int>(seq_offsets.size()) - 1; }
@@ -49,6 +60,7 @@ struct StepOutputs {
   std::vector<float> top_logprobs;  // (R, kMaxLogprobs)
   std::vector<float> logits;        // (logits_row_ids, V)
   std::vector<float> mtp_logits;    // (mtp_row_ids, V)
+  double ms = 0;  // of the device, from the first op to the last sampled token; 0: not measured, or not one to go by
 };
 
 struct RunnerLimits {
@@ -57,7 +69,8 @@ struct RunnerLimits {
   int64_t n_positions = 0;   // RoPE tables: positions [0, n_positions)
   int64_t n_pages = 0;
   bool mtp = false;
-  FeatureTap features;  // what a draft model reads of this one
+  FeatureTap features;   // what a draft model reads of this one
+  int rows_per_seq = 1;  // that a step samples at most
 };
 
 class RankRunner {
@@ -67,6 +80,10 @@ class RankRunner {
 
   // `outputs` is filled on the rank that samples (0) and ignored elsewhere.
   void run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace = nullptr);
+
+  // Brings a step to a size that recordings exist for, where the device has any.
+  void shape(StepInputs& inputs) const;
+  bool records_steps() const { return backend_->records_steps() && !comm_; }
 
   Backend& backend() { return *backend_; }
   Graph& graph() { return graph_; }
@@ -83,7 +100,11 @@ class RankRunner {
   DeviceStep upload(const StepInputs& inputs);
   void head(const int32_t* row_ids, int n_rows, const std::function<bool(int row)>& begins_block,
             const std::function<void(int first, int n)>& with_logits);
+  void run_whole(const StepInputs& inputs, const DeviceStep& step, const FeatureSink* features, StepOutputs& outputs);
+  void place_drafted(const DeviceStep& step);
+  SampleArgs sample_args(const DeviceStep& step, int first, int n) const;
   void sample(const StepInputs& inputs, const DeviceStep& step, StepOutputs& outputs);
+  void download_samples(const StepInputs& inputs, int first, int n, StepOutputs& outputs);
   void download_logits(const int32_t* row_ids, int n_rows, std::vector<float>& out);
 
   ModelConfig config_;

@@ -21,7 +21,9 @@ struct Sequence {
   uint64_t id = 0;  // rises with arrival
   int32_t priority = 0;
   std::vector<int32_t> tokens;  // prompt, then generated
-  std::vector<int32_t> drafts;  // guesses of the tokens that follow; the next step that samples checks and clears them
+  // Guesses of the tokens that follow; the next step that samples checks and clears them. One that is negative lies on the
+  // device still: ~draft is its place in the chain there (Drafter::chain()).
+  std::vector<int32_t> drafts;
   int64_t n_prompt = 0;
   int64_t n_computed = 0;       // tokens [0, n_computed) are in the KV cache
   int64_t n_found = 0;          // of these, how many the pool remembered when the sequence was first admitted

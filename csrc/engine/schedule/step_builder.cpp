@@ -4,9 +4,14 @@
 
 namespace sigmoe {
 
-StepBuilder::StepBuilder(const std::vector<Chunk>& chunks, StepInputs& inputs) : in_(inputs) {
+StepBuilder::StepBuilder(const std::vector<Chunk>& chunks, StepInputs& inputs, const Replay* replay)
+    : in_(inputs), replay_(replay) {
   in_.seq_offsets.push_back(0);
-  for (const Chunk& chunk : chunks) add(chunk);
+  for (const Chunk& chunk : chunks) {
+    for (int64_t i = 0; replay && i < chunk.n_drafts; ++i)
+      chunk.sequence->drafts[i] = replay->token(*chunk.sequence, chunk.sequence->length() + i);
+    add(chunk);
+  }
   add_tables(chunks);
 }
 
@@ -16,7 +21,9 @@ void StepBuilder::add(const Chunk& chunk) {
   const auto* scoring = sequence.samples ? nullptr : static_cast<const Scoring*>(&sequence);
   for (int64_t i = chunk.begin; i < chunk.begin + chunk.n; ++i) {
     const int32_t row = in_.n_tokens();
-    in_.token_ids.push_back(i < sequence.length() ? sequence.tokens[i] : sequence.drafts[i - sequence.length()]);
+    const int32_t token = i < sequence.length() ? sequence.tokens[i] : sequence.drafts[i - sequence.length()];
+    if (token < 0) in_.drafted.push_back({~token, DraftedValue::Use::token, row});
+    in_.token_ids.push_back(std::max(token, 0));
     in_.positions.push_back(static_cast<int32_t>(i));
     if (scoring && !scoring->mtp) in_.logits_row_ids.push_back(row);
     if (scoring && scoring->mtp && i + 1 < sequence.length()) in_.mtp_row_ids.push_back(row);
@@ -64,15 +71,24 @@ void StepBuilder::add_prompt_score(Generation& generation, int64_t index) {
 void StepBuilder::add_samples(Generation& generation, int64_t n_drafts) {
   const int32_t first_row = in_.n_tokens() - 1 - static_cast<int32_t>(n_drafts);
   DraftPath path(generation);
-  add_sample(generation, first_row, -1);
-  for (int64_t i = 0; i < n_drafts; ++i) {
-    const int32_t draft = generation.drafts[i];
-    path.take(draft);
-    add_sample(generation, first_row + static_cast<int32_t>(i) + 1, draft);
+  const int64_t n_replayed = replay_ && n_drafts > 0 ? replay_->n_accepted(generation, n_drafts) : 0;
+  for (int64_t i = 0; i <= n_drafts; ++i) {
+    const std::optional<int32_t> before = i > 0 ? std::optional(generation.drafts[i - 1]) : std::nullopt;
+    if (before) path.take(*before);
+    add_sample(generation, first_row + static_cast<int32_t>(i), before);
+    if (replay_ && i < n_drafts) steer(generation.drafts[i], i < n_replayed);
   }
 }
 
-void StepBuilder::add_sample(Generation& generation, int32_t row_id, int32_t if_previous) {
+// The sampler does all it does, and takes or leaves the draft.
+void StepBuilder::steer(int32_t draft, bool accept) {
+  constexpr float kSure = 1e6f;
+  in_.bias_ids.push_back(draft);
+  in_.bias_values.push_back(accept ? kSure : -kSure);
+  ++in_.sample_rows.back().bias_end;
+}
+
+void StepBuilder::add_sample(Generation& generation, int32_t row_id, std::optional<int32_t> draft_before) {
   const GenerateRequest& request = generation.request;
   SampleRow row;
   row.slot = generation.slot;
@@ -87,7 +103,9 @@ void StepBuilder::add_sample(Generation& generation, int32_t row_id, int32_t if_
   row.frequency_penalty = request.frequency_penalty;
   row.n_logprobs = request.n_logprobs;
   row.forced_token = generation.forced_token();
-  row.if_previous = if_previous;
+  if (draft_before) row.if_previous = std::max(*draft_before, 0);
+  if (draft_before && *draft_before < 0)
+    in_.drafted.push_back({~*draft_before, DraftedValue::Use::if_previous, static_cast<int32_t>(in_.sample_rows.size())});
   row.bias_begin = static_cast<int32_t>(in_.bias_ids.size());
   for (const auto& [id, bias] : request.logit_bias) {
     in_.bias_ids.push_back(id);

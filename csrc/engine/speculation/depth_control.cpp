@@ -135,9 +135,10 @@ void DepthControl::choose(std::vector<DraftCandidate>& candidates, int n_rows) {
   try_depth(candidates, n_rows, best_depth, plain);
   paying_ += ((best_depth > 0 ? 1.0 : 0.0) - paying_) * kCommonBlend;
   int n_drafting = 0;
+  const TrialCost cost = trial_cost(n_rows);
   for (DraftCandidate& candidate : candidates) {
     DraftRecord& record = *candidate.record;
-    record.on_trial = candidate.depth == 0 && candidate.most > 0 && ++record.n_idle >= patience(record, n_rows);
+    record.on_trial = candidate.depth == 0 && candidate.most > 0 && ++record.n_idle >= patience(record, cost);
     if (record.on_trial) candidate.depth = 1;
     if (candidate.depth > 0) record.n_idle = 0;
     if (candidate.depth > 0 && candidate.depth < candidate.most && !record.on_trial && ++record.n_steady >= kSteady) {
@@ -149,14 +150,19 @@ void DepthControl::choose(std::vector<DraftCandidate>& candidates, int n_rows) {
   if (n_drafting == 0) n_since_plain_ = 0;
 }
 
+// Of one draft for one sequence, beside a step of n_rows.
+DepthControl::TrialCost DepthControl::trial_cost(int n_rows) const {
+  const double step_ms = steps_.at(n_rows);
+  const int more = std::max(1, n_rows / 4);
+  return {n_rows, step_ms, (steps_.at(n_rows + more) - step_ms) / more + passes_.at(1)};
+}
+
 // Idle steps before a sequence's next trial. A trial goes on while its drafts come true, so that it lasts long enough to change
 // a wrong opinion and ends soon where the opinion is right.
-int DepthControl::patience(const DraftRecord& record, int n_rows) const {
-  const double step_ms = steps_.at(n_rows), rate = std::min(record.rate[0], 0.9f);
-  const int more = std::max(1, n_rows / 4);
-  const double row_ms = (steps_.at(n_rows + more) - step_ms) / more;
-  const double loss_ms = row_ms + passes_.at(1) - rate * step_ms / n_rows;
-  const double idle = std::max(0.0, loss_ms) / (1 - rate) * n_rows / (kTrialShare * step_ms);
+int DepthControl::patience(const DraftRecord& record, const TrialCost& cost) {
+  const double rate = std::min(record.rate[0], 0.9f);
+  const double loss_ms = cost.draft_ms - rate * cost.step_ms / cost.n_rows;
+  const double idle = std::max(0.0, loss_ms) / (1 - rate) * cost.n_rows / (kTrialShare * cost.step_ms);
   return std::clamp(static_cast<int>(std::min<double>(idle, kMostPatience)), kLeastPatience, kMostPatience);
 }
 

@@ -64,6 +64,8 @@ class DepthControl {
   void observe_drafting(int n_sequences, int n_passes, double ms) { passes_.observe(n_sequences, ms / n_passes); }
 
   int max_depth() const { return max_depth_; }
+  bool adaptive() const { return adaptive_; }
+  double step_ms(int n_rows) const { return steps_.at(n_rows); }  // what such steps take; 0 while none was seen
 
  private:
   struct Outlook {
@@ -71,7 +73,12 @@ class DepthControl {
     double rate() const { return tokens / ms; }
   };
   Outlook try_depth(std::vector<DraftCandidate>& candidates, int n_rows, int depth, double worth) const;
-  int patience(const DraftRecord& record, int n_rows) const;
+  struct TrialCost {
+    int n_rows;
+    double step_ms, draft_ms;
+  };
+  TrialCost trial_cost(int n_rows) const;
+  static int patience(const DraftRecord& record, const TrialCost& cost);
 
   int max_depth_;
   bool adaptive_;

@@ -15,7 +15,8 @@ class Eagle3Drafter : public ModelDrafter {
       : ModelDrafter(target, limits, config.vocab_size, config.hidden_size),
         config_(config),
         weights_(std::move(weights)),
-        kv_(backend_, 1, limits.n_pages, config.n_kv_heads, config.rope.head_dim),
+        // A recorded chain goes as deep for all sequences: one page takes what has no room of its own.
+        kv_(backend_, 1, limits.n_pages + (target.records_steps() ? 1 : 0), config.n_kv_heads, config.rope.head_dim),
         shape_{static_cast<int>(config.n_heads), static_cast<int>(config.n_kv_heads), static_cast<int>(config.rope.head_dim),
                static_cast<int>(config.rope.rotary_dim)} {
     const int64_t D = config.hidden_size, Dh = config.rope.head_dim, H = config.n_heads, G = config.n_kv_heads;
@@ -39,6 +40,10 @@ class Eagle3Drafter : public ModelDrafter {
       bias_rows_ = floats(std::max((H + 2 * G) * Dh, D));
       first_row_ = backend_.alloc(limits.max_rows * sizeof(int32_t), "draft activations");  // zeros
     }
+    if (target.records_steps()) {
+      target_ids_ = backend_.alloc(weights_.target_ids.size() * sizeof(int32_t), "draft vocabulary");
+      backend_.upload(target_ids_.data(), weights_.target_ids.data(), target_ids_.bytes());
+    }
     std::vector<float> cos, sin;
     rope_tables(config.rope, limits.n_positions, cos, sin);
     for (auto [buffer, table] : {std::pair(&rope_cos_, &cos), std::pair(&rope_sin_, &sin)}) {
@@ -51,7 +56,7 @@ class Eagle3Drafter : public ModelDrafter {
   uint64_t bytes() const override {
     uint64_t total = 0;
     for (const DeviceBuffer* buffer : {&residual_, &normed_, &joined_, &qkv_, &query_, &attended_, &partial_, &rope_cos_,
-                                       &rope_sin_, &feature_part_, &features_, &bias_rows_, &first_row_})
+                                       &rope_sin_, &feature_part_, &features_, &bias_rows_, &first_row_, &target_ids_})
       total += buffer->bytes();
     return total;
   }
@@ -64,6 +69,7 @@ class Eagle3Drafter : public ModelDrafter {
     backend_.head_logits(rows, row_ids, n_rows, head, nullptr, {config_.vocab_size}, logits);
   }
   int32_t target_id(int32_t draft_id) const override { return weights_.target_ids[draft_id]; }
+  const int32_t* target_ids() const override { return target_ids_.as<int32_t>(); }
 
   void take_features(const int32_t* feature_rows, int n_rows) override {
     if (!config_.feature_norms) {  // the head's op is the one that multiplies picked rows
@@ -136,6 +142,7 @@ class Eagle3Drafter : public ModelDrafter {
   DeviceBuffer joined_;             // (T, 2D)
   DeviceBuffer qkv_, query_, attended_, partial_;
   DeviceBuffer rope_cos_, rope_sin_;
+  DeviceBuffer target_ids_;  // (draft V), where drafts stay on the device
   int64_t n_features_ = 0, feature_width_ = 0;
   DeviceBuffer feature_part_, features_;  // where fc_norm is: the features of one depth before and behind it; all of them
   DeviceBuffer bias_rows_, first_row_;    // where biases are: as many copies as rows; zeros

@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "engine/speculation/depth_control.h"
 #include "engine/speculation/drafter.h"
 
 namespace sigmoe {
@@ -13,6 +14,9 @@ class ModelDrafter : public Drafter {
  public:
   bool reads_features() const override { return true; }
   void draft(std::vector<DraftTask>& tasks, DraftTrace* trace = nullptr) override;
+  const int32_t* chain() const override { return chain_.as<int32_t>(); }
+  void fetch(std::vector<DraftTask>& tasks) override;
+  double device_ms() const override;
 
  protected:
   // vocab_size of its head, width of its hidden states.
@@ -28,22 +32,34 @@ class ModelDrafter : public Drafter {
   // logits (n, V) of rows of normed(), picked by row_ids on the device (null: the first n of `rows`).
   virtual void head_logits(const float* rows, const int32_t* row_ids, int n_rows, float* logits) = 0;
   virtual int32_t target_id(int32_t draft_id) const { return draft_id; }
+  virtual const int32_t* target_ids() const { return nullptr; }  // target_id() of all draft ids, on the device; null: the same
 
   RankRunner& target_;
   Backend& backend_;
 
  private:
   struct Pass;
+  void draft_by_passes(std::vector<DraftTask>& tasks, DraftTrace* trace);
   void run_pass(const Pass& pass, bool takes_features, DraftTrace* trace);
   size_t take_in(std::vector<DraftTask>& tasks, size_t first, DraftTrace* trace);
   void append_drafts(std::span<DraftTask> tasks, const int32_t* row_ids, DraftTrace* trace);
+  SampleArgs most_likely(int n_rows) const;
+
+  struct Chain;
+  bool may_record(const std::vector<DraftTask>& tasks) const;
+  Chain upload_chain(const std::vector<DraftTask>& tasks);
+  void run_chain(const Chain& chain);
+  void draft_on_device(const int32_t* row_ids, int n, int32_t* drafts);
 
   DrafterLimits limits_;
+  int most_tasks_;  // of a chain, padding included
   int64_t vocab_size_, width_;
   DeviceBuffer hidden_;  // (sequences, D) behind which the second draft is made
   DeviceBuffer logits_, tokens_, greedy_rows_;
   DeviceBuffer input_;       // what a pass uploads, in one piece
   size_t last_rows_at_ = 0;  // bytes into it
+  DeviceBuffer chain_;       // (kMaxDraftDepth, most_tasks_) drafts that recorded passes left, where passes are recorded
+  bool replayed_ = false;    // by the last draft()
   std::vector<std::byte> staging_;
   std::vector<int32_t> drafted_;
 };

@@ -19,8 +19,8 @@ struct DraftTask {
   int32_t first_feature_row = 0;  // of position begin
   int32_t feature_rows = 0;       // position p lies in the row of p modulo this many, counted from ring_row; 0: rows in order
   int32_t ring_row = 0;
-  int depth = 0;  // drafts wanted, behind the sequence's last token
-  std::vector<int32_t> drafts;
+  int depth = 0;                // drafts wanted, behind the sequence's last token
+  std::vector<int32_t> drafts;  // Sequence::drafts says what a negative one is
 
   int32_t feature_row(int64_t position) const {
     return feature_rows > 0 ? ring_row + static_cast<int32_t>(position % feature_rows)
@@ -43,6 +43,12 @@ class Drafter {
   virtual int most(const Sequence& sequence, int wanted) const { return wanted; }
   // Fills in every task's drafts. A sequence has pages for `depth` tokens behind its last one.
   virtual void draft(std::vector<DraftTask>& tasks, DraftTrace* trace = nullptr) = 0;
+  // Drafts may stay on the device, where steps can read them; the next draft() overwrites them. Null: they never do.
+  virtual const int32_t* chain() const { return nullptr; }
+  // Brings the drafts of the last draft() to the host.
+  virtual void fetch(std::vector<DraftTask>& tasks) {}
+  // What the last draft() took on the device, once a step behind it has ended; 0: not a time to go by.
+  virtual double device_ms() const { return 0; }
   virtual uint64_t bytes() const { return 0; }     // device memory held for activations
   virtual uint64_t kv_bytes() const { return 0; }  // and for its own cache
 };

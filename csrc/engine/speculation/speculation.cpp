@@ -9,6 +9,12 @@ namespace sigmoe {
 Speculation::Speculation(std::unique_ptr<Drafter> drafter, int max_depth, bool adaptive, int max_seqs)
     : drafter_(std::move(drafter)), control_(max_depth, adaptive), n_ring_rows_(max_seqs * kRingRows) {}
 
+// Whether what a row may sample depends on the drafts before it.
+bool Speculation::host_needs_drafts(const Sequence& sequence) {
+  const GenerateRequest& request = static_cast<const Generation&>(sequence).request;
+  return request.masked || !request.bad_words.empty() || request.thinking.budget >= 0;
+}
+
 bool Speculation::may_draft(const Generation& generation) { return generation.request.max_draft != 0; }
 
 void Speculation::begin(Generation& generation) {
@@ -52,15 +58,35 @@ void Speculation::observe(const Chunk& chunk, int64_t n_taken, bool ended) {
   control_.observe_drafts(drafting.record, static_cast<int>(n_known), static_cast<int>(n_accepted));
 }
 
-// Steps that read prompts say nothing about the cost of a draft's row.
-void Speculation::observe_step(const std::vector<Chunk>& chunks, double ms) {
+// Rows of a step that reads no prompt, of which the cost of a draft's row can be learned; else 0.
+int Speculation::rows_to_time(const std::vector<Chunk>& chunks) {
   int64_t n_rows = 0;
   for (const Chunk& chunk : chunks) {
-    if (!chunk.reaches_end || chunk.n - chunk.n_drafts > 1) return;
+    if (!chunk.reaches_end || chunk.n - chunk.n_drafts > 1) return 0;
     n_rows += chunk.n;
   }
-  control_.observe_step(static_cast<int>(n_rows), ms);
-  const bool verifies = n_rows > static_cast<int64_t>(chunks.size());
+  return static_cast<int>(n_rows);
+}
+
+// Where marks cost time, most of the steps without drafts go without.
+bool Speculation::wants_time(const std::vector<Chunk>& chunks, bool marks_cost) {
+  constexpr int kTimedOneIn = 4;
+  const int n_rows = rows_to_time(chunks);
+  if (n_rows == 0) return false;
+  if (!marks_cost || !control_.adaptive() || n_rows > static_cast<int>(chunks.size())) return true;
+  return ++n_untimed_ % kTimedOneIn == 0;
+}
+
+void Speculation::observe_step(const std::vector<Chunk>& chunks, double ms) {
+  const bool waited = std::any_of(chunks.begin(), chunks.end(), [](const Chunk& chunk) { return chunk.reaches_end; });
+  if (n_timed_ > 0 && waited) observe_drafting(drafter_->device_ms());  // the tokens came, so the drafts before them are made
+  const int n_rows = rows_to_time(chunks);
+  if (n_rows == 0) return;
+  if (ms > 0)
+    control_.observe_step(n_rows, ms);
+  else
+    ms = control_.step_ms(n_rows);
+  const bool verifies = n_rows > static_cast<int>(chunks.size());
   ++(verifies ? stats_.n_verify_steps : stats_.n_plain_steps);
   (verifies ? stats_.verify_ms : stats_.plain_ms) += ms;
 }
@@ -75,7 +101,15 @@ int Speculation::most_drafts(const Generation& generation, int64_t context) cons
   return wanted > 0 ? drafter_->most(generation, wanted) : 0;
 }
 
+// Of a chain that lies on the device when the next is made there, what no step has checked is gone.
+void Speculation::forget_device_drafts(Scheduler& scheduler) {
+  for (const uint64_t id : std::exchange(on_device_, {}))
+    if (Sequence* sequence = scheduler.find(id); sequence && !sequence->drafts.empty() && sequence->drafts[0] < 0)
+      sequence->drafts.clear();
+}
+
 void Speculation::draft(const std::vector<Chunk>& chunks, Scheduler& scheduler, int64_t context) {
+  forget_device_drafts(scheduler);
   std::vector<DraftTask> tasks;
   std::vector<DraftCandidate> candidates;  // the first tasks
   int n_rows = 0;                          // of the next step without drafts
@@ -104,30 +138,46 @@ void Speculation::draft(const std::vector<Chunk>& chunks, Scheduler& scheduler, 
       tasks.push_back(std::move(task));
     }
   control_.choose(candidates, n_rows);
-  int deepest = 0;
-  for (size_t i = 0; i < candidates.size(); ++i) {
+  for (size_t i = 0; i < candidates.size(); ++i)
     if (candidates[i].depth > 0)
       tasks[i].depth = static_cast<int>(scheduler.make_room_for_drafts(*tasks[i].sequence, candidates[i].depth));
-    deepest = std::max(deepest, tasks[i].depth);
-  }
   // A step's tokens are taken in when something is drafted behind them, and those of a prompt always.
   std::erase_if(tasks, [&](const DraftTask& task) {
     const bool of_prompt = task.feature_rows == 0 || task.sequence->n_pending() > 1;
     return task.depth == 0 && !(of_prompt && drafter_->reads_features());
   });
+  make(tasks, reads_prompts);
+}
+
+void Speculation::make(std::vector<DraftTask>& tasks, bool reads_prompts) {
   if (tasks.empty()) return;
   const auto start = std::chrono::steady_clock::now();
   drafter_->draft(tasks);
+  const auto on_device = [](const DraftTask& task) { return !task.drafts.empty() && task.drafts[0] < 0; };
+  const bool stay = std::any_of(tasks.begin(), tasks.end(), on_device);
+  if (stay && std::any_of(tasks.begin(), tasks.end(), [](const DraftTask& task) { return host_needs_drafts(*task.sequence); }))
+    drafter_->fetch(tasks);
   const double ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+  int deepest = 0;
+  for (const DraftTask& task : tasks) deepest = std::max(deepest, task.depth);
   if (deepest > 0 && !reads_prompts) {
-    control_.observe_drafting(static_cast<int>(tasks.size()), deepest, ms);
-    ++stats_.n_draft_passes;
-    stats_.draft_ms += ms;
+    n_timed_ = static_cast<int>(tasks.size());
+    timed_depth_ = deepest;
+    if (!stay) observe_drafting(ms);
   }
   for (DraftTask& task : tasks) {
     static_cast<Generation*>(task.sequence)->drafting.n_seen = task.end;
+    if (on_device(task)) on_device_.push_back(task.sequence->id);
     task.sequence->drafts = std::move(task.drafts);
   }
+}
+
+void Speculation::observe_drafting(double ms) {
+  const int n = std::exchange(n_timed_, 0);
+  if (ms <= 0) return;
+  control_.observe_drafting(n, timed_depth_, ms);
+  ++stats_.n_draft_passes;
+  stats_.draft_ms += ms;
 }
 
 }  // namespace sigmoe

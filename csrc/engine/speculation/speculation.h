@@ -6,6 +6,9 @@
 // one pass for many steps; after a longer pause the tokens in between are never seen, and the drafts are a little worse for it.
 // So are they behind a prefix that the cache held: its last position was drafted from with another next token.
 //
+// Where the device records passes, drafts stay there: the step that checks them reads them where they lie, and the host never
+// waits for them, unless something it has to say depends on which they are.
+//
 // Where every token waits for a mask (GenerateRequest::masked), the drafts are told to whoever makes the masks, and the step
 // checks as many of them as it then has masks for.
 #pragma once
@@ -40,20 +43,31 @@ class Speculation {
   void place_features(const std::vector<Chunk>& chunks, StepInputs& inputs) const;
   // n_taken: tokens the chunk's sequence was given by the step. ended: and with the last of them it ended.
   void observe(const Chunk& chunk, int64_t n_taken, bool ended);
-  void observe_step(const std::vector<Chunk>& chunks, double ms);  // before what it gave is taken
+  bool wants_time(const std::vector<Chunk>& chunks, bool marks_cost);
+  void observe_step(const std::vector<Chunk>& chunks, double ms);  // before what it gave is taken; 0: it was not timed
   // Drafts for the sequences of a step that go on, after its tokens were taken and committed.
   void draft(const std::vector<Chunk>& chunks, Scheduler& scheduler, int64_t context);
 
+  const int32_t* chain() const { return drafter_->chain(); }
   const SpeculationStats& stats() const { return stats_; }
 
  private:
+  static int rows_to_time(const std::vector<Chunk>& chunks);
   static bool may_draft(const Generation& generation);
+  static bool host_needs_drafts(const Sequence& sequence);
+  void forget_device_drafts(Scheduler& scheduler);
   int most_drafts(const Generation& generation, int64_t context) const;
+  void make(std::vector<DraftTask>& tasks, bool reads_prompts);
+  void observe_drafting(double ms);
 
   std::unique_ptr<Drafter> drafter_;
   DepthControl control_;
   int32_t n_ring_rows_;
   SpeculationStats stats_;
+  // Drafts that lie on the device: whose they are, and the size of the run that made them, until its time is known.
+  std::vector<uint64_t> on_device_;
+  int n_timed_ = 0, timed_depth_ = 0;
+  int n_untimed_ = 0;  // steps without drafts since the start
 };
 
 }  // namespace sigmoe

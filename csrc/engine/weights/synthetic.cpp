@@ -90,6 +90,18 @@ class ConstantFile : public SyntheticFile {
   T value_;
 };
 
+std::vector<float> normal_table() {
+  std::vector<float> out = normal_quantiles(16);
+  for (float& value : out) value *= static_cast<float>(kStd);
+  return out;
+}
+
+std::vector<uint16_t> narrow_table(const std::vector<float>& wide) {
+  std::vector<uint16_t> out;
+  for (const float value : wide) out.push_back(f32_to_bf16(value));
+  return out;
+}
+
 // A block of 128 x 128 normal values reaches about 4.2 standard deviations, and its maximum is stored as 448.
 constexpr double kFp8Std = 448.0 / 4.2;
 constexpr double kInt4Std = 7.0 / 2.5;  // a group of 32 to 128 reaches about 2.5
@@ -128,11 +140,8 @@ std::vector<uint8_t> int4_table() {  // two elements to a byte, each by eight bi
 class SyntheticCheckpoint : private TensorWalk {
  public:
   SyntheticCheckpoint(const ModelConfig& config, bool wide, uint64_t seed) : TensorWalk(config), wide_(wide) {
-    std::vector<float> plain = normal_quantiles(16);
-    for (float& value : plain) value *= static_cast<float>(kStd);
-    std::vector<uint16_t> narrow;
-    for (const float value : plain) narrow.push_back(f32_to_bf16(value));
-    bf16_ = add(std::make_unique<RandomFile<uint16_t>>(std::move(narrow), seed));
+    std::vector<float> plain = normal_table();
+    bf16_ = add(std::make_unique<RandomFile<uint16_t>>(narrow_table(plain), seed));
     if (wide) f32_ = add(std::make_unique<RandomFile<float>>(std::move(plain), seed));
     const bool int4 = config.quant.method == QuantMethod::int4_group;
     if (int4) codes_ = add(std::make_unique<RandomFile<uint8_t>>(int4_table(), seed));
@@ -234,6 +243,25 @@ ModelConfig shape_config(const std::string& shape) {
     c.n_layers = layers;
   }
   return c;
+}
+
+Checkpoint synthetic_tensors(std::vector<TensorEntry> tensors, uint64_t seed) {
+  auto random = std::make_unique<RandomFile<uint16_t>>(narrow_table(normal_table()), seed);
+  auto ones = std::make_unique<ConstantFile<uint16_t>>(f32_to_bf16(1.0f));
+  auto zeros = std::make_unique<ConstantFile<int64_t>>(int64_t{0});
+  for (TensorEntry& tensor : tensors) {
+    SyntheticFile* file = tensor.shape.size() > 1 ? static_cast<SyntheticFile*>(random.get()) : ones.get();
+    if (tensor.dtype == DType::i64) file = zeros.get();
+    tensor.bytes = dtype_bytes(tensor.dtype);
+    for (const int64_t dim : tensor.shape) tensor.bytes *= static_cast<uint64_t>(dim);
+    tensor.offset = file->reserve(tensor.bytes);
+    tensor.file = file;
+  }
+  std::vector<std::unique_ptr<FileReader>> files;
+  files.push_back(std::move(random));
+  files.push_back(std::move(ones));
+  files.push_back(std::move(zeros));
+  return Checkpoint::from_entries(std::move(files), std::move(tensors));
 }
 
 ModelWeights synthetic_weights(const ModelConfig& config, WeightFormat format, Backend& backend, uint64_t seed, int n_threads) {

@@ -11,14 +11,12 @@ import { progress } from '../../progress.js';
 import { write } from '../../terminal.js';
 import { atLeast } from './dataset.js';
 import { commandLine, save } from './files.js';
+import { type ReplayFlags, replaySpeculation } from './replay.js';
 
-interface SpeculationFlags extends EngineFlags {
-  batch: number[];
+interface SpeculationFlags extends ReplayFlags {
   outputLen: number;
   rounds: number;
   temperature: number;
-  outputJson?: string;
-  json?: boolean;
 }
 
 export function benchSpeculationCommand(): Command {
@@ -27,9 +25,18 @@ export function benchSpeculationCommand(): Command {
     .description(
       'Answers real questions with drafts and without, in turns. Each batch size is measured with every draft that may be made ' +
         '(fixed) and with depth control, which drafts less where it would not pay. Method and depth are those of ' +
-        '--speculative, --draft and --speculative-depth.',
+        '--speculative, --draft and --speculative-depth. With --shape the weights are random, and how many drafts come true is ' +
+        'drawn from published acceptance: what a plain step, a step that checks drafts and drafting cost at full size.',
     )
-    .argument('<model>', 'model folder')
+    .argument('[model]', 'model folder')
+    .option('--shape <name[:layers]>', 'random weights of this shape, and a random EAGLE3 draft, in place of a folder')
+    .option(
+      '--acceptance <tokens>',
+      'of a shape: mean tokens of a step (default: 3.1), or shares of 1, 2, ... tokens with commas',
+    )
+    .option('--format <name>', 'of a shape: fp8 | bf16')
+    .option('--context <tokens>', 'of a shape: tokens of a prompt', integer)
+    .option('--steps <n>', 'of a shape: steps that count', integer)
     .option('--batch <sizes>', 'requests answered together, such as 1,8,32', sizes, [1, 8, 32])
     .option('--output-len <tokens>', 'tokens of an answer', integer, 128)
     .option('--rounds <n>', 'rounds that count; the median does', integer, 5)
@@ -48,7 +55,19 @@ function sizes(text: string): number[] {
   return out;
 }
 
-async function run(folder: string, flags: SpeculationFlags): Promise<void> {
+async function run(folder: string | undefined, flags: SpeculationFlags): Promise<void> {
+  if ((folder === undefined) === (flags.shape === undefined)) {
+    throw new CliError('bench speculation measures either a model folder or a --shape', '', EXIT_USAGE);
+  }
+  if (folder === undefined) return replaySpeculation(flags);
+  const ofShape = Object.entries({
+    acceptance: flags.acceptance,
+    format: flags.format,
+    context: flags.context,
+    steps: flags.steps,
+  });
+  const misplaced = ofShape.find(([, value]) => value !== undefined);
+  if (misplaced) throw new CliError(`--${misplaced[0]} goes with --shape`, '', EXIT_USAGE);
   atLeast('--output-len', flags.outputLen, 2);
   atLeast('--rounds', flags.rounds, 1);
   if (flags.speculative === 'none') throw new CliError('--speculative none leaves nothing to measure', '', EXIT_USAGE);
