@@ -4,6 +4,7 @@
 #include <fstream>
 
 #include "engine/bench/modes.h"
+#include "engine/bench/speculation.h"
 
 namespace sigmoe {
 namespace bench {
