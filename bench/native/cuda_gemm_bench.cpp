@@ -2,7 +2,8 @@
 // timed at the model's shapes beside the read stream measured in the same run.
 //
 //   sigmoe_cuda_gemm_bench check            every case must pass: error 1 - 2<x,y> / (|x|^2 + |y|^2) below 1e-5
-//   sigmoe_cuda_gemm_bench time [PEAK]      PEAK: TFLOPS of a large FP8 product measured in the same job, for the fractions
+//   sigmoe_cuda_gemm_bench time [PEAK [quick]]   PEAK: TFLOPS of a large FP8 product measured in the same job, for the
+//                                                fractions; quick: many rows alone
 //
 // The reference quantises activations as the kernels do (E4M3, one scale per row and 128 of k) on the host and multiplies in
 // float32. Times are medians of graph replays over weights larger than the cache, packing of x included.
@@ -471,7 +472,7 @@ double measure_stream(CudaBackend& backend) {
   return kBytes / us / 1e6;
 }
 
-int time(CudaBackend& backend, double peak) {
+int time(CudaBackend& backend, double peak, bool quick) {
   const double stream = measure_stream(backend);
   std::printf("%s: read stream %.2f TB/s, FP8 peak given %.0f TFLOPS\n", backend.info().name.c_str(), stream, peak);
   constexpr int kWidth = 4096, kInner = 1024, kExperts = 256;
@@ -481,6 +482,7 @@ int time(CudaBackend& backend, double peak) {
     return backend.random_linear(desc, seed * 7919 + 3);
   };
   for (const WeightFormat format : {WeightFormat::fp8, WeightFormat::bf16}) {
+    if (quick && format == WeightFormat::bf16) continue;
     const double bytes_each = format == WeightFormat::fp8 ? 1 : 2;
     std::printf("experts, %s: rows | pack us | gate_up us TFLOPS %%peak TB/s %%stream | down us TFLOPS %%peak TB/s %%stream\n",
                 weight_format_name(format));
@@ -489,6 +491,7 @@ int time(CudaBackend& backend, double peak) {
     });
     for (const int rows : {1, 8, 16, 32, 64, 128, 256, 512}) {
       if (format == WeightFormat::bf16 && rows != 8 && rows != 64 && rows != 256) continue;
+      if (quick && rows < 128) continue;
       const Lists lists(std::vector<int>(kExperts, rows), rows == 1 ? 1 : 8, 3);
       const ExpertRun run(backend, format, layer, lists, kWidth, kInner);
       const double slots = static_cast<double>(lists.order.size());
@@ -509,6 +512,7 @@ int time(CudaBackend& backend, double peak) {
     std::vector<std::unique_ptr<LinearWeight>> weights;
     for (int i = 0; i < 12; ++i) weights.push_back(made(WeightFormat::fp8, n, k, false, 400 + i));
     for (const int rows : {32, 64, 128, 256, 512, 4096, 8192}) {
+      if (quick && (rows != 8192 || n != 5120)) continue;
       const Array<float> x(backend, static_cast<size_t>(rows) * k), y(backend, static_cast<size_t>(rows) * n);
       launch_fill_f32(backend.queue(), 9, 1.7f, x.n, x.get());
       const Packed packed(backend, WeightFormat::fp8, rows, k);
@@ -534,7 +538,7 @@ int main(int argc, char** argv) {
     CudaBackend backend(BackendOptions{});
     const std::string mode = argc > 1 ? argv[1] : "check";
     if (mode == "check") return check(backend);
-    return time(backend, argc > 2 ? std::atof(argv[2]) : 1305);
+    return time(backend, argc > 2 ? std::atof(argv[2]) : 1305, argc > 3);
   } catch (const std::exception& error) {
     std::printf("failed: %s\n", error.what());
     return 1;

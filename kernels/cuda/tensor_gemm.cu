@@ -227,35 +227,43 @@ __device__ inline void release(Shared& s, int stage) {
   if (threadIdx.x % 32 == 0) barrier_arrive(&s.empty[stage]);
 }
 
-// sum = the products of the item, FP8. Each warpgroup scales its last sums while the other one multiplies.
-template <int N>
+// sum = the products of the item, FP8. The rows of x go in two halves: one's sums are scaled while the other's are computed,
+// and the last while the other warpgroup multiplies. PairScales: rows 0-7 and 8-15 of a tile have scales of their own (gate,
+// up).
+template <int N, bool PairScales>
 __device__ void multiply_fp8(const TensorGemmArgs& args, Shared& s, Position& at, const WeightScales& scales, Sums<N>& sum) {
+  constexpr int kParts = N >= 64 ? 2 : 1, kPart = N / kParts;
   const int q = threadIdx.x % 4, n_blocks = args.weight.n_groups;
 #pragma unroll
   for (int b = 0; b < kBlocks; ++b)
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) sum[b][i] = 0.0f;
-  float part[N / 2];
+  float part[kParts][kPart / 2];
   Operand a;
   const auto multiply = [&](int stage) {
-    pin(part);
+#pragma unroll
+    for (int p = 0; p < kParts; ++p) pin(part[p]);
     wgmma_fence();
-    const uint64_t b = swizzled_operand(s.x[stage]);
 #pragma unroll
-    for (int c = 0; c < 4; ++c) wgmma_fp8<N>(part, a.chunks[c], b + 2 * c, c > 0);
-    wgmma_commit();
-    wgmma_wait<0>();
-    pin(part);
+    for (int p = 0; p < kParts; ++p) {
+      const uint64_t b = swizzled_operand(s.x[stage] + p * kPart * 128);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) wgmma_fp8<kPart>(part[p], a.chunks[c], b + 2 * c, c > 0);
+      wgmma_commit();
+    }
   };
-  const auto promote = [&](int stage, float(&to)[N / 2], float2 scale) {
-    const float* x_scales = s.x_scales[stage] + 2 * q;
+  const auto promote = [&](int stage, int p, float* to, float2 scale) {
+    pin(part[p]);
+    const float* x_scales = s.x_scales[stage] + p * kPart + 2 * q;
+    to += p * (kPart / 2);
 #pragma unroll
-    for (int j = 0; j < N / 8; ++j) {
+    for (int j = 0; j < kPart / 8; ++j) {
       const float2 x = *reinterpret_cast<const float2*>(x_scales + 8 * j);
-      to[4 * j] += part[4 * j] * (x.x * scale.x);
-      to[4 * j + 1] += part[4 * j + 1] * (x.y * scale.x);
-      to[4 * j + 2] += part[4 * j + 2] * (x.x * scale.y);
-      to[4 * j + 3] += part[4 * j + 3] * (x.y * scale.y);
+      const float low = x.x * scale.x, low_odd = x.y * scale.x;
+      to[4 * j] += part[p][4 * j] * low;
+      to[4 * j + 1] += part[p][4 * j + 1] * low_odd;
+      to[4 * j + 2] += part[p][4 * j + 2] * (PairScales ? x.x * scale.y : low);
+      to[4 * j + 3] += part[p][4 * j + 3] * (PairScales ? x.y * scale.y : low_odd);
     }
   };
   float2 scale = scales.of_block(args.weight, 0);
@@ -264,15 +272,25 @@ __device__ void multiply_fp8(const TensorGemmArgs& args, Shared& s, Position& at
   for (int kb = 0; kb < n_blocks; ++kb) {
     const int stage = at.stage;
     multiply(stage);
+    if constexpr (kParts == 2) {
+      wgmma_wait<1>();
+      promote(stage, 0, sum[0], scale);
+    }
+    wgmma_wait<0>();
     a.load(s, stage, 1);
-    promote(stage, sum[0], scale);
+    promote(stage, kParts - 1, sum[0], scale);
     multiply(stage);
+    if constexpr (kParts == 2) {
+      wgmma_wait<1>();
+      promote(stage, 0, sum[1], scale);
+    }
     at.next();
+    wgmma_wait<0>();
     if (kb + 1 < n_blocks) {
       barrier_wait(&s.full[at.stage], at.parity);
       a.load(s, at.stage, 0);
     }
-    promote(stage, sum[1], scale);
+    promote(stage, kParts - 1, sum[1], scale);
     release(s, stage);
     scale = scales.of_block(args.weight, min(kb + 1, n_blocks - 1));
   }
@@ -446,7 +464,7 @@ __device__ void run_item(const TensorGemmArgs& args, Shared& s, Position& at, co
   if constexpr (F == WeightFormat::fp8) {
     WeightScales weight_scales;
     weight_scales.start(args, scales, first_tile);
-    multiply_fp8<N>(args, s, at, weight_scales, sum);
+    multiply_fp8<N, GateUp>(args, s, at, weight_scales, sum);
     if (!weight_scales.per_block) scale_rows<N>(args, scales, first_tile, sum);
   } else {
     multiply_bf16<N>(args, s, at, sum);
