@@ -510,12 +510,31 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_gemm_kernel(const __grid_c
       if (++info == kInfos) info = 0;
     }
   }
-#else
-  __trap();
+#elif __CUDA_ARCH__ == 900
+#error "Hopper's code needs the target 90a"
 #endif
 }
 
+int n_multiprocessors() {
+  static const int n = [] {
+    int device = 0, count = 0;
+    CUDA_CHECK(cudaGetDevice(&device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+    return count;
+  }();
+  return n;
+}
+
 }  // namespace
+
+bool has_tensor_gemm() {
+  static const bool has = [] {
+    cudaFuncAttributes attributes;
+    CUDA_CHECK(cudaFuncGetAttributes(&attributes, tensor_gemm_kernel<WeightFormat::fp8, false>));
+    return attributes.binaryVersion == 90;  // else a build of sm_80 code runs
+  }();
+  return has;
+}
 
 bool fits_tensor_gemm(const WeightView& w) {
   if (w.format == WeightFormat::bf16) return true;
@@ -531,7 +550,7 @@ void launch_tensor_gemm(const Queue& queue, const TensorGemmArgs& args) {
                                 : tensor_gemm_kernel<WeightFormat::bf16, false>;
   constexpr size_t kBytes = sizeof(Shared) + 1024;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes)));
-  launch(queue, kernel, 132, kThreads, kBytes, args);
+  launch(queue, kernel, n_multiprocessors(), kThreads, kBytes, args);
 }
 
 }  // namespace sigmoe::cuda

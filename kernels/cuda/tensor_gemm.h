@@ -28,6 +28,10 @@ struct TensorGemmArgs {
   PackedRows inner;      // gate_up: silu(gate x) * up x
 };
 
+// Steps of this many rows take these kernels. Which kernels run depends on the rows of the whole step alone, never on how many
+// meet one expert. Below, the ones of gemm.h read weights as fast and keep activations in BF16.
+constexpr int kManyRows = 48;
+
 // Whether the device and this build have the kernels; then, whether a weight does.
 bool has_tensor_gemm();
 bool fits_tensor_gemm(const WeightView& weight);
