@@ -421,6 +421,7 @@ int check(CudaBackend& backend) {
                                      {97, 24, 77}})
       right = check_linear(backend, format, rows, n, k, 128) && right;
     if (format == WeightFormat::fp8) right = check_linear(backend, format, 200, 333, 512, 1) && right;
+    for (const int rows : {5, 32, 100, 300, 1023, 1024}) right = check_linear(backend, format, rows, 5120, 1152, 128) && right;
     right = check_experts(backend, format, {128, 256}, 256, 128, false, 128) && right;
     right = check_experts(backend, format, {0, 1, 5, 0, 130, 33, 16, 17, 600}, 512, 256, true, 128) && right;
     right = check_experts(backend, format, {64, 9, 0, 0, 300}, 1024, 384, true, 128) && right;
@@ -508,11 +509,12 @@ int time(CudaBackend& backend, double peak, bool quick) {
     }
   }
   std::printf("linear, fp8, packing included: n k rows | us TFLOPS %%peak | weight TB/s %%stream\n");
-  for (const auto& [n, k] : {std::pair<int, int>{5120, 4096}, {4096, 4096}, {18432, 4096}, {4096, 9216}}) {
+  for (const auto& [n, k] : {std::pair<int, int>{5120, 4096}, {4096, 4096}, {18432, 4096}, {4096, 9216}, {157184, 4096}}) {
+    const bool head = n > 100000;
     std::vector<std::unique_ptr<LinearWeight>> weights;
-    for (int i = 0; i < 12; ++i) weights.push_back(made(WeightFormat::fp8, n, k, false, 400 + i));
-    for (const int rows : {32, 64, 128, 256, 512, 4096, 8192}) {
-      if (quick && (rows != 8192 || n != 5120)) continue;
+    for (int i = 0; i < (head ? 2 : 12); ++i) weights.push_back(made(WeightFormat::fp8, n, k, false, 400 + i));
+    for (const int rows : {32, 64, 128, 256, 512, 1023, 4096, 8192}) {
+      if ((quick && (rows != 8192 || n != 5120)) || (head && rows > 512)) continue;
       const Array<float> x(backend, static_cast<size_t>(rows) * k), y(backend, static_cast<size_t>(rows) * n);
       launch_fill_f32(backend.queue(), 9, 1.7f, x.n, x.get());
       const Packed packed(backend, WeightFormat::fp8, rows, k);
@@ -530,6 +532,30 @@ int time(CudaBackend& backend, double peak, bool quick) {
   return 0;
 }
 
+// One product of each kind, for a profiler.
+int profile(CudaBackend& backend) {
+  constexpr int kRows = 8192, n = 5120, k = 4096, kExperts = 64;
+  const auto made = [&](int n, int k, bool gate_up, int seed) {
+    LinearDesc desc;
+    desc.format = WeightFormat::fp8, desc.n = n, desc.k = k, desc.gate_up = gate_up, desc.name = "bench";
+    return backend.random_linear(desc, seed + 1);
+  };
+  const auto weight = made(n, k, false, 1);
+  const Array<float> x(backend, static_cast<size_t>(kRows) * k), y(backend, static_cast<size_t>(kRows) * n);
+  launch_fill_f32(backend.queue(), 9, 1.7f, x.n, x.get());
+  backend.linear(x.get(), *weight, kRows, y.get());
+  const ExpertLayer layer(backend, kExperts, false, [&](bool gate_up, int seed) {
+    return made(gate_up ? 2048 : 4096, gate_up ? 4096 : 1024, gate_up, seed);
+  });
+  const Lists lists(std::vector<int>(kExperts, 256), 8, 3);
+  const ExpertRun run(backend, WeightFormat::fp8, layer, lists, 4096, 1024);
+  run.pack();
+  run.gate_up();
+  run.project_down();
+  backend.synchronize();
+  return 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -538,6 +564,7 @@ int main(int argc, char** argv) {
     CudaBackend backend(BackendOptions{});
     const std::string mode = argc > 1 ? argv[1] : "check";
     if (mode == "check") return check(backend);
+    if (mode == "profile") return profile(backend);
     return time(backend, argc > 2 ? std::atof(argv[2]) : 1305, argc > 3);
   } catch (const std::exception& error) {
     std::printf("failed: %s\n", error.what());

@@ -317,6 +317,7 @@ void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Ro
 }
 
 bool CudaBackend::takes_many_experts(const ExpertWeights& weights, const ExpertTable& table, int n_active, int n_tokens) const {
+  if (n_tokens < kManyExpertRows) return false;
   const auto fits = [&](const WeightView& gate_up, const WeightView& down) {
     return gate_up.n == 0 ||
            (gate_up.format == down.format && takes_many_rows(n_tokens, gate_up) && takes_many_rows(n_tokens, down));

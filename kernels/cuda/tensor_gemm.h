@@ -26,16 +26,20 @@ struct TensorGemmArgs {
 
   float* out = nullptr;  // linear: (rows, n) f32; down: (T, slots, n) f32, weighted
   PackedRows inner;      // gate_up: silu(gate x) * up x
+
+  // Filled by launch_tensor_gemm:
+  int n_splits = 1;  // blocks that divide k
 };
 
 // Steps of this many rows take these kernels. Which kernels run depends on the rows of the whole step alone, never on how many
 // meet one expert. Below, the ones of gemm.h read weights as fast and keep activations in BF16.
-constexpr int kManyRows = 48;
+constexpr int kManyRows = 32;        // of linear layers
+constexpr int kManyExpertRows = 48;  // of expert layers
 
 // Whether the device and this build have the kernels; then, whether a weight does.
 bool has_tensor_gemm();
 bool fits_tensor_gemm(const WeightView& weight);
 
-void launch_tensor_gemm(const Queue& queue, const TensorGemmArgs& args);
+void launch_tensor_gemm(const Queue& queue, TensorGemmArgs args);
 
 }  // namespace sigmoe::cuda
