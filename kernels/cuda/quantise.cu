@@ -17,47 +17,48 @@ struct PackArgs {
   TilePlan plan;
 };
 
-// The first warp: a lane per expert, sums over lanes. Tiles of an expert are as even as multiples of 16 rows allow.
+// A thread per expert. Tiles of an expert are as even as multiples of 16 rows allow.
 __device__ void make_plan(const TilePlan& plan) {
-  const int lane = threadIdx.x;
-  if (lane >= 32) return;
-  int n_tiles = 0, n_packed = 0;
-  for (int base = 0; base <= plan.n_experts; base += 32) {
-    const int e = base + lane;
-    const bool shared = e == plan.n_experts;
+  __shared__ int warp_tiles[kWarps], warp_packed[kWarps];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int n_tiles = 0, n_packed = 0;  // of the experts before `base`
+  for (int base = 0; base <= plan.n_experts; base += kWarps * 32) {
+    const int e = base + static_cast<int>(threadIdx.x);
     int first = 0, count = 0;
-    if (shared) {
+    if (e == plan.n_experts) {
       count = plan.n_shared;
     } else if (e < plan.n_experts && plan.experts[e].tiles) {
       first = plan.expert_offsets[e];
       count = plan.expert_offsets[e + 1] - first;
     }
     const int own = (count + kMostTileRows - 1) / kMostTileRows, packed = round_up_8(count);
-    int tiles_before = own, packed_before = packed;
+    int tiles_before = own, packed_before = packed;  // of the warp, then of the block
     for (int step = 1; step < 32; step *= 2) {
       const int a = __shfl_up_sync(kAllLanes, tiles_before, step), b = __shfl_up_sync(kAllLanes, packed_before, step);
       if (lane >= step) tiles_before += a, packed_before += b;
     }
-    const int all_tiles = __shfl_sync(kAllLanes, tiles_before, 31), all_packed = __shfl_sync(kAllLanes, packed_before, 31);
-    const int first_tile = n_tiles + tiles_before - own;
-    int packed_row = n_packed + packed_before - packed;
-    if (own > 0) {
-      const int size = ((count + own - 1) / own + 15) / 16 * 16;
-      for (int i = 0; i < own; ++i) {
-        RowTile tile;
-        tile.expert = e;
-        tile.first = first + i * size;
-        tile.n_rows = min(size, count - i * size);
-        tile.packed_row = packed_row + i * size;
-        tile.first_tile = first_tile;
-        tile.n_tiles = own;
-        plan.tiles[first_tile + i] = tile;
-      }
+    __syncthreads();  // the last round's sums have been read
+    if (lane == 31) warp_tiles[warp] = tiles_before, warp_packed[warp] = packed_before;
+    __syncthreads();
+    int first_tile = n_tiles + tiles_before - own, packed_row = n_packed + packed_before - packed;
+    for (int w = 0; w < kWarps; ++w) {
+      if (w < warp) first_tile += warp_tiles[w], packed_row += warp_packed[w];
+      n_tiles += warp_tiles[w];
+      n_packed += warp_packed[w];
     }
-    n_tiles += all_tiles;
-    n_packed += all_packed;
+    const int size = own > 0 ? ((count + own - 1) / own + 15) / 16 * 16 : 0;
+    for (int i = 0; i < own; ++i) {
+      RowTile tile;
+      tile.expert = e;
+      tile.first = first + i * size;
+      tile.n_rows = min(size, count - i * size);
+      tile.packed_row = packed_row + i * size;
+      tile.first_tile = first_tile;
+      tile.n_tiles = own;
+      plan.tiles[first_tile + i] = tile;
+    }
   }
-  if (lane == 0) *plan.n_tiles = n_tiles;
+  if (threadIdx.x == 0) *plan.n_tiles = n_tiles;
 }
 
 template <WeightFormat F>

@@ -145,7 +145,6 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_gemm_kernel(const __grid_c
     produce<F>(args, s, KRange(args, F));
   } else {
     take_registers<232>();
-    if (threadIdx.x >= 128) pass_turn<kGroups * 128>(kTurns);  // the first warpgroup's comes first
     Position at;
     int info = 0;
     const int n_items = count_items<kBlocks>(args);

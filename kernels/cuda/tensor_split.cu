@@ -23,8 +23,8 @@ __device__ inline void cluster_meet() {
 __device__ inline float load_peer(const float* shared, int rank) {
   uint32_t address;
   float value;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(shared)), "r"(rank));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(shared)), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address));
   return value;
 }
 
@@ -39,12 +39,25 @@ __device__ void run_item(const TensorGemmArgs& args, Shared<kBlocks>& s, Positio
   cluster_meet();
   const int lane = threadIdx.x % 32, n = args.weight.n, rank = blockIdx.x % args.n_splits;
   const int row = (item.weight_tile + threadIdx.x / 32) * 16 + lane / 4;
-  for (int i = N / 2 * rank / args.n_splits; i < N / 2 * (rank + 1) / args.n_splits; ++i) {
-    float total = 0.0f;
-    for (int from = 0; from < args.n_splits; ++from) total += load_peer(parts + i * kGroups * 128 + threadIdx.x, from);
-    const int column = i / 4 * 8 + lane % 4 * 2 + i % 2, own_row = row + i % 4 / 2 * 8;
-    if (column < item.rows.n_rows && own_row < n)
-      args.out[static_cast<int64_t>(item.rows.first + column) * n + own_row] = total;
+  const int begin = N / 2 * rank / args.n_splits, end = N / 2 * (rank + 1) / args.n_splits;
+  constexpr int kAtOnce = 8;  // a peer's memory is far: many loads in flight
+  for (int first = begin; first < end; first += kAtOnce) {
+    float values[kMostSplits][kAtOnce];
+#pragma unroll
+    for (int from = 0; from < kMostSplits; ++from)
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i)
+        values[from][i] =
+            from < args.n_splits && first + i < end ? load_peer(parts + (first + i) * kGroups * 128 + threadIdx.x, from) : 0.0f;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int index = first + i, column = index / 4 * 8 + lane % 4 * 2 + index % 2, own_row = row + index % 4 / 2 * 8;
+      float total = values[0][i];
+#pragma unroll
+      for (int from = 1; from < kMostSplits; ++from) total += values[from][i];
+      if (index < end && column < item.rows.n_rows && own_row < n)
+        args.out[static_cast<int64_t>(item.rows.first + column) * n + own_row] = total;
+    }
   }
 }
 
@@ -62,7 +75,6 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_split_kernel(const __grid_
     cluster_meet();
   } else {
     take_registers<232>();
-    if (threadIdx.x >= 128) pass_turn<kGroups * 128>(kTurns);  // the first warpgroup's comes first
     Position at;
     const Item item = find_item<kBlocks>(args, blockIdx.x / args.n_splits);
     switch (operand_rows(item.rows.n_rows)) {

@@ -21,7 +21,7 @@ constexpr int kTileRows = kMostTileRows;  // of x
 constexpr int kThreads = (kGroups + 1) * 128;
 constexpr int kChunkRun = 2048;  // bytes of a 16-row tile in a stage
 constexpr int kInfos = kStages + 1;
-enum Meeting { kConsumers = 1, kProducers = 2, kTurns = 3 };  // kTurns: one per warpgroup that multiplies
+enum Meeting { kConsumers = 1, kProducers = 2 };
 
 // 16-row tiles of W that a block multiplies, Blocks times 64 rows per warpgroup.
 template <int Blocks>
@@ -254,7 +254,7 @@ template <int N, bool PairScales, int Blocks>
 __device__ void multiply_fp8(const TensorGemmArgs& args, Shared<Blocks>& s, Position& at, const KRange& range,
                              const WeightScales& scales, Sums<N, Blocks>& sum) {
   constexpr int kParts = N >= 64 ? 2 : 1, kPart = N / kParts;
-  const int q = threadIdx.x % 4, group = threadIdx.x / 128;
+  const int q = threadIdx.x % 4;
 #pragma unroll
   for (int b = 0; b < Blocks; ++b)
 #pragma unroll
@@ -262,7 +262,6 @@ __device__ void multiply_fp8(const TensorGemmArgs& args, Shared<Blocks>& s, Posi
   float part[kParts][kPart / 2];
   Operand a;
   const auto multiply = [&](int stage) {
-    if constexpr (kParts == 2) await_turn<kGroups * 128>(kTurns + group);
 #pragma unroll
     for (int p = 0; p < kParts; ++p) pin(part[p]);
     wgmma_fence();
@@ -274,18 +273,23 @@ __device__ void multiply_fp8(const TensorGemmArgs& args, Shared<Blocks>& s, Posi
       wgmma_commit();
     }
   };
-  const auto promote = [&](int stage, int p, float* to, float2 scale) {
+  // Scales of the half's rows of x, read while the tensor core works.
+  float2 x_scales[kPart / 8];
+  const auto load_scales = [&](int stage, int p) {
+#pragma unroll
+    for (int j = 0; j < kPart / 8; ++j)
+      x_scales[j] = *reinterpret_cast<const float2*>(s.x_scales[stage] + p * kPart + 8 * j + 2 * q);
+  };
+  const auto promote = [&](int p, float(&to)[N / 2], float2 scale) {
     pin(part[p]);
-    const float* x_scales = s.x_scales[stage] + p * kPart + 2 * q;
-    to += p * (kPart / 2);
 #pragma unroll
     for (int j = 0; j < kPart / 8; ++j) {
-      const float2 x = *reinterpret_cast<const float2*>(x_scales + 8 * j);
-      const float low = x.x * scale.x, low_odd = x.y * scale.x;
-      to[4 * j] += part[p][4 * j] * low;
-      to[4 * j + 1] += part[p][4 * j + 1] * low_odd;
-      to[4 * j + 2] += part[p][4 * j + 2] * (PairScales ? x.x * scale.y : low);
-      to[4 * j + 3] += part[p][4 * j + 3] * (PairScales ? x.y * scale.y : low_odd);
+      const float low = x_scales[j].x * scale.x, low_odd = x_scales[j].y * scale.x;
+      float* sums = to + p * (kPart / 2) + 4 * j;
+      sums[0] += part[p][4 * j] * low;
+      sums[1] += part[p][4 * j + 1] * low_odd;
+      sums[2] += part[p][4 * j + 2] * (PairScales ? x_scales[j].x * scale.y : low);
+      sums[3] += part[p][4 * j + 3] * (PairScales ? x_scales[j].y * scale.y : low_odd);
     }
   };
   float2 scale = scales.of_block(args.weight, range.begin);
@@ -296,10 +300,12 @@ __device__ void multiply_fp8(const TensorGemmArgs& args, Shared<Blocks>& s, Posi
 #pragma unroll
     for (int block = 0; block < Blocks; ++block) {
       multiply(stage);
+      load_scales(stage, 0);
       if constexpr (kParts == 2) {
         wgmma_wait<1>();
-        pass_turn<kGroups * 128>(kTurns + (group ^ 1));
-        promote(stage, 0, sum[block], scale);
+        promote(0, sum[block], scale);
+        pin(sum[block]);  // or the compiler waits for the other half first
+        load_scales(stage, 1);
       }
       wgmma_wait<0>();
       if (block + 1 < Blocks) {
@@ -311,7 +317,7 @@ __device__ void multiply_fp8(const TensorGemmArgs& args, Shared<Blocks>& s, Posi
           a.load(s, at.stage, 0);
         }
       }
-      promote(stage, kParts - 1, sum[block], scale);
+      promote(kParts - 1, sum[block], scale);
     }
     release(s, stage);
     scale = scales.of_block(args.weight, min(kb + 1, range.end - 1));

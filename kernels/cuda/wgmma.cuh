@@ -47,16 +47,6 @@ __device__ inline void meet() {
   asm volatile("bar.sync %0, %1;" ::"n"(id), "n"(n_threads) : "memory");
 }
 
-// The same in two halves: some threads wait for the others, who go on.
-template <int n_threads>
-__device__ inline void await_turn(int id) {
-  asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(n_threads) : "memory");
-}
-template <int n_threads>
-__device__ inline void pass_turn(int id) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(id), "n"(n_threads) : "memory");
-}
-
 // ---- copies ----------------------------------------------------------------------------------------------------------
 
 // Contiguous global bytes to shared memory; both addresses and the size are multiples of 16.
