@@ -52,6 +52,7 @@ CudaBackend::CudaBackend(const BackendOptions& options)
   weights_ = std::make_unique<UploadQueue>(loading_.handle);
   CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&landing_), kLandingBytes));
   for (cudaEvent_t& mark : marks_) CUDA_CHECK(cudaEventCreate(&mark));
+  use_many_row_kernels(!deterministic_);
   info_.device = "cuda";
   info_.name = properties.name;
   info_.kernels = exact_ ? "exact" : "sm_" + std::to_string(properties.major) + std::to_string(properties.minor);
@@ -263,6 +264,15 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
 void CudaBackend::multiply(const float* x, const int32_t* row_ids, int n_rows, const WeightView& weight, float* y) {
   if (n_rows == 0) return;
   if (exact_) return launch_exact_linear(queue_, x, row_ids, weight, n_rows, y);
+  if (takes_many_rows(n_rows, weight)) {
+    TensorGemmArgs args;
+    args.weight = weight;
+    args.x = packed_rows(packed_, packed_scales_, weight, n_rows);
+    args.n_rows = n_rows;
+    args.out = y;
+    launch_pack_rows(queue_, weight.format, x, row_ids, n_rows, weight.k, args.x, {});
+    return launch_tensor_gemm(queue_, args);
+  }
   GemmArgs args;
   args.n_tokens = n_rows;
   args.dense = weight;
@@ -277,6 +287,13 @@ void CudaBackend::multiply(const float* x, const int32_t* row_ids, int n_rows, c
     args.dense_x = converted;
   }
   launch_gemm(queue_, args, direct);
+}
+
+// Memory for n_rows of what `weight` multiplies.
+PackedRows CudaBackend::packed_rows(Scratch& data, Scratch& scales, const WeightView& weight, int n_rows) {
+  const int n_blocks = weight.n_groups * kGroup / block_k(weight.format), stride = round_up_8(n_rows);
+  return {scratch<uint8_t>(data, PackedRows::data_bytes(n_blocks, stride)),
+          scratch<float>(scales, PackedRows::n_scales(n_blocks, stride)), stride};
 }
 
 void CudaBackend::linear(const float* x, const LinearWeight& weight, int n_tokens, float* y) {
@@ -334,6 +351,14 @@ void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Ro
   if ((n_active > 0 && !table.complete) || nothing_shared)  // this rank's missing shares stay zero
     zero(out, static_cast<size_t>(n_tokens) * n_slots * width * sizeof(float));
   if (nothing_shared) return;
+  if (takes_many_experts(weights, table, n_active, n_tokens)) {
+    const bool routed = n_active > 0 && table.gate_up_shape.n > 0, shared = weights.shared_gate_up != nullptr;
+    const bool alike = routed && shared && same_shape(view_of(*weights.shared_gate_up), table.gate_up_shape) &&
+                       same_shape(view_of(*weights.shared_down), table.down_shape);
+    if (routed) run_many_experts(x, weights, table, routing, true, alike, n_active, n_tokens, n_slots, out);
+    if (shared && !alike) run_many_experts(x, weights, table, routing, false, true, n_active, n_tokens, n_slots, out);
+    return;
+  }
   if (!exact_ && (n_active == 0 || table.uniform))
     return run_experts(x, weights, table, routing, n_active, n_tokens, n_slots, width, out);
 
@@ -352,6 +377,54 @@ void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Ro
   if (args.inner_stride == 0) return;
   launch_exact_experts(queue_, args, x, scratch<float>(inner_, static_cast<size_t>(n_tokens) * n_slots * args.inner_stride),
                        out);
+}
+
+bool CudaBackend::takes_many_experts(const ExpertWeights& weights, const ExpertTable& table, int n_active, int n_tokens) const {
+  if (n_tokens < kManyExpertRows) return false;
+  const auto fits = [&](const WeightView& gate_up, const WeightView& down) {
+    return gate_up.n == 0 ||
+           (gate_up.format == down.format && takes_many_rows(n_tokens, gate_up) && takes_many_rows(n_tokens, down));
+  };
+  return (n_active == 0 || (table.uniform && fits(table.gate_up_shape, table.down_shape))) &&
+         (!weights.shared_gate_up || fits(view_of(*weights.shared_gate_up), view_of(*weights.shared_down)));
+}
+
+// Packing and the list of row tiles, gate-up with SwiGLU, down: three launches, for the routed experts, the shared one or both.
+void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table,
+                                   const Routing& routing, bool routed, bool shared, int n_active, int n_tokens, int n_slots,
+                                   float* out) {
+  const int n_experts = routed ? static_cast<int>(weights.gate_up.size()) : 0, n_shared = shared ? n_tokens : 0;
+  const int n_routed = routed ? n_tokens * n_active : 0;
+  TensorGemmArgs up, down;
+  up.mode = GemmMode::gate_up;
+  down.mode = GemmMode::down;
+  up.weight = shared ? view_of(*weights.shared_gate_up) : table.gate_up_shape;
+  down.weight = shared ? view_of(*weights.shared_down) : table.down_shape;
+  up.experts = table.gate_up_tiles.as<ExpertTiles>();
+  down.experts = table.down_tiles.as<ExpertTiles>();
+  up.x = packed_rows(packed_, packed_scales_, up.weight, n_tokens);
+  up.inner = down.x = packed_rows(packed_inner_, inner_scales_, down.weight, most_packed_rows(n_routed, n_experts, n_shared));
+  down.out = out;
+
+  TilePlan plan;
+  plan.expert_offsets = routing.expert_offsets;
+  plan.experts = up.experts;
+  plan.n_experts = n_experts;
+  plan.n_shared = n_shared;
+  plan.tiles = scratch<RowTile>(row_tiles_, most_tiles(n_routed, n_experts, n_shared) + 1);
+  plan.n_tiles = reinterpret_cast<int32_t*>(plan.tiles++);  // the first place holds the count
+  for (TensorGemmArgs* args : {&up, &down}) {
+    args->tiles = plan.tiles;
+    args->n_tiles = plan.n_tiles;
+    args->n_experts = n_experts;
+    args->slot_order = routing.slot_order;
+    args->slot_weights = routing.weights;
+    args->n_active = n_active;
+    args->n_slots = n_slots;
+  }
+  launch_pack_rows(queue_, up.weight.format, x, nullptr, n_tokens, up.weight.k, up.x, plan);
+  launch_tensor_gemm(queue_, up);
+  launch_tensor_gemm(queue_, down);
 }
 
 // Gate-up with SwiGLU, then down: two launches, the shared expert beside the routed ones when both are stored alike.

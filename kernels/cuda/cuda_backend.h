@@ -16,6 +16,7 @@
 #include "cuda/gemm.h"
 #include "cuda/launch.h"
 #include "cuda/memory.h"
+#include "cuda/tensor_gemm.h"
 
 namespace sigmoe::cuda {
 
@@ -68,6 +69,9 @@ class CudaBackend : public Backend {
 
   const Queue& queue() const { return queue_; }
 
+  // Off: one set of kernels at every number of rows, so that results do not depend on how tokens were cut into steps.
+  void use_many_row_kernels(bool on) { many_rows_ = on && !exact_ && has_tensor_gemm(); }
+
  private:
   void enter() const;  // before the runtime is asked for anything: any thread may call, with any GPU as its own
 
@@ -91,8 +95,16 @@ class CudaBackend : public Backend {
   void run_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing, int n_active,
                    int n_tokens, int n_slots, int width, float* out);
 
+  bool takes_many_rows(int n_rows, const WeightView& weight) const {
+    return many_rows_ && n_rows >= kManyRows && fits_tensor_gemm(weight);
+  }
+  PackedRows packed_rows(Scratch& data, Scratch& scales, const WeightView& weight, int n_rows);
+  bool takes_many_experts(const ExpertWeights& weights, const ExpertTable& table, int n_active, int n_tokens) const;
+  void run_many_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing,
+                        bool routed, bool shared, int n_active, int n_tokens, int n_slots, float* out);
+
   BackendInfo info_;
-  bool exact_ = false;
+  bool exact_ = false, many_rows_ = false;
   // Every op runs its few-row kernels at every row count: the same bits whatever else is in a step.
   bool deterministic_ = false;
   int device_ = 0;
@@ -104,7 +116,9 @@ class CudaBackend : public Backend {
 
   Scratch x_{"activations in BF16"}, inner_{"expert activations"}, shared_inner_{"shared expert activations"},
       partial_attention_{"attention splits"}, arrivals_{"attention splits"}, partial_logits_{"router logits"},
-      forced_{"forced experts"}, penalised_{"penalised logits"}, history_{"token history"}, gathered_{"sums over ranks"};
+      packed_{"packed activations"}, packed_scales_{"activation scales"}, packed_inner_{"packed expert activations"},
+      inner_scales_{"expert activation scales"}, row_tiles_{"expert row tiles"}, forced_{"forced experts"},
+      penalised_{"penalised logits"}, history_{"token history"}, gathered_{"sums over ranks"};
 
   struct Recorded {
     int n_runs = 0;

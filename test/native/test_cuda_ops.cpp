@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <functional>
 #include <limits>
+#include <map>
 #include <numeric>
 #include <thread>
 
@@ -63,6 +64,8 @@ class OnDevice {
 
 constexpr float kPoison = -12345.0f;  // outputs start as this: an element nothing wrote shows
 
+constexpr double kFp8Inner = 0.04;  // expert activations rounded to E4M3 between the two products: 2^-4 at most each
+
 // fn(backend, compute) on the device in both compute types.
 void on_cuda(const std::function<void(Backend&, DType)>& fn) {
   if (!have_cuda()) return;
@@ -96,6 +99,27 @@ std::vector<Format> formats(int64_t k) {
   return out;
 }
 
+// Rows of x on the grid of E4M3 with a scale per row and 128 of k, as the many-row kernels of FP8 weights round them: they then
+// compute what the reference does, and so do kernels that round to BF16, within its error.
+std::vector<float> on_fp8_grid(std::vector<float> x, int64_t k) {
+  std::vector<float> values;
+  for (int code = 0; code < 0x7f; ++code) values.push_back(f8e4m3_to_f32(static_cast<uint8_t>(code)));
+  for (size_t row = 0; row < x.size(); row += k)
+    for (int64_t first = 0; first < k; first += 128) {
+      const int64_t last = std::min(k, first + 128);
+      float largest = 1e-10f;
+      for (int64_t i = first; i < last; ++i) largest = std::max(largest, std::fabs(x[row + i]));
+      const float scale = largest / 448.0f;
+      for (int64_t i = first; i < last; ++i) {
+        const float size = std::fabs(x[row + i]) / scale;
+        const auto above = std::min(std::lower_bound(values.begin(), values.end(), size), values.end() - 1);
+        const auto nearest = above != values.begin() && size - above[-1] < *above - size ? above - 1 : above;
+        x[row + i] = std::copysign(*nearest * scale, x[row + i]);
+      }
+    }
+  return x;
+}
+
 std::vector<float> linear(Backend& backend, const LinearWeight& weight, const std::vector<float>& x, int rows, int64_t n) {
   const OnDevice<float> in(backend, x), out(backend, std::vector<float>(rows * n, kPoison));
   backend.linear(in.get(), weight, rows, out.get());
@@ -115,20 +139,44 @@ TEST_CASE("cuda linear: every format and shape agrees with the reference, and no
         const HostWeight host = random_weight(f.format, n, k, f.bounds, f.block_n, 7);
         const auto expected_weight = host.put(*reference());
         const auto weight = host.put(backend);
-        constexpr int kRows = 77;
-        const std::vector<float> x = gaussian(kRows * k, 3);
-        const std::vector<float> expected = linear(*reference(), *expected_weight, x, kRows, n);
-        const std::vector<float> together = linear(backend, *weight, x, kRows, n);
-        CHECK(relative_error(together, expected) < bound(compute, Tolerance::kBf16Linear * (k < 8 ? 2 : 1)));
-        for (const int rows : {1, 2, 3, 8, 9, 16, 17, 33})
-          for (const int first : {0, 40}) {
-            CAPTURE(rows);
-            const std::vector<float> part(x.begin() + first * k, x.begin() + (first + rows) * k);
-            CHECK(linear(backend, *weight, part, rows, n) ==
-                  std::vector<float>(together.begin() + first * n, together.begin() + (first + rows) * n));
-          }
+        // The classes of rows that have kernels of their own, each with the most rows of it that are tried.
+        constexpr int kMost = 130;
+        const std::vector<float> x = on_fp8_grid(gaussian(kMost * k, 3), k);
+        const std::vector<float> expected = linear(*reference(), *expected_weight, x, kMost, n);
+        for (const auto& [most, fewer] :
+             {std::pair<int, std::vector<int>>{31, {1, 2, 3, 8, 9, 16, 17}}, {kMost, {32, 33, 48, 64, 90}}}) {
+          const std::vector<float> some(x.begin(), x.begin() + most * k);
+          const std::vector<float> together = linear(backend, *weight, some, most, n);
+          CHECK(relative_error(together, {expected.begin(), expected.begin() + most * n}) <
+                bound(compute, Tolerance::kBf16Linear * (k < 8 ? 2 : 1)));
+          for (const int rows : fewer)
+            for (const int first : {0, most - rows}) {
+              CAPTURE(rows);
+              const std::vector<float> part(x.begin() + first * k, x.begin() + (first + rows) * k);
+              CHECK(linear(backend, *weight, part, rows, n) ==
+                    std::vector<float>(together.begin() + first * n, together.begin() + (first + rows) * n));
+            }
+        }
         backend.linear(nullptr, *weight, 0, nullptr);
       }
+  });
+}
+
+TEST_CASE("cuda linear: hundreds of rows and thousands, k divided among blocks or not") {
+  on_cuda([](Backend& backend, DType) {
+    for (const WeightFormat format : {WeightFormat::fp8, WeightFormat::bf16}) {
+      CAPTURE(weight_format_name(format));
+      constexpr int kMost = 1100, k = 1280, n = 400;
+      const auto weight =
+          random_weight(format, n, k, format == WeightFormat::fp8 ? blocks_of(k, 128) : std::vector<int64_t>{}, 128, 7)
+              .put(backend);
+      const std::vector<float> x = gaussian(kMost * k, 3), together = linear(backend, *weight, x, kMost, n);
+      const auto first_rows = [&](int rows) { return linear(backend, *weight, {x.begin(), x.begin() + rows * k}, rows, n); };
+      const std::vector<float> thousand = first_rows(1024), hundreds = first_rows(1023), hundred = first_rows(100);
+      CHECK(std::equal(thousand.begin(), thousand.end(), together.begin()));
+      CHECK(std::equal(hundred.begin(), hundred.end(), hundreds.begin()));
+      CHECK(relative_error(hundreds, {together.begin(), together.begin() + 1023 * n}) < Tolerance::kFloat32);
+    }
   });
 }
 
@@ -472,13 +520,13 @@ TEST_CASE("cuda experts: formats, shared experts, empty and crowded lists, missi
           ExpertCase{"nothing", 64, 0, 0, 0, 0, fp8, fp8, false}}) {
       const ExpertSet on_device = make_experts(backend, c), on_host = make_experts(*reference(), c);
       const int n_slots = c.n_active + (c.n_active == 0 || c.shared_inner > 0 ? 1 : 0);
-      std::vector<float> together;
-      for (const int n_tokens : {40, 1, 2, 3, 8, 17})
+      std::vector<float> together;  // of the last class of rows met; the classes are those of few and of many
+      for (const int n_tokens : {40, 1, 2, 3, 8, 17, 150, 48, 64, 77})
         for (const bool crowded : {false, true}) {
           CAPTURE(c.name);
           CAPTURE(n_tokens);
           CAPTURE(crowded);
-          const std::vector<float> x = gaussian(n_tokens * c.width, 21);
+          const std::vector<float> x = on_fp8_grid(gaussian(n_tokens * c.width, 21), c.width);
           std::vector<int32_t> ids, offsets(c.n_experts + 1), order;
           std::vector<float> weights = gaussian(n_tokens * c.n_active, 22);
           for (int t = 0; t < n_tokens; ++t)
@@ -503,8 +551,9 @@ TEST_CASE("cuda experts: formats, shared experts, empty and crowded lists, missi
                           {device_ids.get(), device_weights.get(), device_offsets.get(), device_order.get()}, c.n_active,
                           n_tokens, c.width, out.get());
           const std::vector<float> got = out.read();
-          CHECK(relative_error(got, expected) < bound(compute, Tolerance::kBf16Experts));
-          if (n_tokens == 40)
+          const bool fp8_inner = n_tokens >= 48 && (c.format == fp8 || c.shared_format == fp8);
+          CHECK(relative_error(got, expected) < bound(compute, fp8_inner ? kFp8Inner : Tolerance::kBf16Experts));
+          if (n_tokens == 40 || n_tokens == 150)
             together = got;
           else if (crowded)  // the same tokens and choices among forty: the same bits
             CHECK(std::equal(got.begin(), got.end(), together.begin()));
@@ -642,7 +691,9 @@ TEST_CASE("cuda recorded steps: replays compute what plain calls do, through cha
   const auto weight = host.put(*backend);
   const std::vector<float> x = gaussian(100 * 512, 5);
   const OnDevice<float> in(*backend, x), out(*backend, std::vector<float>(100 * 128, kPoison));
-  const std::vector<float> expected = linear(*backend, *weight, x, 100, 128);
+  std::map<int, std::vector<float>> expected;  // by rows: few and many have kernels of their own
+  for (const int rows : {3, 50, 100})
+    expected[rows] = linear(*backend, *weight, {x.begin(), x.begin() + rows * 512}, rows, 128);
   for (int round = 0; round < 6; ++round)
     for (const int rows : {3, 50, 100}) {
       CAPTURE(round);
@@ -650,7 +701,7 @@ TEST_CASE("cuda recorded steps: replays compute what plain calls do, through cha
       backend->zero(out.get(), 100 * 128 * sizeof(float));
       backend->run_recorded(rows, [&] { backend->linear(in.get(), *weight, rows, out.get()); });
       const std::vector<float> got = out.read();
-      CHECK(std::equal(got.begin(), got.begin() + rows * 128, expected.begin()));
+      CHECK(std::equal(got.begin(), got.begin() + rows * 128, expected[rows].begin()));
       if (round == 3)
         linear(*backend, *weight, gaussian(200 * 512, 5), 200, 128);  // grows scratch: recordings must be forgotten
     }

@@ -1,0 +1,118 @@
+// Packs activations for the many-row products: one pass over x, a warp per 128 values. Bound: memory, x read once in float32.
+// One block more makes the tile list of a step from the router's offsets meanwhile.
+#include "cuda/gemm.h"
+#include "cuda/packed.cuh"
+#include "cuda/quantise.h"
+
+namespace sigmoe::cuda {
+namespace {
+
+constexpr int kWarps = 8;
+
+struct PackArgs {
+  const float* x;
+  const int32_t* row_ids;
+  int n_rows, k, n_groups;
+  PackedRows out;
+  TilePlan plan;
+};
+
+// A thread per expert. Tiles of an expert are as even as multiples of 16 rows allow.
+__device__ void make_plan(const TilePlan& plan) {
+  __shared__ int warp_tiles[kWarps], warp_packed[kWarps];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int n_tiles = 0, n_packed = 0;  // of the experts before `base`
+  for (int base = 0; base <= plan.n_experts; base += kWarps * 32) {
+    const int e = base + static_cast<int>(threadIdx.x);
+    int first = 0, count = 0;
+    if (e == plan.n_experts) {
+      count = plan.n_shared;
+    } else if (e < plan.n_experts && plan.experts[e].tiles) {
+      first = plan.expert_offsets[e];
+      count = plan.expert_offsets[e + 1] - first;
+    }
+    const int own = (count + kMostTileRows - 1) / kMostTileRows, packed = round_up_8(count);
+    int tiles_before = own, packed_before = packed;  // of the warp, then of the block
+    for (int step = 1; step < 32; step *= 2) {
+      const int a = __shfl_up_sync(kAllLanes, tiles_before, step), b = __shfl_up_sync(kAllLanes, packed_before, step);
+      if (lane >= step) tiles_before += a, packed_before += b;
+    }
+    __syncthreads();  // the last round's sums have been read
+    if (lane == 31) warp_tiles[warp] = tiles_before, warp_packed[warp] = packed_before;
+    __syncthreads();
+    int first_tile = n_tiles + tiles_before - own, packed_row = n_packed + packed_before - packed;
+    for (int w = 0; w < kWarps; ++w) {
+      if (w < warp) first_tile += warp_tiles[w], packed_row += warp_packed[w];
+      n_tiles += warp_tiles[w];
+      n_packed += warp_packed[w];
+    }
+    const int size = own > 0 ? ((count + own - 1) / own + 15) / 16 * 16 : 0;
+    for (int i = 0; i < own; ++i) {
+      RowTile tile;
+      tile.expert = e;
+      tile.first = first + i * size;
+      tile.n_rows = min(size, count - i * size);
+      tile.packed_row = packed_row + i * size;
+      tile.first_tile = first_tile;
+      tile.n_tiles = own;
+      plan.tiles[first_tile + i] = tile;
+    }
+  }
+  if (threadIdx.x == 0) *plan.n_tiles = n_tiles;
+}
+
+template <WeightFormat F>
+__global__ void __launch_bounds__(kWarps * 32) pack_rows_kernel(const __grid_constant__ PackArgs args) {
+  let_next_start();
+  wait_for_previous();
+  const int64_t n_items = static_cast<int64_t>(args.n_rows) * args.n_groups;
+  if (args.plan.tiles) {
+    if (blockIdx.x == 0) return make_plan(args.plan);
+  }
+  const int lane = threadIdx.x % 32;
+  const int64_t item = (static_cast<int64_t>(blockIdx.x) - (args.plan.tiles ? 1 : 0)) * kWarps + threadIdx.x / 32;
+  if (item >= n_items) return;
+  const int r = static_cast<int>(item / args.n_groups), group = static_cast<int>(item % args.n_groups);
+  const float* row = args.x + static_cast<int64_t>(args.row_ids ? args.row_ids[r] : r) * args.k;
+  const int k = group * kGroup + 4 * lane;
+  float v[4];
+  if (args.k % 4 == 0) {
+    const float4 whole = k < args.k ? *reinterpret_cast<const float4*>(row + k) : float4{0, 0, 0, 0};
+    v[0] = whole.x, v[1] = whole.y, v[2] = whole.z, v[3] = whole.w;
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) v[i] = k + i < args.k ? row[k + i] : 0.0f;
+  }
+  if constexpr (F == WeightFormat::fp8) {
+    float largest = fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3])));
+#pragma unroll
+    for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
+    const float2 scale = fp8_scale(largest);
+    const int64_t at = static_cast<int64_t>(group) * args.out.stride + r;
+    if (lane == 0) args.out.scales[at] = scale.x;
+    // the lane's four k fill one word, its middle bytes swapped
+    const uint32_t word = pack_fp8(v[0] * scale.y, v[2] * scale.y) | pack_fp8(v[1] * scale.y, v[3] * scale.y) << 16;
+    const int piece = lane / 8 * 2 + lane % 2;
+    *reinterpret_cast<uint32_t*>(args.out.data + at * 128 + ((piece ^ (r & 7)) * 16 + lane % 8 / 2 * 4)) = word;
+  } else {
+    const int64_t at = static_cast<int64_t>(group * 2 + lane / 16) * args.out.stride + r;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int piece = lane % 16 / 4 * 2 + half;
+      *reinterpret_cast<uint32_t*>(args.out.data + at * 128 + ((piece ^ (r & 7)) * 16 + lane % 4 * 4)) =
+          pack_bf16(v[2 * half], v[2 * half + 1]);
+    }
+  }
+}
+
+}  // namespace
+
+void launch_pack_rows(const Queue& queue, WeightFormat format, const float* x, const int32_t* row_ids, int n_rows, int k,
+                      const PackedRows& out, const TilePlan& plan) {
+  const PackArgs args{x, row_ids, n_rows, k, divide_up(k, kGroup), out, plan};
+  const int n_blocks = divide_up(static_cast<int64_t>(n_rows) * args.n_groups, kWarps) + (plan.tiles ? 1 : 0);
+  launch(queue, format == WeightFormat::fp8 ? pack_rows_kernel<WeightFormat::fp8> : pack_rows_kernel<WeightFormat::bf16>,
+         n_blocks, kWarps * 32, 0, args);
+}
+
+}  // namespace sigmoe::cuda

@@ -1,0 +1,45 @@
+// Matrix products of many rows on Hopper's tensor cores, FP8 times FP8 or BF16 times BF16: linear layers, and both products of
+// an expert layer with its shared expert.
+#pragma once
+
+#include "cuda/gemm.h"
+#include "cuda/quantise.h"
+
+namespace sigmoe::cuda {
+
+struct TensorGemmArgs {
+  GemmMode mode = GemmMode::linear;
+  WeightView weight;  // of every expert; tiles and scales are the shared expert's, or the only weight's
+  PackedRows x;       // linear: (rows); gate_up: (T), gathered; down: as gate_up left them
+
+  // linear: no list, all rows meet the one weight
+  int n_rows = 0;
+
+  // gate_up and down: the list that launch_pack_rows made
+  const RowTile* tiles = nullptr;
+  const int32_t* n_tiles = nullptr;
+  const ExpertTiles* experts = nullptr;  // (E)
+  int n_experts = 0;
+  const int32_t* slot_order = nullptr;
+  const float* slot_weights = nullptr;  // (T, A)
+  int n_active = 0, n_slots = 0;
+
+  float* out = nullptr;  // linear: (rows, n) f32; down: (T, slots, n) f32, weighted
+  PackedRows inner;      // gate_up: silu(gate x) * up x
+
+  // Filled by launch_tensor_gemm:
+  int n_splits = 1;  // blocks that divide k
+};
+
+// Steps of this many rows take these kernels. Which kernels run depends on the rows of the whole step alone, never on how many
+// meet one expert. Below, the ones of gemm.h read weights as fast and keep activations in BF16.
+constexpr int kManyRows = 32;        // of linear layers
+constexpr int kManyExpertRows = 48;  // of expert layers
+
+// Whether the device and this build have the kernels; then, whether a weight does.
+bool has_tensor_gemm();
+bool fits_tensor_gemm(const WeightView& weight);
+
+void launch_tensor_gemm(const Queue& queue, TensorGemmArgs args);
+
+}  // namespace sigmoe::cuda

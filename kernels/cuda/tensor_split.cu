@@ -1,0 +1,121 @@
+// y = x W^T for some tens to hundreds of rows of x and a W too small to fill the device: qkv, attention out, dense down.
+// Bound: the bytes of W.
+//
+// As tensor_gemm.cu, but with 128 rows of W to a block and k divided among the blocks of a cluster, so that every
+// multiprocessor reads. Their sums meet in shared memory, each block adding its share of the tile in the order of k. How k is
+// divided depends on the weight alone.
+#include <algorithm>
+
+#include "cuda/tensor_tile.cuh"
+
+namespace sigmoe::cuda {
+namespace {
+
+constexpr int kBlocks = 1;  // of 64 rows of W, per warpgroup
+constexpr int kRowsOfW = kWeightTiles<kBlocks> * 16;
+constexpr int kMostSplits = 4;
+constexpr int kMostRows = 1024;
+
+__device__ inline void cluster_meet() {
+  asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
+}
+// What block `rank` of the cluster has where this one has `shared`.
+__device__ inline float load_peer(const float* shared, int rank) {
+  uint32_t address;
+  float value;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(shared)), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address));
+  return value;
+}
+
+template <WeightFormat F, int N>
+__device__ void run_item(const TensorGemmArgs& args, Shared<kBlocks>& s, Position& at, const Item& item) {
+  Sums<N, kBlocks> sum;
+  multiply<F, false, N>(args, s, at, item, KRange(args, F), sum);
+  meet<kConsumers, kGroups * 128>();             // nobody reads the stages any more, nor are any on their way
+  float* parts = reinterpret_cast<float*>(s.x);  // (N / 2, threads)
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) parts[i * kGroups * 128 + threadIdx.x] = sum[0][i];
+  cluster_meet();
+  const int lane = threadIdx.x % 32, n = args.weight.n, rank = blockIdx.x % args.n_splits;
+  const int row = (item.weight_tile + threadIdx.x / 32) * 16 + lane / 4;
+  const int begin = N / 2 * rank / args.n_splits, end = N / 2 * (rank + 1) / args.n_splits;
+  constexpr int kAtOnce = 8;  // a peer's memory is far: many loads in flight
+  for (int first = begin; first < end; first += kAtOnce) {
+    float values[kMostSplits][kAtOnce];
+#pragma unroll
+    for (int from = 0; from < kMostSplits; ++from)
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i)
+        values[from][i] =
+            from < args.n_splits && first + i < end ? load_peer(parts + (first + i) * kGroups * 128 + threadIdx.x, from) : 0.0f;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int index = first + i, column = index / 4 * 8 + lane % 4 * 2 + index % 2, own_row = row + index % 4 / 2 * 8;
+      float total = values[0][i];
+#pragma unroll
+      for (int from = 1; from < kMostSplits; ++from) total += values[from][i];
+      if (index < end && column < item.rows.n_rows && own_row < n)
+        args.out[static_cast<int64_t>(item.rows.first + column) * n + own_row] = total;
+    }
+  }
+}
+
+template <WeightFormat F>
+__global__ void __launch_bounds__(kThreads, 1) tensor_split_kernel(const __grid_constant__ TensorGemmArgs args) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  static_assert(sizeof(Shared<kBlocks>::x) >= kRowsOfW * kTileRows * sizeof(float), "the sums take the place of x");
+  extern __shared__ uint8_t raw[];
+  let_next_start();
+  Shared<kBlocks>& s = prepare<kBlocks, false>(raw);
+  wait_for_previous();
+  if (threadIdx.x >= kGroups * 128) {
+    give_registers<40>();
+    produce<F>(args, s, KRange(args, F));
+    cluster_meet();
+  } else {
+    take_registers<232>();
+    Position at;
+    const Item item = find_item<kBlocks>(args, blockIdx.x / args.n_splits);
+    switch (operand_rows(item.rows.n_rows)) {
+      case 16: run_item<F, 16>(args, s, at, item); break;
+      case 32: run_item<F, 32>(args, s, at, item); break;
+      case 64: run_item<F, 64>(args, s, at, item); break;
+      case 96: run_item<F, 96>(args, s, at, item); break;
+      default: run_item<F, 128>(args, s, at, item);
+    }
+  }
+  cluster_meet();  // the others have read this block's sums
+#endif
+}
+
+}  // namespace
+
+int tensor_splits(const WeightView& weight, int n_rows) {
+  const int n_tiles = divide_up(weight.n_tiles, kWeightTiles<kBlocks>), n_blocks = weight.n_groups;
+  if (n_rows >= kMostRows) return 1;
+  return std::clamp(std::min(n_multiprocessors() / n_tiles, n_blocks / 2), 1, kMostSplits);
+}
+
+void launch_tensor_split(const Queue& queue, const TensorGemmArgs& args) {
+  const auto kernel = args.weight.format == WeightFormat::fp8 ? tensor_split_kernel<WeightFormat::fp8>
+                                                              : tensor_split_kernel<WeightFormat::bf16>;
+  constexpr size_t kBytes = sizeof(Shared<kBlocks>) + 1024;
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes)));
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim.x = args.n_splits;
+  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = divide_up(args.weight.n_tiles, kWeightTiles<kBlocks>) * divide_up(args.n_rows, kTileRows) * args.n_splits;
+  config.blockDim = kThreads;
+  config.dynamicSmemBytes = kBytes;
+  config.stream = queue.stream;
+  config.attrs = attributes;
+  config.numAttrs = queue.overlap ? 2 : 1;
+  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args));
+}
+
+}  // namespace sigmoe::cuda

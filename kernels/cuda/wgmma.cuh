@@ -1,0 +1,151 @@
+// Hopper's asynchronous instructions as the many-row products use them: barriers in shared memory, bulk copies, and the
+// warpgroup's tensor-core product with its 64-row operand in registers and its narrow one in shared memory.
+#pragma once
+
+#include <cstdint>
+
+namespace sigmoe::cuda {
+
+__device__ inline uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// ---- barriers --------------------------------------------------------------------------------------------------------
+
+__device__ inline void barrier_init(uint64_t* barrier, uint32_t n_arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(n_arrivals) : "memory");
+}
+__device__ inline void barrier_arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+// One arrival, and `bytes` more to come from bulk copies.
+__device__ inline void barrier_expect(uint64_t* barrier, uint32_t bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
+}
+__device__ inline bool barrier_passed(uint64_t* barrier, uint32_t parity) {
+  uint32_t passed;
+  asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+               : "=r"(passed)
+               : "r"(shared_address(barrier)), "r"(parity)
+               : "memory");
+  return passed != 0;
+}
+// A barrier that nobody completes within two seconds is a fault of the kernel: an error is better than a hang.
+__device__ inline void barrier_wait(uint64_t* barrier, uint32_t parity) {
+  uint64_t begin = 0;
+  for (uint32_t n_polls = 1; !barrier_passed(barrier, parity); ++n_polls) {
+    if (n_polls % 256 != 0) continue;
+    uint64_t now;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    if (begin == 0) begin = now;
+    if (now - begin > 2000000000ull) __trap();
+  }
+}
+// `n_threads` of the block meet; 0 is __syncthreads()'s.
+template <int id, int n_threads>
+__device__ inline void meet() {
+  asm volatile("bar.sync %0, %1;" ::"n"(id), "n"(n_threads) : "memory");
+}
+
+// ---- copies ----------------------------------------------------------------------------------------------------------
+
+// Contiguous global bytes to shared memory; both addresses and the size are multiples of 16.
+__device__ inline void bulk_load(void* shared, const void* global, uint32_t bytes, uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(shared)),
+      "l"(global), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
+// Shared memory to global; bulk_store_read() before the shared bytes change.
+__device__ inline void bulk_store(void* global, const void* shared, uint32_t bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global), "r"(shared_address(shared)),
+               "r"(bytes)
+               : "memory");
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+__device__ inline void bulk_store_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+__device__ inline void bulk_store_done() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+__device__ inline void copy_4_bytes(void* shared, const void* global) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)), "l"(global) : "memory");
+}
+template <int n>
+__device__ inline void wait_for_copies_but() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+}
+// Shared memory written by this thread becomes visible to bulk stores and to the tensor cores.
+__device__ inline void publish_to_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+template <int n>
+__device__ inline void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(n));
+}
+template <int n>
+__device__ inline void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(n));
+}
+
+// ---- products --------------------------------------------------------------------------------------------------------
+
+__device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int n>
+__device__ inline void wgmma_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(n) : "memory");
+}
+// Keeps the compiler from moving uses of an accumulator across a fence or a wait.
+template <int n>
+__device__ inline void pin(float (&values)[n]) {
+#pragma unroll
+  for (int i = 0; i < n; ++i) asm volatile("" : "+f"(values[i])::"memory");
+}
+
+// Rows of 128 bytes, 16-byte pieces swizzled by the row's number mod 8; `shared` is a multiple of 1024.
+__device__ inline uint64_t swizzled_operand(const void* shared) {
+  return uint64_t{1} << 62 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 16 | (shared_address(shared) & 0x3ffff) >> 4;
+}
+
+#define SIGMOE_LIST_16 "%0,%1,%2,%3,%4,%5,%6,%7"
+#define SIGMOE_LIST_32 SIGMOE_LIST_16 ",%8,%9,%10,%11,%12,%13,%14,%15"
+#define SIGMOE_LIST_48 SIGMOE_LIST_32 ",%16,%17,%18,%19,%20,%21,%22,%23"
+#define SIGMOE_LIST_64 SIGMOE_LIST_48 ",%24,%25,%26,%27,%28,%29,%30,%31"
+#define SIGMOE_LIST_96 SIGMOE_LIST_64 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
+#define SIGMOE_LIST_128 SIGMOE_LIST_96 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define SIGMOE_OUT_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define SIGMOE_OUT_16(i) SIGMOE_OUT_4(i), SIGMOE_OUT_4(i + 4)
+#define SIGMOE_OUT_32(i) SIGMOE_OUT_16(i), SIGMOE_OUT_16(i + 8)
+#define SIGMOE_OUT_48(i) SIGMOE_OUT_32(i), SIGMOE_OUT_16(i + 16)
+#define SIGMOE_OUT_64(i) SIGMOE_OUT_32(i), SIGMOE_OUT_32(i + 16)
+#define SIGMOE_OUT_96(i) SIGMOE_OUT_64(i), SIGMOE_OUT_32(i + 32)
+#define SIGMOE_OUT_128(i) SIGMOE_OUT_64(i), SIGMOE_OUT_64(i + 32)
+// A0 to A3, B, S: the operand numbers after the accumulators.
+#define SIGMOE_WGMMA(SHAPE, TYPES, N, TRANSPOSE, A0, A1, A2, A3, B, S)                                           \
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #S ", 0; wgmma.mma_async.sync.aligned." SHAPE ".f32." TYPES    \
+               " {" SIGMOE_LIST_##N "}, {%" #A0 ",%" #A1 ",%" #A2 ",%" #A3 "}, %" #B ", p, 1, 1" TRANSPOSE "; }" \
+               : SIGMOE_OUT_##N(0)                                                                               \
+               : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "l"(b), "r"(static_cast<int>(accumulate)))
+
+// d (64, N) = a b, plus d when `accumulate`. The warp's 16 rows of a come as the lane's 16 bytes of a stored chunk (weight.h);
+// b holds the same 32 bytes of k, in the order of packed_place(), of N rows. d as mma_bf16's c, 8 columns after the other.
+template <int N>
+__device__ inline void wgmma_fp8(float (&d)[N / 2], const uint4& a, uint64_t b, bool accumulate) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  if constexpr (N == 16) SIGMOE_WGMMA("m64n16k32", "e4m3.e4m3", 16, "", 8, 9, 10, 11, 12, 13);
+  if constexpr (N == 32) SIGMOE_WGMMA("m64n32k32", "e4m3.e4m3", 32, "", 16, 17, 18, 19, 20, 21);
+  if constexpr (N == 48) SIGMOE_WGMMA("m64n48k32", "e4m3.e4m3", 48, "", 24, 25, 26, 27, 28, 29);
+  if constexpr (N == 64) SIGMOE_WGMMA("m64n64k32", "e4m3.e4m3", 64, "", 32, 33, 34, 35, 36, 37);
+#endif
+}
+template <int N>
+__device__ inline void wgmma_bf16(float (&d)[N / 2], const uint4& a, uint64_t b, bool accumulate) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  if constexpr (N == 16) SIGMOE_WGMMA("m64n16k16", "bf16.bf16", 16, ", 0", 8, 9, 10, 11, 12, 13);
+  if constexpr (N == 32) SIGMOE_WGMMA("m64n32k16", "bf16.bf16", 32, ", 0", 16, 17, 18, 19, 20, 21);
+  if constexpr (N == 64) SIGMOE_WGMMA("m64n64k16", "bf16.bf16", 64, ", 0", 32, 33, 34, 35, 36, 37);
+  if constexpr (N == 96) SIGMOE_WGMMA("m64n96k16", "bf16.bf16", 96, ", 0", 48, 49, 50, 51, 52, 53);
+  if constexpr (N == 128) SIGMOE_WGMMA("m64n128k16", "bf16.bf16", 128, ", 0", 64, 65, 66, 67, 68, 69);
+#endif
+}
+
+#undef SIGMOE_WGMMA
+
+}  // namespace sigmoe::cuda
