@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "cuda/ops.h"
+#include "cuda/stream_gemm.h"
 
 namespace sigmoe::cuda {
 namespace {
@@ -204,7 +205,7 @@ void CudaBackend::multiply(const float* x, const int32_t* row_ids, int n_rows, c
   args.n_tokens = n_rows;
   args.dense = weight;
   args.dense_out = y;
-  const bool direct = reads_float(weight, n_rows);
+  const bool direct = reads_float(weight, n_rows) || stream_reads_float(weight, n_rows);
   if (direct) {
     args.dense_x = x;
     args.row_ids = row_ids;
@@ -258,8 +259,10 @@ void CudaBackend::route(const float* x, const LinearWeight& gate, const float* b
     upload(device, forced_ids, n * sizeof(int32_t));
     forced = device;
   }
-  float* partial = scratch<float>(partial_logits_, static_cast<size_t>(kRouterSlices) * n_tokens * shape.n_experts);
-  launch_route(queue_, x, view, bias, shape, n_tokens, forced, partial, logits, out);
+  RouterScratch split;
+  split.partial = scratch<float>(partial_logits_, static_cast<size_t>(kRouterSlices) * n_tokens * shape.n_experts);
+  split.arrivals = scratch<int32_t>(router_arrivals_, 1);
+  launch_route(queue_, x, view, bias, shape, n_tokens, forced, split, logits, out);
 }
 
 void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Routing& routing, int n_active, int n_tokens,

@@ -90,7 +90,7 @@ class CudaBackend : public Backend {
   std::byte* landing_ = nullptr;                  // pinned: small downloads land here
 
   Scratch x_{"activations in BF16"}, inner_{"expert activations"}, shared_inner_{"shared expert activations"},
-      partial_attention_{"attention splits"}, arrivals_{"attention splits"}, partial_logits_{"router logits"},
+      partial_attention_{"attention splits"}, arrivals_{"attention splits"}, partial_logits_{"router logits"}, router_arrivals_{"router logits"},
       forced_{"forced experts"}, penalised_{"penalised logits"}, history_{"token history"}, gathered_{"sums over ranks"};
 
   struct Recorded {

@@ -53,8 +53,12 @@ void launch_exact_experts(const Queue& queue, const ExactExperts& args, const fl
 
 // ---- route.cu
 constexpr int kRouterSlices = 8;  // partial logits per (token, expert)
+struct RouterScratch {
+  float* partial = nullptr;     // (kRouterSlices, T, E)
+  int32_t* arrivals = nullptr;  // (1), zero between launches
+};
 void launch_route(const Queue& queue, const float* x, const WeightView& gate, const float* bias, const RouterShape& shape,
-                  int n_tokens, const int32_t* forced_ids, float* partial, float* logits, const Routing& out);
+                  int n_tokens, const int32_t* forced_ids, const RouterScratch& scratch, float* logits, const Routing& out);
 bool can_route(const RouterShape& shape);
 
 // ---- sample.cu
