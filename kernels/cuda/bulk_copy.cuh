@@ -29,11 +29,10 @@ __device__ inline void barrier_expect(uint64_t* barrier, int bytes) {
 
 __device__ inline bool barrier_try_wait(uint64_t* barrier, uint32_t parity) {
   uint32_t done;
-  asm volatile(
-      "{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
-      : "=r"(done)
-      : "r"(shared_address(barrier)), "r"(parity)
-      : "memory");
+  asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+               : "=r"(done)
+               : "r"(shared_address(barrier)), "r"(parity)
+               : "memory");
   return done != 0;
 }
 
@@ -46,10 +45,10 @@ __device__ inline void barrier_wait(uint64_t* barrier, uint32_t parity) {
 
 // `bytes`, a multiple of 16, between addresses that are too.
 __device__ inline void bulk_copy(void* shared, const void* global, int bytes, uint64_t* barrier) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-                   shared_address(shared)),
-               "l"(global), "r"(bytes), "r"(shared_address(barrier))
-               : "memory");
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(shared)),
+      "l"(global), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
 }
 
 __device__ inline uint32_t cluster_rank() {
@@ -58,21 +57,32 @@ __device__ inline uint32_t cluster_rank() {
   return rank;
 }
 
-// All threads of all blocks of the cluster: what was written before arriving is seen after waiting.
+// Once, so that every block of the cluster has begun and knows the others' barriers. Not for data: see the next two.
 __device__ inline void cluster_arrive() {
   __syncwarp();
-  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
 }
 __device__ inline void cluster_wait() {
   __syncwarp();
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// Stores to where block `rank` of the cluster has what this block has at `local`.
-__device__ inline void store_to_block(float4* local, uint32_t rank, const float (&v)[4]) {
+__device__ inline uint32_t address_in_block(const void* local, uint32_t rank) {
   uint32_t remote;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared_address(local)), "r"(rank));
-  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(remote), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared_address(local)), "r"(rank));
+  return remote;
+}
+
+// Arrives at the barrier that block `rank` of the cluster has where this one has `barrier`.
+__device__ inline void arrive_at_block(const uint64_t* barrier, uint32_t rank) {
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address_in_block(barrier, rank)) : "memory");
+}
+
+// Stores to where block `rank` has what this block has at `local`, counting 16 bytes on its `barrier`.
+__device__ inline void store_to_block(const float4* local, const float (&v)[4], const uint64_t* barrier, uint32_t rank) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+                   address_in_block(local, rank)),
+               "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(address_in_block(barrier, rank))
                : "memory");
 }
 

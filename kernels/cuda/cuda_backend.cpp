@@ -11,6 +11,7 @@ namespace {
 
 constexpr size_t kLandingBytes = 64 << 10;
 constexpr size_t kMaxRecorded = 256;
+constexpr int kMostTwinTokens = 128;                 // longer steps quantise or convert for themselves
 constexpr size_t kMaxSplitBytes = size_t{64} << 20;  // attention partials; longer batches take several launches
 
 bool same_shape(const WeightView& a, const WeightView& b) {
@@ -53,11 +54,15 @@ CudaBackend::~CudaBackend() {
 DeviceBuffer CudaBackend::alloc(size_t bytes, const char* what) {
   void* data = device_malloc(bytes, what);
   DeviceBuffer buffer(data, bytes, [](void* memory, size_t) { cudaFree(memory); });
+  writes(data);
   CUDA_CHECK(cudaMemsetAsync(data, 0, bytes, queue_.stream));
   return buffer;
 }
 
-void CudaBackend::upload(void* device, const void* host, size_t bytes) { steps_->copy(device, host, bytes); }
+void CudaBackend::upload(void* device, const void* host, size_t bytes) {
+  writes(device);
+  steps_->copy(device, host, bytes);
+}
 
 void CudaBackend::download(void* host, const void* device, size_t bytes) {
   const bool small = bytes <= kLandingBytes;
@@ -66,7 +71,11 @@ void CudaBackend::download(void* host, const void* device, size_t bytes) {
   if (small && bytes > 0) std::memcpy(host, landing_, bytes);
 }
 
-void CudaBackend::zero(void* device, size_t bytes) { CUDA_CHECK(cudaMemsetAsync(device, 0, bytes, queue_.stream)); }
+void CudaBackend::zero(void* device, size_t bytes) {
+  writes(device);
+  CUDA_CHECK(cudaMemsetAsync(device, 0, bytes, queue_.stream));
+}
+
 uint64_t CudaBackend::free_bytes() const {
   size_t free = 0, total = 0;
   CUDA_CHECK(cudaMemGetInfo(&free, &total));
@@ -90,7 +99,12 @@ T* CudaBackend::scratch(Scratch& scratch, size_t n) {
 // The first run of a key only runs: it sizes scratch memory and makes tables. The second is recorded, the rest replay.
 void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
   if (recorded_.size() >= kMaxRecorded && !recorded_.contains(key)) forget_recorded();
-  if (recorded_[key].n_runs++ == 0) return ops();
+  twin_ = {};
+  if (recorded_[key].n_runs++ == 0) {
+    ops();
+    twin_ = {};
+    return;
+  }
   if (!recorded_[key].graph) {
     cudaGraph_t graph = nullptr;
     CUDA_CHECK(cudaStreamBeginCapture(queue_.stream, cudaStreamCaptureModeThreadLocal));
@@ -104,6 +118,7 @@ void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
       throw;
     }
     recording_ = false;
+    twin_ = {};
     CUDA_CHECK(cudaStreamEndCapture(queue_.stream, &graph));
     const cudaError_t status = cudaGraphInstantiate(&recorded_[key].graph, graph, 0);
     cudaGraphDestroy(graph);
@@ -177,6 +192,7 @@ const CudaBackend::ExpertTable& CudaBackend::table_of(const ExpertWeights& weigh
 // ---- ops -------------------------------------------------------------------------------------------------------------
 
 void CudaBackend::embed(const Tensor& table, const int32_t* ids, int n_tokens, float* out) {
+  writes(out);
   if (n_tokens > 0) launch_embed(queue_, table, ids, n_tokens, out);
 }
 
@@ -194,26 +210,46 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
     addend = sums;
     n_slots = 1;
   }
-  launch_reduce_add_rms_norm(queue_, residual, addend, n_slots, weight, eps, n_tokens, width, out);
+  writes(residual);
+  void* twin = nullptr;
+  if (out) {
+    writes(out);
+    if (!exact_ && n_tokens > 1 && n_tokens <= kMostTwinTokens && norm_has_twin(width)) {
+      twin = scratch<uint16_t>(normed_, static_cast<size_t>(n_tokens) * width);
+      twin_ = {out, n_tokens, width, twin};
+    }
+  }
+  launch_reduce_add_rms_norm(queue_, residual, addend, n_slots, weight, eps, n_tokens, width, out, twin);
+}
+
+void CudaBackend::writes(const void* address) {
+  const float* at = static_cast<const float*>(address);
+  if (twin_.rows && at >= twin_.rows && at < twin_.rows + static_cast<size_t>(twin_.n_rows) * twin_.width) twin_ = {};
+}
+
+const void* CudaBackend::twin_of(const float* x, int n_rows, int width) const {
+  return twin_.rows == x && n_rows <= twin_.n_rows && width == twin_.width ? twin_.bf16 : nullptr;
+}
+
+const void* CudaBackend::to_bf16(const float* x, const int32_t* row_ids, int n_rows, int width) {
+  uint16_t* converted = scratch<uint16_t>(x_, static_cast<size_t>(n_rows) * width);
+  launch_to_bf16(queue_, x, row_ids, n_rows, width, converted);
+  return converted;
 }
 
 // y (n_rows, n) = rows of x, picked by row_ids when given, times weight^T.
 void CudaBackend::multiply(const float* x, const int32_t* row_ids, int n_rows, const WeightView& weight, float* y) {
+  writes(y);
   if (n_rows == 0) return;
   if (exact_) return launch_exact_linear(queue_, x, row_ids, weight, n_rows, y);
   GemmArgs args;
   args.n_tokens = n_rows;
   args.dense = weight;
   args.dense_out = y;
-  const bool direct = reads_float(weight, n_rows) || stream_reads_float(weight, n_rows);
-  if (direct) {
-    args.dense_x = x;
-    args.row_ids = row_ids;
-  } else {
-    uint16_t* converted = scratch<uint16_t>(x_, static_cast<size_t>(n_rows) * weight.k);
-    launch_to_bf16(queue_, x, row_ids, n_rows, weight.k, converted);
-    args.dense_x = converted;
-  }
+  const void* twin = twin_of(x, n_rows, weight.k);
+  const bool direct = !twin && (reads_float(weight, n_rows) || stream_reads_float(weight, n_rows));
+  args.dense_x = direct ? x : twin ? twin : to_bf16(x, row_ids, n_rows, weight.k);
+  if (direct || twin) args.row_ids = row_ids;
   launch_gemm(queue_, args, direct);
 }
 
@@ -224,10 +260,12 @@ void CudaBackend::linear(const float* x, const LinearWeight& weight, int n_token
 void CudaBackend::qk_norm_rope_store(const BatchView& batch, const AttentionShape& shape, const float* qkv, const float* q_norm,
                                      const float* k_norm, float eps, const float* cos, const float* sin, const KvView& kv,
                                      float* q_out) {
+  writes(q_out);
   if (batch.n_tokens > 0) launch_qk_norm_rope_store(queue_, batch, shape, qkv, q_norm, k_norm, eps, cos, sin, kv, q_out);
 }
 
 void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv, float* out) {
+  writes(out);
   if (batch.n_tokens == 0) return;
   if (exact_ || !has_split_attention(shape, kv.dtype)) return launch_exact_attention(queue_, batch, shape, q, kv, out);
   const size_t row_bytes = split_partial_bytes(shape, 1, batch.max_pages);
@@ -267,6 +305,7 @@ void CudaBackend::route(const float* x, const LinearWeight& gate, const float* b
 
 void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Routing& routing, int n_active, int n_tokens,
                           int width, float* out) {
+  writes(out);
   if (n_tokens == 0) return;
   const ExpertTable& table = table_of(weights);
   const int n_slots = n_active + (n_active == 0 || weights.shared_gate_up ? 1 : 0);
@@ -308,13 +347,9 @@ void CudaBackend::run_experts(const float* x, const ExpertWeights& weights, cons
   common.slot_weights = routing.weights;
 
   const bool routed = n_active > 0 && table.gate_up_shape.n > 0, shared = weights.shared_gate_up != nullptr;
-  const bool direct = reads_float(shared ? view_of(*weights.shared_gate_up) : table.gate_up_shape, n_tokens);
-  const void* activations = x;
-  if (!direct) {
-    uint16_t* converted = scratch<uint16_t>(x_, static_cast<size_t>(n_tokens) * width);
-    launch_to_bf16(queue_, x, nullptr, n_tokens, width, converted);
-    activations = converted;
-  }
+  const void* twin = twin_of(x, n_tokens, width);
+  const bool direct = !twin && reads_float(shared ? view_of(*weights.shared_gate_up) : table.gate_up_shape, n_tokens);
+  const void* activations = direct ? x : twin ? twin : to_bf16(x, nullptr, n_tokens, width);
   GemmArgs up = common, down = common;
   up.mode = GemmMode::gate_up;
   down.mode = GemmMode::down;
@@ -382,11 +417,13 @@ void CudaBackend::reset_counts(uint32_t* counts_row, int vocab_size, const int32
 
 void CudaBackend::join_norms(const float* embedding, const float* embedding_norm, const float* hidden, const float* hidden_norm,
                              float eps, int n_tokens, int width, float* out) {
+  writes(out);
   if (n_tokens > 0) launch_join_norms(queue_, embedding, embedding_norm, hidden, hidden_norm, eps, n_tokens, width, out);
 }
 
 void CudaBackend::copy_rows(const float* from, const int32_t* from_ids, int64_t from_stride, float* to, const int32_t* to_ids,
                             int64_t to_stride, int n_rows, int width) {
+  writes(to);
   if (n_rows > 0) launch_copy_rows(queue_, from, from_ids, from_stride, to, to_ids, to_stride, n_rows, width);
 }
 

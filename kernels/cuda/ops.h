@@ -9,8 +9,10 @@ namespace sigmoe::cuda {
 
 // ---- elementwise.cu
 void launch_embed(const Queue& queue, const Tensor& table, const int32_t* ids, int n_tokens, float* out);
+// twin (T, width) BF16 or null: the result again, for the products that follow; only where norm_has_twin().
 void launch_reduce_add_rms_norm(const Queue& queue, float* residual, const float* addend, int n_slots, const float* weight,
-                                float eps, int n_tokens, int width, float* out);
+                                float eps, int n_tokens, int width, float* out, void* twin);
+bool norm_has_twin(int width);
 void launch_sum_slots(const Queue& queue, const float* addend, int n_slots, int n_tokens, int width, float* out);
 void launch_join_norms(const Queue& queue, const float* embedding, const float* embedding_norm, const float* hidden,
                        const float* hidden_norm, float eps, int n_tokens, int width, float* out);

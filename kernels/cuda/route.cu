@@ -1,14 +1,13 @@
 // The router's choice, float32 throughout: sigmoid, group-limited choice, and the lists of slots by expert.
 //
-// Bound: latency. A warp adds up a token's slices of logits and chooses; the block that is last to be done sorts the slots. What
-// a chunk of tokens chose is a bitmap per expert, so a slot's place in its expert's list is a count of bits: one order, no
+// Bound: latency. A warp adds up a token's slices of logits and chooses; the block that is last to be done sorts the slots.
+// What a chunk of tokens chose is a bitmap per expert, so a slot's place in its expert's list is a count of bits: one order, no
 // matter which thread set which bit when.
-#include "cuda/route.h"
-
 #include <algorithm>
 #include <cmath>
 
 #include "cuda/device.cuh"
+#include "cuda/route.h"
 
 namespace sigmoe::cuda {
 namespace {
@@ -36,25 +35,37 @@ struct ChooseArgs {
   int32_t* arrivals;  // (1), zero between launches
 };
 
-// scores and choice (E) of token t, by threads first, first + step, ...
-__device__ void score_token(const ChooseArgs& args, int t, float* scores, float* choice, int first, int step) {
-  const int n_experts = args.shape.n_experts;
-  for (int e = first; e < n_experts; e += step) {
-    float parts[kRouterSlices], logit = 0.0f;
+// scores and choice (E) of token t, by a warp. Lane l has experts l, l + 32, ...: the loads of many are in flight at once.
+template <int kPerLane>
+__device__ void score_token(const ChooseArgs& args, int t, const float (&bias)[kPerLane], float* scores, float* choice) {
+  constexpr int kAtOnce = 8;
+  const int n_experts = args.shape.n_experts, lane = threadIdx.x % 32;
 #pragma unroll
-    for (int s = 0; s < kRouterSlices; ++s)
-      parts[s] = args.partial[(static_cast<int64_t>(s) * args.n_tokens + t) * n_experts + e];
+  for (int first = 0; first < kPerLane; first += kAtOnce) {
+    float parts[kAtOnce][kRouterSlices];
 #pragma unroll
-    for (int s = 0; s < kRouterSlices; ++s) logit += parts[s];
-    args.logits[static_cast<int64_t>(t) * n_experts + e] = logit;
-    scores[e] = 1.0f / (1.0f + expf(-logit));
-    choice[e] = scores[e] + args.bias[e];
+    for (int m = 0; m < kAtOnce; ++m)
+#pragma unroll
+      for (int s = 0; s < kRouterSlices; ++s)
+        if (const int e = lane + 32 * (first + m); e < n_experts)
+          parts[m][s] = args.partial[(static_cast<int64_t>(s) * args.n_tokens + t) * n_experts + e];
+#pragma unroll
+    for (int m = 0; m < kAtOnce; ++m)
+      if (const int e = lane + 32 * (first + m); e < n_experts) {
+        float logit = 0.0f;
+#pragma unroll
+        for (int s = 0; s < kRouterSlices; ++s) logit += parts[m][s];
+        args.logits[static_cast<int64_t>(t) * n_experts + e] = logit;
+        scores[e] = 1.0f / (1.0f + expf(-logit));
+        choice[e] = scores[e] + bias[first + m];
+      }
   }
 }
 
-// One warp chooses for token t from its scores and choice (E) in shared memory. kPerLane * 32 experts at most.
+// One warp chooses for token t from its scores and choice (E) in shared memory, and leaves the choice in chosen_ids (A) too.
+// kPerLane * 32 experts at most.
 template <int kPerLane>
-__device__ void choose_token(const ChooseArgs& args, int t, const float* scores, const float* choice) {
+__device__ void choose_token(const ChooseArgs& args, int t, const float* scores, const float* choice, int32_t* chosen_ids) {
   const RouterShape& shape = args.shape;
   const int lane = threadIdx.x % 32, n_experts = shape.n_experts, n_active = shape.n_active, n_groups = shape.n_groups;
   int chosen = 0;  // lane a holds the a-th choice
@@ -115,14 +126,15 @@ __device__ void choose_token(const ChooseArgs& args, int t, const float* scores,
   for (int a = 0; a < n_active; ++a) sum += __shfl_sync(kAllLanes, score, a);
   const float divisor = shape.normalise ? sum + 1e-20f : 1.0f;
   if (lane < n_active) {
-    args.out.expert_ids[t * n_active + lane] = chosen;
+    args.out.expert_ids[t * n_active + lane] = chosen_ids[lane] = chosen;
     args.out.weights[t * n_active + lane] = score / divisor * shape.scaling;
   }
   __syncwarp();
 }
 
-// Slots by expert, in token order within one; by the whole block. bits (kBitmapWords) and counts (E) are shared memory.
-__device__ void sort_slots(const ChooseArgs& args, uint32_t* bits, int32_t* counts) {
+// Slots by expert, in token order within one; by the whole block. bits (kBitmapWords) and counts (E) are shared memory, and so
+// is what this block chose, chosen_ids (T, A), when it did so for all tokens.
+__device__ void sort_slots(const ChooseArgs& args, const int32_t* chosen_ids, uint32_t* bits, int32_t* counts) {
   __shared__ int32_t warp_totals[kChooseThreads / 32];
   const int n_experts = args.shape.n_experts, n_active = args.shape.n_active, n_slots = args.n_tokens * n_active;
   const int words = min(kBitmapWords / n_experts, (args.n_tokens + 31) / 32);
@@ -133,7 +145,7 @@ __device__ void sort_slots(const ChooseArgs& args, uint32_t* bits, int32_t* coun
   __syncthreads();
 #pragma unroll 4
   for (int i = threadIdx.x; i < n_slots; i += kChooseThreads) {
-    const int e = __ldcg(&args.out.expert_ids[i]);
+    const int e = chosen_ids ? chosen_ids[i] : __ldcg(&args.out.expert_ids[i]);
     if (kept) ids[i] = e;
     atomicAdd(&counts[e], 1);
   }
@@ -186,31 +198,41 @@ __device__ void sort_slots(const ChooseArgs& args, uint32_t* bits, int32_t* coun
 template <int kPerLane>
 __global__ void __launch_bounds__(kChooseThreads) choose_kernel(const __grid_constant__ ChooseArgs args, int warps) {
   extern __shared__ float shared[];  // per warp (2, E): scores, choice; or the bitmap and (E) counts
+  __shared__ int32_t chosen_ids[kChooseThreads / 32 * kMaxActive];
   __shared__ bool last;
   let_next_start();
-  wait_for_previous();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, n_experts = args.shape.n_experts;
+  float bias[kPerLane];  // a constant of the model: no need to wait for it
+#pragma unroll
+  for (int m = 0; m < kPerLane; ++m) bias[m] = lane + 32 * m < n_experts ? args.bias[lane + 32 * m] : 0.0f;
+  wait_for_previous();
   if (const int t = blockIdx.x * warps + warp; warp < warps && t < args.n_tokens) {
     float* own = shared + warp * 2 * n_experts;
-    score_token(args, t, own, own + n_experts, lane, 32);
+    score_token<kPerLane>(args, t, bias, own, own + n_experts);
     __syncwarp();
-    choose_token<kPerLane>(args, t, own, own + n_experts);
+    choose_token<kPerLane>(args, t, own, own + n_experts, chosen_ids + warp * args.shape.n_active);
   }
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    last = atomicAdd(args.arrivals, 1) == static_cast<int>(gridDim.x) - 1;
-    if (last) *args.arrivals = 0;
+  const bool alone = gridDim.x == 1;
+  if (!alone) {
     __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      last = atomicAdd(args.arrivals, 1) == static_cast<int>(gridDim.x) - 1;
+      if (last) *args.arrivals = 0;
+      __threadfence();
+    }
   }
   __syncthreads();
-  if (last) sort_slots(args, reinterpret_cast<uint32_t*>(shared), reinterpret_cast<int32_t*>(shared) + kBitmapWords);
+  if (alone || last)
+    sort_slots(args, alone ? chosen_ids : nullptr, reinterpret_cast<uint32_t*>(shared),
+               reinterpret_cast<int32_t*>(shared) + kBitmapWords);
 }
 
 template <int kPerLane>
 void launch_choose(const Queue& queue, const ChooseArgs& args) {
-  const int n_experts = args.shape.n_experts;
-  const int warps = std::clamp(divide_up(args.n_tokens, 64), 2, n_experts <= 512 ? kChooseThreads / 32 : 4);
+  const int n_experts = args.shape.n_experts, most = n_experts <= 512 ? kChooseThreads / 32 : 4;
+  // Few tokens: one block, which need not wait for others. More: two to a block, so that many SMs read the logits.
+  const int warps = args.n_tokens <= most ? most : std::clamp(divide_up(args.n_tokens, 64), 2, most);
   const size_t bytes = sizeof(float) * std::max(warps * 2 * n_experts, kBitmapWords + n_experts);
   launch(queue, choose_kernel<kPerLane>, divide_up(args.n_tokens, warps), kChooseThreads, bytes, args, warps);
 }

@@ -1,8 +1,9 @@
 // The router's logits, float32 throughout: x (T, D) times the gate, cut into kRouterSlices along k.
 //
 // Bound: latency of 2 MB of gate at few tokens, float32 arithmetic at many. A block has one tile of 16 experts and one slice of
-// k: its warps hold that part of the gate in registers, fetched before the kernel ahead is done, and share out the tokens. A warp
-// copies its next tokens' activations to shared memory while it multiplies the last ones'. A sum's order depends on k alone.
+// k: its warps hold that part of the gate in registers, fetched before the kernel ahead is done, and share out the tokens. A
+// warp copies its next tokens' activations to shared memory while it multiplies the last ones'. A sum's order depends on k
+// alone.
 #include <algorithm>
 
 #include "cuda/device.cuh"

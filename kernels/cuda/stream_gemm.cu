@@ -1,11 +1,12 @@
-// y = x W^T for 2 to 128 rows of x on Hopper: linears of up to 48 rows, and the experts of a step. Bound: memory, the bytes of W.
+// y = x W^T for 2 to 128 rows of x on Hopper: linears of up to 48 rows, and the experts of a step. Bound: memory, the bytes of
+// W.
 //
 // One block per SM stays for the whole launch and walks a list of units made on the device: a unit is a round of tiles (one per
 // warp) of one expert for one block of tokens. Clusters share the list evenly, so that there is no last wave and no idle block.
-// Each warp owns a ring of 4 KB pieces of its weights that the copy engine fills far ahead of the sums, across units and experts:
-// the stream from memory never waits for a barrier, an expert's start or the arithmetic.
-// k is cut as in gemm.cu: a cluster's blocks own a slice each, so a block stages only its slice of the activations. Sums of a
-// tile meet in one of the blocks and are added in slice order one round later: results equal gemm.cu's to the bit.
+// Each warp owns a ring of 4 KB pieces of its weights that the copy engine fills far ahead of the sums, across units and
+// experts: the stream from memory never waits for a barrier, an expert's start or the arithmetic. k is cut as in gemm.cu: a
+// cluster's blocks own a slice each, so a block stages only its slice of the activations. Sums of a tile meet in one of the
+// blocks and are added in slice order one round later: results equal gemm.cu's to the bit.
 #include <algorithm>
 #include <array>
 
@@ -22,7 +23,7 @@ constexpr int kMaxStages = 8;
 constexpr int kRunRounds = 16;      // after so many rounds the next block of tokens meets them, while they are in L2
 constexpr int kMaxSliceGroups = 8;  // of k, that a block stages
 constexpr int kMaxExperts = 1024;
-constexpr size_t kSharedBytes = size_t{224} << 10;  // of an SM, less what is declared below
+constexpr size_t kSharedBytes = size_t{224} << 10;                   // of an SM, less what is declared below
 constexpr int kMostDense = 48, kLeastRouted = 2, kMostRouted = 128;  // tokens
 
 struct StreamArgs {
@@ -119,7 +120,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) stream_kernel(const __grid_
   using S = Stream<F>;
   constexpr int kTokens = 8 * NT, kGroupBytes = S::kChunks * 512, kPieceGroups = kPieceBytes / kGroupBytes;
   extern __shared__ __align__(128) char shared[];
-  __shared__ uint64_t full[kMaxWarps][kMaxStages], x_full[2];
+  __shared__ uint64_t full[kMaxWarps][kMaxStages], x_full[2], sums_full[2], round_done;
   __shared__ TokenBlock<kTokens> token_blocks[3];
   const GemmArgs& gemm = args.gemm;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warps = blockDim.x / 32, g = lane / 4, q = lane % 4;
@@ -132,7 +133,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) stream_kernel(const __grid_
 
   if (lane == 0) {
     for (int s = 0; s < args.n_stages; ++s) barrier_init(&full[warp][s], 1);
-    if (warp == 0) barrier_init(&x_full[0], 1), barrier_init(&x_full[1], 1);
+    if (warp == 0) {
+      for (int i = 0; i < 2; ++i) barrier_init(&x_full[i], 1), barrier_init(&sums_full[i], 1);
+      barrier_init(&round_done, n_warps * args.n_slices);
+    }
     publish_barriers();
   }
   cluster_arrive();
@@ -179,6 +183,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) stream_kernel(const __grid_
   };
   find_source();
   for (int s = 0; s < args.n_stages; ++s) fetch_piece(s);
+  cluster_wait();
   if (gemm.mode != GemmMode::gate_up) wait_for_previous();
 
   // ---- activations: the slice of k of one block of tokens, two of them in turn
@@ -201,9 +206,9 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) stream_kernel(const __grid_
         const int slot = dense ? first + t : gemm.slot_order[first + t];
         tokens.slots[t] = slot;
         tokens.weights[t] = !dense && gemm.mode == GemmMode::down ? gemm.slot_weights[slot] : 1.0f;
-        const int row = !dense ? (gemm.mode == GemmMode::gate_up ? slot / gemm.n_active : slot)
-                               : gemm.row_ids ? gemm.row_ids[slot]
-                                              : slot;
+        const int row = !dense         ? (gemm.mode == GemmMode::gate_up ? slot / gemm.n_active : slot)
+                        : gemm.row_ids ? gemm.row_ids[slot]
+                                       : slot;
         rows[i] = x + row * k_bytes + static_cast<int64_t>(slice) * row_bytes;
       }
     __syncwarp();
@@ -231,13 +236,14 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) stream_kernel(const __grid_
 
   // ---- sums of a round, one round late: each block of the cluster adds up the tiles it owns
   struct Round {
-    int item, round, index;
+    int item, round, index, number;
   };
-  const auto reduce = [&](const Round& done, int parity) {
+  const auto reduce = [&](const Round& done) {
+    barrier_wait(&sums_full[done.number % 2], done.number / 2 % 2);
     const TokenBlock<kTokens>& tokens = token_blocks[done.index % 3];
     const WeightView& w = shape_of_item(args, done.item);
     const int n_used = (tokens.count + 7) / 8;
-    const float4* sums = exchange + parity * args.exchange_floats4;
+    const float4* sums = exchange + done.number % 2 * args.exchange_floats4;
     for (int i = threadIdx.x; i < (n_warps + args.n_slices - 1) / args.n_slices * n_used * 32; i += blockDim.x) {
       const int o = i % 32, j = i / 32 % n_used, m = i / (32 * n_used), owner = m * args.n_slices + slice;
       const int tile = done.round * n_warps + owner, t = 8 * j + o % 4 * 2;
@@ -258,10 +264,10 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) stream_kernel(const __grid_
   // ---- the walk
   Cursor at;
   Round done = {};
-  int stage = 0, index = -1, parity = 0, scaled_item = -1;
+  int stage = 0, index = -1, number = 0, scaled_item = -1;
   uint32_t phase = 0;
   const float* item_scales = nullptr;
-  for (int unit = begin; unit < end; ++unit) {
+  for (int unit = begin; unit < end; ++unit, ++number) {
     const bool new_tokens = unit == begin || unit == at.segment_end;
     at.seek(args, starts, n_items, unit);
     if (new_tokens) {
@@ -282,7 +288,8 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) stream_kernel(const __grid_
         }
 #pragma unroll
         for (int h = 0; h < 2; ++h)
-          scale_rows[h] = item_scales + static_cast<size_t>(max(row_in_tile(w, tile, g + 8 * h), 0) >> w.row_shift) * w.scale_columns;
+          scale_rows[h] =
+              item_scales + static_cast<size_t>(max(row_in_tile(w, tile, g + 8 * h), 0) >> w.row_shift) * w.scale_columns;
       }
       const char* x = shared + args.x_at + index % 2 * args.x_buffer_bytes + g * args.x_stride + q * (S::kLaneK * 2);
       for (int group = 0; group < args.slice_groups; group += kPieceGroups) {
@@ -292,14 +299,16 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) stream_kernel(const __grid_
           for (int p = 0; p < kPieceGroups; ++p)
 #pragma unroll
             for (int h = 0; h < 2; ++h)
-              scales[p][h] = group + p < args.slice_groups ? scale_rows[h][(first_group + group + p) * kGroup >> w.k_shift] : 0.0f;
+              scales[p][h] =
+                  group + p < args.slice_groups ? scale_rows[h][(first_group + group + p) * kGroup >> w.k_shift] : 0.0f;
         barrier_wait(&full[warp][stage], phase);
         uint4 weights[kPieceGroups][S::kChunks];
 #pragma unroll
         for (int p = 0; p < kPieceGroups; ++p)
 #pragma unroll
           for (int c = 0; c < S::kChunks; ++c)
-            weights[p][c] = *reinterpret_cast<const uint4*>(ring + stage * kPieceBytes + (p * S::kChunks + c) * 512 + lane * 16);
+            weights[p][c] =
+                *reinterpret_cast<const uint4*>(ring + stage * kPieceBytes + (p * S::kChunks + c) * 512 + lane * 16);
         __syncwarp();
         fetch_piece(stage);
         if (++stage == args.n_stages) stage = 0, phase ^= 1;
@@ -313,7 +322,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) stream_kernel(const __grid_
             unpack<F>(weights[p][c], a);
 #pragma unroll
             for (int j = 0; j < NT; ++j)
-              if (j < n_used) {
+              if (NT == 1 || j < n_used) {
                 uint32_t b[S::kLaneK / 2];
                 load_x<S::kLaneK>(reinterpret_cast<const __nv_bfloat16*>(x + 8 * j * args.x_stride),
                                   (group + p) * kGroup + c * chunk_k(F), 0, true, b);
@@ -328,7 +337,7 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) stream_kernel(const __grid_
         }
       }
     }
-    cluster_wait();  // everyone is through with the round before
+    if (number > 0) barrier_wait(&round_done, (number - 1) % 2);  // the cluster is through with the round before
     if (new_tokens && at.segment_end < end && warp == 0) load_tokens(at.segment_end, index + 1);
     if (args.n_slices == 1) {
       if (busy)
@@ -340,27 +349,36 @@ __global__ void __launch_bounds__(kMaxWarps * 32, 1) stream_kernel(const __grid_
               store_pair(gemm, w, at.item == 0, tokens.slots[t], tokens.slots[t], tokens.weights[t], tile, g, 0.0f + sum[j][i],
                          0.0f + sum[j][i + 2]);
     } else {
-      if (unit > begin) reduce(done, parity ^ 1);
+      if (number > 0) reduce(done);
+      if (threadIdx.x == 0) {
+        int owned = 0;
+        for (int owner = slice; owner < n_warps; owner += args.n_slices) owned += at.round * n_warps + owner < w.n_tiles;
+        barrier_expect(&sums_full[number % 2], owned * args.n_slices * n_used * 512);
+      }
       if (busy)
 #pragma unroll
         for (int j = 0; j < NT; ++j)
           if (j < n_used)
-            store_to_block(exchange + parity * args.exchange_floats4 +
+            store_to_block(exchange + number % 2 * args.exchange_floats4 +
                                ((warp / args.n_slices * args.n_slices + slice) * NT + j) * 32 + lane,
-                           warp % args.n_slices, sum[j]);
+                           sum[j], &sums_full[number % 2], warp % args.n_slices);
     }
-    cluster_arrive();
-    done = {at.item, at.round, index};
-    parity ^= 1;
+    __syncwarp();
+    if (lane < args.n_slices) arrive_at_block(&round_done, lane);
+    done = {at.item, at.round, index, number};
   }
-  cluster_wait();
-  if (args.n_slices > 1 && begin < end) reduce(done, parity ^ 1);
+  // No block leaves before all that the others send it has come.
+  if (number > 0) {
+    barrier_wait(&round_done, (number - 1) % 2);
+    if (args.n_slices > 1) reduce(done);
+  }
 #endif
 }
 
 // ---- the host's side ---------------------------------------------------------------------------------------------------
 
-// Clusters of n_slices blocks that run at once, each block with an SM to itself; 0 where the device or this build has no kernel.
+// Clusters of n_slices blocks that run at once, each block with an SM to itself; 0 where the device or this build has no
+// kernel.
 int clusters_at_once(int n_slices) {
   static const std::array<int, 5> known = [] {
     std::array<int, 5> n = {};
@@ -393,9 +411,9 @@ bool plan(StreamArgs& args, int n_warps, int block_tokens, bool one_round, bool 
   const int n_items = args.gemm.routed.n > 0 ? args.gemm.n_experts + 1 : 1;
   args.x_stride = args.slice_groups * kGroup * 2 + 64;  // eight tokens' pieces of 16 bytes then lie in different banks
   args.x_buffer_bytes = block_tokens * args.x_stride;
-  args.exchange_floats4 =
-      args.n_slices > 1 ? divide_up(n_warps, args.n_slices) * args.n_slices * (block_tokens / 8) * 32 : 0;
-  const int x_bytes = args.x_buffer_bytes * (one_block ? 1 : 2), exchange_bytes = args.exchange_floats4 * 16 * (one_round ? 1 : 2);
+  args.exchange_floats4 = args.n_slices > 1 ? divide_up(n_warps, args.n_slices) * args.n_slices * (block_tokens / 8) * 32 : 0;
+  const int x_bytes = args.x_buffer_bytes * (one_block ? 1 : 2),
+            exchange_bytes = args.exchange_floats4 * 16 * (one_round ? 1 : 2);
   const int starts_bytes = align_up((2 * n_items + 1) * static_cast<int>(sizeof(int)), 128);
   const int rest = static_cast<int>(kSharedBytes) - x_bytes - exchange_bytes - starts_bytes;
   args.n_stages = std::min(kMaxStages, rest / (n_warps * kPieceBytes));
@@ -442,7 +460,7 @@ bool launch_stream_gemm(const Queue& queue, const GemmArgs& gemm, bool x_is_floa
   args.n_slices = slices_for(w.n_groups);
   args.slice_groups = w.n_groups / args.n_slices;
   // Experts' lists are short even when the step is long.
-  const int block_tokens = routed ? (gemm.n_tokens <= 32 ? 8 : 16)
+  const int block_tokens = routed                ? (gemm.n_tokens <= 32 ? 8 : 16)
                            : gemm.n_tokens <= 8  ? 8
                            : gemm.n_tokens <= 16 ? 16
                            : gemm.n_tokens <= 32 ? 32
