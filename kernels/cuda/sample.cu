@@ -174,6 +174,33 @@ __device__ Row gather(const Row& from, const Wanted& wanted, uint64_t* to, Share
   return row;
 }
 
+// Narrows the row to its `top_k` best: the top_k-th best of the threads' best ranks bounds them from below, so few others pass.
+// False, and the row as it was, where a list has no room for all that do.
+__device__ bool keep_best(Row& row, int top_k, uint64_t own_best, Shared& shared) {
+  if (top_k > kThreads) return false;
+  __syncthreads();
+  shared.narrowed[threadIdx.x] = own_best;
+  sort_ranks(shared.narrowed, kThreads);
+  const uint64_t bound = shared.narrowed[top_k - 1];
+  __syncthreads();
+  if (threadIdx.x == 0) shared.n_gathered = 0;
+  __syncthreads();
+#pragma unroll 4
+  for (int i = threadIdx.x; i < row.n; i += kThreads) {
+    const uint64_t rank = row.at(i);
+    if (rank == 0 || rank < bound) continue;
+    const uint32_t place = atomicAdd(&shared.n_gathered, 1u);
+    if (place < kMaxListed) shared.candidates[place] = rank;
+  }
+  __syncthreads();
+  const int n = static_cast<int>(shared.n_gathered);
+  if (n > kMaxListed) return false;
+  sort_ranks(shared.candidates, n);
+  row.list = shared.candidates;
+  row.n = min(n, top_k);
+  return true;
+}
+
 // cut_at within a sorted list: the first place at which base + the sum so far reaches target.
 template <typename Mass>
 __device__ uint64_t cut_list(const Row& row, uint64_t base, uint64_t target, const Mass& mass, uint64_t& above,
@@ -336,6 +363,7 @@ __device__ int choose(const SampleArgs& args, const SampleRow& sample, const flo
     best = 0;
     for (int id = threadIdx.x; id < n; id += kThreads) best = max(best, rank_of(x[id], id));
   }
+  const uint64_t own_best = best;
   best = block_max(best, shared.scratch);
   Row row{x, n, 1, logit_of(best), sample.temperature};
   if (isinf(row.highest)) {  // nothing can be sampled: the lowest id that is not banned, else 0
@@ -358,7 +386,7 @@ __device__ int choose(const SampleArgs& args, const SampleRow& sample, const flo
     const float least = fminf(row.highest, __fadd_rn(row.highest, __fmul_rn(sample.temperature, logf(sample.min_p))));
     row.least = max(rank_of(least, 0) >> 32 << 32, uint64_t{1});  // every id at that logit
   }
-  if (sample.top_k > 0 && sample.top_k < n) {
+  if (sample.top_k > 0 && sample.top_k < n && !keep_best(row, sample.top_k, own_best, shared)) {
     uint64_t count = n;
     if (sample.min_p > 0.0f) {
       count = 0;
