@@ -1,5 +1,5 @@
-// Hopper's copies from memory to shared memory that run by themselves and count their bytes on a barrier, and what blocks of
-// one cluster tell each other. Every wait is bounded: a kernel that would hang traps after about two seconds.
+// Hopper's copies from memory to shared memory that run by themselves and count their bytes on a barrier. Every wait is
+// bounded: a kernel that would hang traps after about two seconds.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +20,10 @@ __device__ inline void barrier_init(uint64_t* barrier, int count) {
 __device__ inline void publish_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+__device__ inline void barrier_arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
 // Arrives once and announces `bytes` of copies that the barrier's phase waits for.
@@ -49,41 +53,6 @@ __device__ inline void bulk_copy(void* shared, const void* global, int bytes, ui
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(shared)),
       "l"(global), "r"(bytes), "r"(shared_address(barrier))
       : "memory");
-}
-
-__device__ inline uint32_t cluster_rank() {
-  uint32_t rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-
-// Once, so that every block of the cluster has begun and knows the others' barriers. Not for data: see the next two.
-__device__ inline void cluster_arrive() {
-  __syncwarp();
-  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
-__device__ inline void cluster_wait() {
-  __syncwarp();
-  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-
-__device__ inline uint32_t address_in_block(const void* local, uint32_t rank) {
-  uint32_t remote;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(shared_address(local)), "r"(rank));
-  return remote;
-}
-
-// Arrives at the barrier that block `rank` of the cluster has where this one has `barrier`.
-__device__ inline void arrive_at_block(const uint64_t* barrier, uint32_t rank) {
-  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address_in_block(barrier, rank)) : "memory");
-}
-
-// Stores to where block `rank` has what this block has at `local`, counting 16 bytes on its `barrier`.
-__device__ inline void store_to_block(const float4* local, const float (&v)[4], const uint64_t* barrier, uint32_t rank) {
-  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
-                   address_in_block(local, rank)),
-               "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(address_in_block(barrier, rank))
-               : "memory");
 }
 
 #endif

@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "cuda/ops.h"
-#include "cuda/stream_gemm.h"
 
 namespace sigmoe::cuda {
 namespace {
@@ -247,7 +246,7 @@ void CudaBackend::multiply(const float* x, const int32_t* row_ids, int n_rows, c
   args.dense = weight;
   args.dense_out = y;
   const void* twin = twin_of(x, n_rows, weight.k);
-  const bool direct = !twin && (reads_float(weight, n_rows) || stream_reads_float(weight, n_rows));
+  const bool direct = !twin && reads_float(weight, n_rows);
   args.dense_x = direct ? x : twin ? twin : to_bf16(x, row_ids, n_rows, weight.k);
   if (direct || twin) args.row_ids = row_ids;
   launch_gemm(queue_, args, direct);

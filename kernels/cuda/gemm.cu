@@ -458,7 +458,7 @@ void launch_format(const Queue& queue, GemmArgs& args, bool x_is_float) {
 }  // namespace
 
 void launch_gemm(const Queue& queue, GemmArgs args, bool x_is_float) {
-  if (launch_stream_gemm(queue, args, x_is_float)) return;
+  if (!x_is_float && launch_stream_gemm(queue, args)) return;
   switch (args.dense.tiles ? args.dense.format : args.routed.format) {
     case WeightFormat::f32: return launch_format<WeightFormat::f32>(queue, args, x_is_float);
     case WeightFormat::bf16: return launch_format<WeightFormat::bf16>(queue, args, x_is_float);

@@ -26,42 +26,19 @@ struct Queue {
   bool overlap = false;
 };
 
-// Grid, block and attributes of a launch; `cluster` blocks share memory (sm_90).
-struct LaunchShape {
-  LaunchShape(dim3 grid, dim3 block, size_t shared_bytes, const Queue& queue, int cluster) {
-    config.gridDim = grid;
-    config.blockDim = block;
-    config.dynamicSmemBytes = shared_bytes;
-    config.stream = queue.stream;
-    config.attrs = attributes;
-    if (queue.overlap) {
-      attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-      attributes[config.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
-    }
-    if (cluster > 1) {
-      attributes[config.numAttrs].id = cudaLaunchAttributeClusterDimension;
-      attributes[config.numAttrs].val.clusterDim.x = cluster;
-      attributes[config.numAttrs].val.clusterDim.y = 1;
-      attributes[config.numAttrs++].val.clusterDim.z = 1;
-    }
-  }
-  LaunchShape(const LaunchShape&) = delete;
-  LaunchShape& operator=(const LaunchShape&) = delete;
-
-  cudaLaunchConfig_t config = {};
-  cudaLaunchAttribute attributes[2] = {};
-};
-
-template <typename... Params, typename... Args>
-void launch_clusters(const Queue& queue, void (*kernel)(Params...), int cluster, dim3 grid, dim3 block, size_t shared_bytes,
-                     Args&&... args) {
-  const LaunchShape shape(grid, block, shared_bytes, queue, cluster);
-  CUDA_CHECK(cudaLaunchKernelEx(&shape.config, kernel, static_cast<Params>(std::forward<Args>(args))...));
-}
-
 template <typename... Params, typename... Args>
 void launch(const Queue& queue, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Args&&... args) {
-  launch_clusters(queue, kernel, 1, grid, block, shared_bytes, std::forward<Args>(args)...);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = queue.stream;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &attribute;
+  config.numAttrs = queue.overlap ? 1 : 0;
+  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(std::forward<Args>(args))...));
 }
 
 constexpr int divide_up(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
