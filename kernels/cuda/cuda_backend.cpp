@@ -402,7 +402,8 @@ void CudaBackend::head_logits(const float* x, const int32_t* row_ids, int n_rows
 
 void CudaBackend::sample(const SampleArgs& args) {
   if (args.n_rows == 0) return;
-  launch_sample(queue_, args, scratch<float>(penalised_, static_cast<size_t>(args.n_rows) * args.vocab_size));
+  float* penalised = scratch<float>(penalised_, static_cast<size_t>(args.n_rows) * args.vocab_size);
+  launch_sample(queue_, args, penalised, scratch<uint64_t>(group_bests_, group_bests_bytes(args.n_rows) / sizeof(uint64_t)));
 }
 
 void CudaBackend::reset_counts(uint32_t* counts_row, int vocab_size, const int32_t* prompt, int n_prompt,

@@ -105,7 +105,7 @@ class CudaBackend : public Backend {
   Scratch x_{"activations in BF16"}, normed_{"activations in BF16"}, inner_{"expert activations"},
       shared_inner_{"shared expert activations"}, partial_attention_{"attention splits"}, arrivals_{"attention splits"},
       partial_logits_{"router logits"}, router_arrivals_{"router logits"}, forced_{"forced experts"},
-      penalised_{"penalised logits"}, history_{"token history"}, gathered_{"sums over ranks"};
+      penalised_{"penalised logits"}, group_bests_{"penalised logits"}, history_{"token history"}, gathered_{"sums over ranks"};
 
   struct Recorded {
     int n_runs = 0;

@@ -190,10 +190,25 @@ struct Work {
 
   // Writes rows `row` and `row` + 8 of `tile` for token t of the list.
   __device__ void write(const GemmArgs& args, int tile, int row, int t, float low, float high) const {
-    const bool routed = !dense && args.mode != GemmMode::linear;
-    const int s = routed ? slot(t) : 0;
-    const float weight = routed && args.mode == GemmMode::down ? args.slot_weights[s] : 1.0f;
-    store_pair(args, w, dense, t, s, weight, tile, row, low, high);
+    if (args.mode == GemmMode::gate_up) {
+      const int width = w.n / 2, inner = tile * 8 + row;
+      if (inner >= width) return;
+      auto* out = static_cast<__nv_bfloat16*>(dense ? args.dense_out : args.routed_out);
+      out[static_cast<int64_t>(dense ? t : slot(t)) * width + inner] = __float2bfloat16_rn(low / (1.0f + __expf(-low)) * high);
+      return;
+    }
+    float* out = static_cast<float*>(dense ? args.dense_out : args.routed_out);
+    int64_t out_row = t;
+    float weight = 1.0f;
+    if (args.mode == GemmMode::down) {
+      const int s = dense ? 0 : slot(t);
+      out_row = dense ? static_cast<int64_t>(t) * args.n_slots + args.n_active
+                      : static_cast<int64_t>(s / args.n_active) * args.n_slots + s % args.n_active;
+      if (!dense) weight = args.slot_weights[s];
+    }
+    const int n = tile * 16 + row;
+    if (n < w.n) out[out_row * w.n + n] = low * weight;
+    if (n + 8 < w.n) out[out_row * w.n + n + 8] = high * weight;
   }
 
   // Adds the slices of token blocks [0, n_used) in order and writes. One thread per pair of sums, rows g and g + 8 of a token.

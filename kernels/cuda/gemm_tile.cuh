@@ -1,5 +1,5 @@
 // The inner step of the matrix products: one chunk of weights as tensor-core operands, expanded to BF16 in registers, times the
-// activations of 8 tokens; and how results are written. Shared by gemm.cu and stream_gemm.cu, so that both add in one order.
+// activations of 8 tokens. Shared by gemm.cu and stream_gemm.cu, so that both add in one order.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -99,25 +99,5 @@ __device__ inline void load_x(const __nv_bfloat16* row, int k, int k_end, bool w
 
 // Warps or blocks that share a tile: the same at every number of tokens, so that sums keep their order.
 __host__ __device__ constexpr int slices_for(int n_groups) { return n_groups >= 32 ? 4 : n_groups >= 16 ? 2 : 1; }
-
-// Where one (row g, row g + 8) pair of sums goes: token t of the dense part, or `slot` of the routed one.
-__device__ inline void store_pair(const GemmArgs& args, const WeightView& w, bool dense, int t, int slot, float weight,
-                                  int tile, int row, float low, float high) {
-  if (args.mode == GemmMode::gate_up) {
-    const int width = w.n / 2, inner = tile * 8 + row;
-    if (inner >= width) return;
-    auto* out = static_cast<__nv_bfloat16*>(dense ? args.dense_out : args.routed_out);
-    out[static_cast<int64_t>(dense ? t : slot) * width + inner] = __float2bfloat16_rn(low / (1.0f + __expf(-low)) * high);
-    return;
-  }
-  float* out = static_cast<float*>(dense ? args.dense_out : args.routed_out);
-  int64_t out_row = t;
-  if (args.mode == GemmMode::down)
-    out_row = dense ? static_cast<int64_t>(t) * args.n_slots + args.n_active
-                    : static_cast<int64_t>(slot / args.n_active) * args.n_slots + slot % args.n_active;
-  const int n = tile * 16 + row;
-  if (n < w.n) out[out_row * w.n + n] = low * weight;
-  if (n + 8 < w.n) out[out_row * w.n + n + 8] = high * weight;
-}
 
 }  // namespace sigmoe::cuda

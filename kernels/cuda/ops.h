@@ -64,7 +64,9 @@ void launch_route(const Queue& queue, const float* x, const WeightView& gate, co
 bool can_route(const RouterShape& shape);
 
 // ---- sample.cu
-void launch_sample(const Queue& queue, const SampleArgs& args, float* penalised);
+// penalised (rows, V) and group_bests, of group_bests_bytes, are scratch.
+void launch_sample(const Queue& queue, const SampleArgs& args, float* penalised, uint64_t* group_bests);
+size_t group_bests_bytes(int n_rows);
 void launch_count_tokens(const Queue& queue, uint32_t* counts_row, const int32_t* prompt, int n_prompt,
                          const int32_t* generated, int n_generated);
 

@@ -124,6 +124,26 @@ __device__ void list_items(const GemmArgs& gemm, int n_items, const Lists& lists
   __syncthreads();
 }
 
+// Where one (row g, row g + 8) pair of sums goes: token t of the dense part, or `slot` of the routed one.
+__device__ inline void store_pair(const GemmArgs& args, const WeightView& w, bool dense, int t, int slot, float weight,
+                                  int tile, int row, float low, float high) {
+  if (args.mode == GemmMode::gate_up) {
+    const int width = w.n / 2, inner = tile * 8 + row;
+    if (inner >= width) return;
+    auto* out = static_cast<__nv_bfloat16*>(dense ? args.dense_out : args.routed_out);
+    out[static_cast<int64_t>(dense ? t : slot) * width + inner] = __float2bfloat16_rn(low / (1.0f + __expf(-low)) * high);
+    return;
+  }
+  float* out = static_cast<float*>(dense ? args.dense_out : args.routed_out);
+  int64_t out_row = t;
+  if (args.mode == GemmMode::down)
+    out_row = dense ? static_cast<int64_t>(t) * args.n_slots + args.n_active
+                    : static_cast<int64_t>(slot / args.n_active) * args.n_slots + slot % args.n_active;
+  const int n = tile * 16 + row;
+  if (n < w.n) out[out_row * w.n + n] = low * weight;
+  if (n + 8 < w.n) out[out_row * w.n + n + 8] = high * weight;
+}
+
 // A tile that a warp works on; tiles null: there is none.
 struct Tile {
   int place, item, number;

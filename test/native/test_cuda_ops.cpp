@@ -143,10 +143,13 @@ TEST_CASE("cuda linear: products are exact where activations are BF16 already") 
         CAPTURE(f.name);
         CAPTURE(k);
         const HostWeight host = random_weight(f.format, 80, k, f.bounds, f.block_n, 8);
-        std::vector<float> x = gaussian(9 * k, 3);
-        for (float& value : x) value = bf16_to_f32(f32_to_bf16(value));
-        CHECK(relative_error(linear(backend, *host.put(backend), x, 9, 80),
-                             linear(*reference(), *host.put(*reference()), x, 9, 80)) < Tolerance::kFloat32);
+        for (const float size : {1.0f, 1e-4f, 1e4f}) {
+          CAPTURE(size);
+          std::vector<float> x = gaussian(9 * k, 3);
+          for (float& value : x) value = bf16_to_f32(f32_to_bf16(size * value));
+          CHECK(relative_error(linear(backend, *host.put(backend), x, 9, 80),
+                               linear(*reference(), *host.put(*reference()), x, 9, 80)) < Tolerance::kFloat32);
+        }
       }
   });
 }
