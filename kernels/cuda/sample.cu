@@ -150,7 +150,7 @@ __device__ void sort_ranks(uint64_t* ranks, int n) {
     for (int step = run / 2; step > 0; step /= 2) {
       __syncthreads();
       for (int i = threadIdx.x; i < padded / 2; i += kThreads) {
-        const int low = i / step * 2 * step + i % step, high = low + step;
+        const int low = 2 * (i & -step) + (i & (step - 1)), high = low + step;  // step is a power of two
         const bool down = (low & run) == 0;
         const uint64_t a = ranks[low], b = ranks[high];
         if ((a < b) == down) ranks[low] = b, ranks[high] = a;
@@ -195,10 +195,14 @@ __device__ bool keep_best(Row& row, int top_k, uint64_t own_best, const uint64_t
     if (place < kMaxListed) shared.candidates[place] = rank;
   };
   if (group_bests) {
+    uint64_t bests[kGroupsEach];
+#pragma unroll
+    for (int i = 0; i < kGroupsEach; ++i) bests[i] = group_bests[i * kThreads + threadIdx.x];
+#pragma unroll
     for (int i = 0; i < kGroupsEach; ++i) {
-      const int group = i * kThreads + threadIdx.x;
-      if (group_bests[group] < bound) continue;
-      for (int id = group * 4; id < row.n; id += kGroups * 4)
+      if (bests[i] < bound) continue;
+#pragma unroll 4
+      for (int id = (i * kThreads + threadIdx.x) * 4; id < row.n; id += kGroups * 4)
         for (int e = 0; e < 4; ++e) consider(id + e);
     }
   } else {
@@ -347,16 +351,22 @@ __device__ uint64_t penalise_vectors(const RowOptions& options, const SampleRow&
                      id + 3 < n ? logits[id + 3] : 0.0f};
     }
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u)
+    for (int u = 0; u < kUnroll; ++u) {
+      const int id = base + u * step * 4;
+      float four[4] = {values[u].x, values[u].y, values[u].z, values[u].w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int id = base + u * step * 4 + i;
-        if (id >= n) continue;
-        float value = finite_logit(i == 0 ? values[u].x : i == 1 ? values[u].y : i == 2 ? values[u].z : values[u].w);
-        if (options.penalties && !options.biased) value = penalise(value, counts[id], sample);
-        if (!options.greedy) x[id] = value;
-        if (value > best_value || best_id < 0) best_value = value, best_id = id;  // ids rise: the first of equals stays
+        if (id + i >= n) continue;
+        four[i] = finite_logit(four[i]);
+        if (options.penalties && !options.biased) four[i] = penalise(four[i], counts[id + i], sample);
+        if (four[i] > best_value || best_id < 0) best_value = four[i], best_id = id + i;  // ids rise: the first of equals stays
       }
+      if (options.greedy) continue;
+      if (id + 4 <= n && n % 4 == 0)
+        *reinterpret_cast<float4*>(x + id) = {four[0], four[1], four[2], four[3]};
+      else
+        for (int i = 0; i < 4 && id + i < n; ++i) x[id + i] = four[i];
+    }
   }
   return best_id < 0 ? 0 : rank_of(best_value, best_id);
 }

@@ -15,7 +15,7 @@
 namespace sigmoe::cuda {
 namespace {
 
-constexpr int kThreads = 512;                // 128 registers each
+constexpr int kThreads = 384;                // 168 registers each
 constexpr int kWalkers = kThreads / 32 - 1;  // warps; the last one copies tokens
 constexpr int kTokens = 8;                   // of a block of them
 constexpr int kRunTiles = 128;               // after so many tiles the next block of tokens meets them, while they are in L2
