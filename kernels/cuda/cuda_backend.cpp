@@ -10,6 +10,7 @@ namespace {
 
 constexpr size_t kLandingBytes = 64 << 10;
 constexpr size_t kMaxRecorded = 256;
+constexpr int kMostTwinTokens = 128;                 // longer steps quantise or convert for themselves
 constexpr size_t kMaxSplitBytes = size_t{64} << 20;  // attention partials; longer batches take several launches
 
 bool same_shape(const WeightView& a, const WeightView& b) {
@@ -74,12 +75,14 @@ DeviceBuffer CudaBackend::alloc(size_t bytes, const char* what) {
   enter();
   void* data = device_malloc(bytes, what);
   DeviceBuffer buffer(data, bytes, [](void* memory, size_t) { cudaFree(memory); });
+  writes(data);
   CUDA_CHECK(cudaMemsetAsync(data, 0, bytes, queue_.stream));
   return buffer;
 }
 
 void CudaBackend::upload(void* device, const void* host, size_t bytes) {
   enter();
+  writes(device);
   steps_->copy(device, host, bytes);
 }
 
@@ -93,6 +96,7 @@ void CudaBackend::download(void* host, const void* device, size_t bytes) {
 
 void CudaBackend::zero(void* device, size_t bytes) {
   enter();
+  writes(device);
   CUDA_CHECK(cudaMemsetAsync(device, 0, bytes, queue_.stream));
 }
 
@@ -134,7 +138,12 @@ void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
   if (meets_on_host_) return ops();
   enter();
   if (recorded_.size() >= kMaxRecorded && !recorded_.contains(key)) forget_recorded();
-  if (recorded_[key].n_runs++ == 0) return ops();
+  twin_ = {};
+  if (recorded_[key].n_runs++ == 0) {
+    ops();
+    twin_ = {};
+    return;
+  }
   if (!recorded_[key].graph) {
     cudaGraph_t graph = nullptr;
     CUDA_CHECK(cudaStreamBeginCapture(queue_.stream, cudaStreamCaptureModeThreadLocal));
@@ -148,6 +157,7 @@ void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
       throw;
     }
     recording_ = false;
+    twin_ = {};
     CUDA_CHECK(cudaStreamEndCapture(queue_.stream, &graph));
     const cudaError_t status = cudaGraphInstantiate(&recorded_[key].graph, graph, 0);
     cudaGraphDestroy(graph);
@@ -235,12 +245,15 @@ const CudaBackend::ExpertTable& CudaBackend::table_of(const ExpertWeights& weigh
 // ---- ops -------------------------------------------------------------------------------------------------------------
 
 void CudaBackend::embed(const Tensor& table, const int32_t* ids, int n_tokens, float* out) {
+  writes(out);
   if (n_tokens > 0) launch_embed(queue_, table, ids, n_tokens, out);
 }
 
 void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slots, Comm* comm, const float* weight, float eps,
                                       int n_tokens, int width, float* out) {
   if (n_tokens == 0 || (!addend && !out)) return;
+  writes(residual);
+  if (out) writes(out);
   if (addend && comm && world_) {
     const ReduceArgs args{residual, addend, n_slots, n_tokens, width, weight, eps, out};
     return world_->reduce_add_rms_norm(
@@ -257,11 +270,33 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
     addend = sums;
     n_slots = 1;
   }
-  launch_reduce_add_rms_norm(queue_, residual, addend, n_slots, weight, eps, n_tokens, width, out);
+  void* twin = nullptr;
+  const int most_twin_tokens = many_rows_ ? kManyRows - 1 : kMostTwinTokens;
+  if (out && !exact_ && n_tokens > 1 && n_tokens <= most_twin_tokens && norm_has_twin(width)) {
+    twin = scratch<uint16_t>(normed_, static_cast<size_t>(n_tokens) * width);
+    twin_ = {out, n_tokens, width, twin};
+  }
+  launch_reduce_add_rms_norm(queue_, residual, addend, n_slots, weight, eps, n_tokens, width, out, twin);
+}
+
+void CudaBackend::writes(const void* address) {
+  const float* at = static_cast<const float*>(address);
+  if (twin_.rows && at >= twin_.rows && at < twin_.rows + static_cast<size_t>(twin_.n_rows) * twin_.width) twin_ = {};
+}
+
+const void* CudaBackend::twin_of(const float* x, int n_rows, int width) const {
+  return twin_.rows == x && n_rows <= twin_.n_rows && width == twin_.width ? twin_.bf16 : nullptr;
+}
+
+const void* CudaBackend::to_bf16(const float* x, const int32_t* row_ids, int n_rows, int width) {
+  uint16_t* converted = scratch<uint16_t>(x_, static_cast<size_t>(n_rows) * width);
+  launch_to_bf16(queue_, x, row_ids, n_rows, width, converted);
+  return converted;
 }
 
 // y (n_rows, n) = rows of x, picked by row_ids when given, times weight^T.
 void CudaBackend::multiply(const float* x, const int32_t* row_ids, int n_rows, const WeightView& weight, float* y) {
+  writes(y);
   if (n_rows == 0) return;
   if (exact_) return launch_exact_linear(queue_, x, row_ids, weight, n_rows, y);
   if (takes_many_rows(n_rows, weight)) {
@@ -277,15 +312,10 @@ void CudaBackend::multiply(const float* x, const int32_t* row_ids, int n_rows, c
   args.n_tokens = n_rows;
   args.dense = weight;
   args.dense_out = y;
-  const bool direct = reads_float(weight, n_rows);
-  if (direct) {
-    args.dense_x = x;
-    args.row_ids = row_ids;
-  } else {
-    uint16_t* converted = scratch<uint16_t>(x_, static_cast<size_t>(n_rows) * weight.k);
-    launch_to_bf16(queue_, x, row_ids, n_rows, weight.k, converted);
-    args.dense_x = converted;
-  }
+  const void* twin = twin_of(x, n_rows, weight.k);
+  const bool direct = !twin && reads_float(weight, n_rows);
+  args.dense_x = direct ? x : twin ? twin : to_bf16(x, row_ids, n_rows, weight.k);
+  if (direct || twin) args.row_ids = row_ids;
   launch_gemm(queue_, args, direct);
 }
 
@@ -303,10 +333,12 @@ void CudaBackend::linear(const float* x, const LinearWeight& weight, int n_token
 void CudaBackend::qk_norm_rope_store(const BatchView& batch, const AttentionShape& shape, const float* qkv, const float* q_norm,
                                      const float* k_norm, float eps, const float* cos, const float* sin, const KvView& kv,
                                      float* q_out) {
+  writes(q_out);
   if (batch.n_tokens > 0) launch_qk_norm_rope_store(queue_, batch, shape, qkv, q_norm, k_norm, eps, cos, sin, kv, q_out);
 }
 
 void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv, float* out) {
+  writes(out);
   if (batch.n_tokens == 0) return;
   if (exact_ || !has_split_attention(shape, kv.dtype)) return launch_exact_attention(queue_, batch, shape, q, kv, out);
   const size_t row_bytes = split_partial_bytes(shape, 1, batch.max_pages);
@@ -338,12 +370,15 @@ void CudaBackend::route(const float* x, const LinearWeight& gate, const float* b
     upload(device, forced_ids, n * sizeof(int32_t));
     forced = device;
   }
-  float* partial = scratch<float>(partial_logits_, static_cast<size_t>(kRouterSlices) * n_tokens * shape.n_experts);
-  launch_route(queue_, x, view, bias, shape, n_tokens, forced, partial, logits, out);
+  RouterScratch split;
+  split.partial = scratch<float>(partial_logits_, static_cast<size_t>(kRouterSlices) * n_tokens * shape.n_experts);
+  split.arrivals = scratch<int32_t>(router_arrivals_, 1);
+  launch_route(queue_, x, view, bias, shape, n_tokens, forced, split, logits, out);
 }
 
 void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Routing& routing, int n_active, int n_tokens,
                           int width, float* out) {
+  writes(out);
   if (n_tokens == 0) return;
   const ExpertTable& table = table_of(weights);
   const int n_slots = n_active + (n_active == 0 || weights.shared_gate_up ? 1 : 0);
@@ -441,13 +476,9 @@ void CudaBackend::run_experts(const float* x, const ExpertWeights& weights, cons
   common.slot_weights = routing.weights;
 
   const bool routed = n_active > 0 && table.gate_up_shape.n > 0, shared = weights.shared_gate_up != nullptr;
-  const bool direct = reads_float(shared ? view_of(*weights.shared_gate_up) : table.gate_up_shape, n_tokens);
-  const void* activations = x;
-  if (!direct) {
-    uint16_t* converted = scratch<uint16_t>(x_, static_cast<size_t>(n_tokens) * width);
-    launch_to_bf16(queue_, x, nullptr, n_tokens, width, converted);
-    activations = converted;
-  }
+  const void* twin = twin_of(x, n_tokens, width);
+  const bool direct = !twin && reads_float(shared ? view_of(*weights.shared_gate_up) : table.gate_up_shape, n_tokens);
+  const void* activations = direct ? x : twin ? twin : to_bf16(x, nullptr, n_tokens, width);
   GemmArgs up = common, down = common;
   up.mode = GemmMode::gate_up;
   down.mode = GemmMode::down;
@@ -508,7 +539,8 @@ void CudaBackend::head_logits(const float* x, const int32_t* row_ids, int n_rows
 
 void CudaBackend::sample(const SampleArgs& args) {
   if (args.n_rows == 0) return;
-  launch_sample(queue_, args, scratch<float>(penalised_, static_cast<size_t>(args.n_rows) * args.vocab_size));
+  float* penalised = scratch<float>(penalised_, static_cast<size_t>(args.n_rows) * args.vocab_size);
+  launch_sample(queue_, args, penalised, scratch<uint64_t>(group_bests_, group_bests_bytes(args.n_rows) / sizeof(uint64_t)));
 }
 
 void CudaBackend::reset_counts(uint32_t* counts_row, int vocab_size, const int32_t* prompt, int n_prompt,
@@ -522,11 +554,13 @@ void CudaBackend::reset_counts(uint32_t* counts_row, int vocab_size, const int32
 
 void CudaBackend::join_norms(const float* embedding, const float* embedding_norm, const float* hidden, const float* hidden_norm,
                              float eps, int n_tokens, int width, float* out) {
+  writes(out);
   if (n_tokens > 0) launch_join_norms(queue_, embedding, embedding_norm, hidden, hidden_norm, eps, n_tokens, width, out);
 }
 
 void CudaBackend::copy_rows(const float* from, const int32_t* from_ids, int64_t from_stride, float* to, const int32_t* to_ids,
                             int64_t to_stride, int n_rows, int width) {
+  writes(to);
   if (n_rows > 0) launch_copy_rows(queue_, from, from_ids, from_stride, to, to_ids, to_stride, n_rows, width);
 }
 

@@ -23,10 +23,11 @@ __global__ void embed_kernel(const void* table, bool is_float, const int32_t* id
 __device__ float4 add(float4 a, float4 b) { return {a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w}; }
 __device__ float squares(float4 a) { return a.x * a.x + a.y * a.y + a.z * a.z + a.w * a.w; }
 
-// residual += sum over slots of addend; out = RMSNorm(residual) * weight. width % 4 == 0, at most 4 * kVectors * blockDim.x.
+// residual += sum over slots of addend; out = RMSNorm(residual) * weight, and in BF16 too when `twin` is given.
+// width % 4 == 0, at most 4 * kVectors * blockDim.x.
 __global__ void __launch_bounds__(kRowThreads)
     reduce_add_rms_norm_kernel(float* residual, const float* addend, int n_slots, const float* weight, float eps, int width,
-                               float* out) {
+                               float* out, uint2* twin) {
   __shared__ float scratch[32];
   const int64_t t = blockIdx.x;
   const int n = width / 4;
@@ -66,8 +67,10 @@ __global__ void __launch_bounds__(kRowThreads)
   for (int v = 0; v < kVectors; ++v) {
     const int i = threadIdx.x + v * blockDim.x;
     if (i >= n) break;
-    reinterpret_cast<float4*>(out)[t * n + i] = {value[v].x * inverse * scale[v].x, value[v].y * inverse * scale[v].y,
-                                                 value[v].z * inverse * scale[v].z, value[v].w * inverse * scale[v].w};
+    const float4 normed = {value[v].x * inverse * scale[v].x, value[v].y * inverse * scale[v].y,
+                           value[v].z * inverse * scale[v].z, value[v].w * inverse * scale[v].w};
+    reinterpret_cast<float4*>(out)[t * n + i] = normed;
+    if (twin) twin[t * n + i] = {pack_bf16(normed.x, normed.y), pack_bf16(normed.z, normed.w)};
   }
 }
 
@@ -153,11 +156,13 @@ void launch_embed(const Queue& queue, const Tensor& table, const int32_t* ids, i
   launch(queue, embed_kernel, n_tokens, threads_for(width), 0, table.data, table.dtype == DType::f32, ids, width, out);
 }
 
+bool norm_has_twin(int width) { return width % 4 == 0 && width <= 4 * kVectors * kRowThreads; }
+
 void launch_reduce_add_rms_norm(const Queue& queue, float* residual, const float* addend, int n_slots, const float* weight,
-                                float eps, int n_tokens, int width, float* out) {
-  if (width % 4 == 0 && width <= 4 * kVectors * kRowThreads)
+                                float eps, int n_tokens, int width, float* out, void* twin) {
+  if (norm_has_twin(width))
     launch(queue, reduce_add_rms_norm_kernel, n_tokens, threads_for(width / 4), 0, residual, addend, n_slots, weight, eps,
-           width, out);
+           width, out, static_cast<uint2*>(twin));
   else
     launch(queue, reduce_add_rms_norm_any_kernel, n_tokens, threads_for(width), 0, residual, addend, n_slots, weight, eps,
            width, out);

@@ -9,8 +9,10 @@ namespace sigmoe::cuda {
 
 // ---- elementwise.cu
 void launch_embed(const Queue& queue, const Tensor& table, const int32_t* ids, int n_tokens, float* out);
+// twin (T, width) BF16 or null: the result again, for the products that follow; only where norm_has_twin().
 void launch_reduce_add_rms_norm(const Queue& queue, float* residual, const float* addend, int n_slots, const float* weight,
-                                float eps, int n_tokens, int width, float* out);
+                                float eps, int n_tokens, int width, float* out, void* twin);
+bool norm_has_twin(int width);
 void launch_sum_slots(const Queue& queue, const float* addend, int n_slots, int n_tokens, int width, float* out);
 void launch_join_norms(const Queue& queue, const float* embedding, const float* embedding_norm, const float* hidden,
                        const float* hidden_norm, float eps, int n_tokens, int width, float* out);
@@ -53,12 +55,18 @@ void launch_exact_experts(const Queue& queue, const ExactExperts& args, const fl
 
 // ---- route.cu
 constexpr int kRouterSlices = 8;  // partial logits per (token, expert)
+struct RouterScratch {
+  float* partial = nullptr;     // (kRouterSlices, T, E)
+  int32_t* arrivals = nullptr;  // (1), zero between launches
+};
 void launch_route(const Queue& queue, const float* x, const WeightView& gate, const float* bias, const RouterShape& shape,
-                  int n_tokens, const int32_t* forced_ids, float* partial, float* logits, const Routing& out);
+                  int n_tokens, const int32_t* forced_ids, const RouterScratch& scratch, float* logits, const Routing& out);
 bool can_route(const RouterShape& shape);
 
 // ---- sample.cu
-void launch_sample(const Queue& queue, const SampleArgs& args, float* penalised);
+// penalised (rows, V) and group_bests, of group_bests_bytes, are scratch.
+void launch_sample(const Queue& queue, const SampleArgs& args, float* penalised, uint64_t* group_bests);
+size_t group_bests_bytes(int n_rows);
 void launch_count_tokens(const Queue& queue, uint32_t* counts_row, const int32_t* prompt, int n_prompt,
                          const int32_t* generated, int n_generated);
 

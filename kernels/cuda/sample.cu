@@ -1,5 +1,6 @@
-// The sampler: one block per chain of rows, no sorting. Weights of tokens are integers (kernels/cpu/sample.h defines them), so
-// sums do not depend on their order and the token is the very one that sorting the vocabulary would pick.
+// The sampler: one block per chain of rows, after many blocks have penalised the logits; no sorting. Weights of tokens are
+// integers (kernels/cpu/sample.h defines them), so sums do not depend on their order and the token is the very one that sorting
+// the vocabulary would pick.
 //
 // Tokens are ranked by (logit, then lower id first): one 64-bit rank each, all distinct. top-k, top-p and the draw each ask
 // for the largest rank at which a sum from the top reaches a target. cut_at() narrows the vocabulary to the bin of a histogram
@@ -17,6 +18,9 @@ constexpr int kThreads = 1024;
 constexpr int kWarps = kThreads / 32;
 constexpr int kUnroll = 4;        // vectors of logits in flight per thread
 constexpr int kMaxListed = 2048;  // candidates in shared memory
+constexpr int kGroups = 8192;     // of a row's vectors: those that share their number modulo this
+constexpr int kGroupsEach = kGroups / kThreads;
+constexpr int kPenaliseThreads = 256;
 constexpr double kWeightOne = 0x1p40;
 
 // ---- definitions shared with the CPU, bit for bit: no fused multiply-add ---------------------------------------------
@@ -146,7 +150,7 @@ __device__ void sort_ranks(uint64_t* ranks, int n) {
     for (int step = run / 2; step > 0; step /= 2) {
       __syncthreads();
       for (int i = threadIdx.x; i < padded / 2; i += kThreads) {
-        const int low = i / step * 2 * step + i % step, high = low + step;
+        const int low = 2 * (i & -step) + (i & (step - 1)), high = low + step;  // step is a power of two
         const bool down = (low & run) == 0;
         const uint64_t a = ranks[low], b = ranks[high];
         if ((a < b) == down) ranks[low] = b, ranks[high] = a;
@@ -172,6 +176,46 @@ __device__ Row gather(const Row& from, const Wanted& wanted, uint64_t* to, Share
   row.n = static_cast<int>(shared.n_gathered);
   sort_ranks(to, row.n);
   return row;
+}
+
+// Narrows the row to its `top_k` best: the top_k-th best of the threads' best ranks bounds them from below, so few others pass.
+// Where groups of a row are known by their best, only those that reach the bound are read. False, and the row as it was, where
+// a list has no room for all that pass.
+__device__ bool keep_best(Row& row, int top_k, uint64_t own_best, const uint64_t* group_bests, Shared& shared) {
+  if (top_k > kThreads) return false;
+  __syncthreads();
+  shared.narrowed[threadIdx.x] = own_best;
+  if (threadIdx.x == 0) shared.n_gathered = 0;
+  sort_ranks(shared.narrowed, kThreads);
+  const uint64_t bound = max(shared.narrowed[top_k - 1], row.least);
+  const auto consider = [&](int i) {
+    const uint64_t rank = row.at(i);
+    if (rank == 0 || rank < bound) return;
+    const uint32_t place = atomicAdd(&shared.n_gathered, 1u);
+    if (place < kMaxListed) shared.candidates[place] = rank;
+  };
+  if (group_bests) {
+    uint64_t bests[kGroupsEach];
+#pragma unroll
+    for (int i = 0; i < kGroupsEach; ++i) bests[i] = group_bests[i * kThreads + threadIdx.x];
+#pragma unroll
+    for (int i = 0; i < kGroupsEach; ++i) {
+      if (bests[i] < bound) continue;
+#pragma unroll 4
+      for (int id = (i * kThreads + threadIdx.x) * 4; id < row.n; id += kGroups * 4)
+        for (int e = 0; e < 4; ++e) consider(id + e);
+    }
+  } else {
+#pragma unroll 4
+    for (int i = threadIdx.x; i < row.n; i += kThreads) consider(i);
+  }
+  __syncthreads();
+  const int n = static_cast<int>(shared.n_gathered);
+  if (n > kMaxListed) return false;
+  sort_ranks(shared.candidates, n);
+  row.list = shared.candidates;
+  row.n = min(n, top_k);
+  return true;
 }
 
 // cut_at within a sorted list: the first place at which base + the sum so far reaches target.
@@ -276,23 +320,30 @@ __device__ uint64_t cut_at(const Row& row, uint64_t target, const Mass& mass, ui
 
 // ---- a row -----------------------------------------------------------------------------------------------------------
 
-__device__ int choose(const SampleArgs& args, const SampleRow& sample, const float* logits, const uint32_t* counts, float* x,
-                      Shared& shared) {
-  const int n = args.vocab_size;
-  const bool biased = sample.bias_end > sample.bias_begin;
-  const uint32_t* mask = sample.mask_row < 0 ? nullptr : args.masks + static_cast<int64_t>(sample.mask_row) * mask_words(n);
-  const auto masked = [&](int id) { return mask && !(mask[id / 32] >> (id % 32) & 1); };
-  const bool bans = sample.ban_end > sample.ban_begin || mask;
-  const bool penalties =
-      counts && (sample.repetition_penalty != 1.0f || sample.presence_penalty != 0.0f || sample.frequency_penalty != 0.0f);
-  const bool greedy = !(sample.temperature > 0.0f) && !biased && !bans;  // then x is not needed
+struct RowOptions {
+  bool biased, bans, penalties, greedy;
+  const uint32_t* mask;
+
+  __device__ RowOptions(const SampleArgs& args, const SampleRow& sample) {
+    biased = sample.bias_end > sample.bias_begin;
+    mask = sample.mask_row < 0 ? nullptr : args.masks + static_cast<int64_t>(sample.mask_row) * mask_words(args.vocab_size);
+    bans = sample.ban_end > sample.ban_begin || mask;
+    penalties = sample.slot >= 0 &&
+                (sample.repetition_penalty != 1.0f || sample.presence_penalty != 0.0f || sample.frequency_penalty != 0.0f);
+    greedy = !(sample.temperature > 0.0f) && !biased && !bans;  // then x is not needed
+  }
+};
+
+// Vectors of four logits first, first + step, ... of a row, penalised and finite, to x unless greedy; the best rank of them.
+__device__ uint64_t penalise_vectors(const RowOptions& options, const SampleRow& sample, const float* logits,
+                                     const uint32_t* counts, int n, int first, int step, float* x) {
   float best_value = -INFINITY;
   int best_id = -1;
-  for (int base = threadIdx.x * 4; base < n; base += kThreads * 4 * kUnroll) {
+  for (int base = first * 4; base < n; base += step * 4 * kUnroll) {
     float4 values[kUnroll];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
-      const int id = base + u * kThreads * 4;
+      const int id = base + u * step * 4;
       if (id + 4 <= n && n % 4 == 0)
         values[u] = *reinterpret_cast<const float4*>(logits + id);
       else
@@ -300,18 +351,40 @@ __device__ int choose(const SampleArgs& args, const SampleRow& sample, const flo
                      id + 3 < n ? logits[id + 3] : 0.0f};
     }
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u)
+    for (int u = 0; u < kUnroll; ++u) {
+      const int id = base + u * step * 4;
+      float four[4] = {values[u].x, values[u].y, values[u].z, values[u].w};
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int id = base + u * kThreads * 4 + i;
-        if (id >= n) continue;
-        float value = finite_logit(i == 0 ? values[u].x : i == 1 ? values[u].y : i == 2 ? values[u].z : values[u].w);
-        if (penalties && !biased) value = penalise(value, counts[id], sample);
-        if (!greedy) x[id] = value;
-        if (value > best_value || best_id < 0) best_value = value, best_id = id;  // ids rise: the first of equals stays
+        if (id + i >= n) continue;
+        four[i] = finite_logit(four[i]);
+        if (options.penalties && !options.biased) four[i] = penalise(four[i], counts[id + i], sample);
+        if (four[i] > best_value || best_id < 0) best_value = four[i], best_id = id + i;  // ids rise: the first of equals stays
       }
+      if (options.greedy) continue;
+      if (id + 4 <= n && n % 4 == 0)
+        *reinterpret_cast<float4*>(x + id) = {four[0], four[1], four[2], four[3]};
+      else
+        for (int i = 0; i < 4 && id + i < n; ++i) x[id + i] = four[i];
+    }
   }
-  uint64_t best = best_id < 0 ? 0 : rank_of(best_value, best_id);
+  return best_id < 0 ? 0 : rank_of(best_value, best_id);
+}
+
+// group_bests: what penalise_kernel left for the row, or null.
+__device__ int choose(const SampleArgs& args, const SampleRow& sample, const float* logits, const uint32_t* counts, float* x,
+                      const uint64_t* group_bests, Shared& shared) {
+  const int n = args.vocab_size;
+  const RowOptions options(args, sample);
+  const auto [biased, bans, penalties, greedy, mask] = options;
+  const auto masked = [mask = options.mask](int id) { return mask && !(mask[id / 32] >> (id % 32) & 1); };
+  uint64_t best = 0;
+  if (group_bests) {
+#pragma unroll
+    for (int i = 0; i < kGroupsEach; ++i) best = max(best, group_bests[i * kThreads + threadIdx.x]);
+  } else {
+    best = penalise_vectors(options, sample, logits, counts, n, threadIdx.x, kThreads, x);
+  }
   if (biased) {
     __syncthreads();
     if (threadIdx.x == 0)  // entries may name a token twice: one thread, in order
@@ -332,10 +405,12 @@ __device__ int choose(const SampleArgs& args, const SampleRow& sample, const flo
     for (int i = sample.ban_begin + threadIdx.x; i < sample.ban_end; i += kThreads) x[args.ban_ids[i]] = -INFINITY;
   }
   if (biased || bans) {
+    group_bests = nullptr;
     __syncthreads();
     best = 0;
     for (int id = threadIdx.x; id < n; id += kThreads) best = max(best, rank_of(x[id], id));
   }
+  const uint64_t own_best = best;
   best = block_max(best, shared.scratch);
   Row row{x, n, 1, logit_of(best), sample.temperature};
   if (isinf(row.highest)) {  // nothing can be sampled: the lowest id that is not banned, else 0
@@ -358,7 +433,7 @@ __device__ int choose(const SampleArgs& args, const SampleRow& sample, const flo
     const float least = fminf(row.highest, __fadd_rn(row.highest, __fmul_rn(sample.temperature, logf(sample.min_p))));
     row.least = max(rank_of(least, 0) >> 32 << 32, uint64_t{1});  // every id at that logit
   }
-  if (sample.top_k > 0 && sample.top_k < n) {
+  if (sample.top_k > 0 && sample.top_k < n && !keep_best(row, sample.top_k, own_best, group_bests, shared)) {
     uint64_t count = n;
     if (sample.min_p > 0.0f) {
       count = 0;
@@ -386,12 +461,14 @@ __device__ int choose(const SampleArgs& args, const SampleRow& sample, const flo
 }
 
 // One row, by the whole block; returns its token, the same on every thread.
-__device__ int sample_one(const SampleArgs& args, int64_t r, const SampleRow& sample, float* penalised, Shared& shared) {
+__device__ int sample_one(const SampleArgs& args, int64_t r, const SampleRow& sample, float* penalised,
+                          const uint64_t* group_bests, Shared& shared) {
   const int n = args.vocab_size;
   const float* logits = args.logits + r * n;
   uint32_t* counts = sample.slot < 0 ? nullptr : args.counts + static_cast<int64_t>(sample.slot) * n;
   float* x = penalised + r * n;
-  const int token = sample.forced_token >= 0 ? sample.forced_token : choose(args, sample, logits, counts, x, shared);
+  const int token =
+      sample.forced_token >= 0 ? sample.forced_token : choose(args, sample, logits, counts, x, group_bests, shared);
   __syncthreads();
   if (threadIdx.x == 0) {
     args.tokens[r] = token;
@@ -444,8 +521,21 @@ __device__ void leave_out(const SampleArgs& args, int64_t r) {
   }
 }
 
+// The first row of every chain, which depends on no other row: its logits penalised, and the best rank of each group.
+__global__ void __launch_bounds__(kPenaliseThreads) penalise_kernel(SampleArgs args, float* penalised, uint64_t* group_bests) {
+  let_next_start();
+  wait_for_previous();
+  const int64_t r = blockIdx.y;
+  const SampleRow sample = args.rows[r];
+  if (sample.if_previous >= 0 || sample.forced_token >= 0) return;
+  const int n = args.vocab_size, group = blockIdx.x * kPenaliseThreads + threadIdx.x;
+  const uint32_t* counts = sample.slot < 0 ? nullptr : args.counts + static_cast<int64_t>(sample.slot) * n;
+  group_bests[r * kGroups + group] =
+      penalise_vectors(RowOptions(args, sample), sample, args.logits + r * n, counts, n, group, kGroups, penalised + r * n);
+}
+
 // One block per chain, which starts at the block's row; blocks of rows inside a chain have nothing to do.
-__global__ void __launch_bounds__(kThreads) sample_kernel(SampleArgs args, float* penalised) {
+__global__ void __launch_bounds__(kThreads) sample_kernel(SampleArgs args, float* penalised, const uint64_t* group_bests) {
   extern __shared__ __align__(16) unsigned char shared_bytes[];
   Shared& shared = *reinterpret_cast<Shared*>(shared_bytes);
   let_next_start();
@@ -460,7 +550,7 @@ __global__ void __launch_bounds__(kThreads) sample_kernel(SampleArgs args, float
       leave_out(args, r);
       continue;
     }
-    before = sample_one(args, r, sample, penalised, shared);
+    before = sample_one(args, r, sample, penalised, r > blockIdx.x ? nullptr : group_bests + r * kGroups, shared);
     __syncthreads();  // the counts are those the next row sees, and shared memory is free again
   }
 }
@@ -476,10 +566,14 @@ __global__ void count_tokens_kernel(uint32_t* counts, const int32_t* tokens, int
 
 }  // namespace
 
-void launch_sample(const Queue& queue, const SampleArgs& args, float* penalised) {
+size_t group_bests_bytes(int n_rows) { return sizeof(uint64_t) * kGroups * n_rows; }
+
+void launch_sample(const Queue& queue, const SampleArgs& args, float* penalised, uint64_t* group_bests) {
+  launch(queue, penalise_kernel, dim3(kGroups / kPenaliseThreads, args.n_rows), kPenaliseThreads, 0, args, penalised,
+         group_bests);
   CUDA_CHECK(
       cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(sizeof(Shared))));
-  launch(queue, sample_kernel, args.n_rows, kThreads, sizeof(Shared), args, penalised);
+  launch(queue, sample_kernel, args.n_rows, kThreads, sizeof(Shared), args, penalised, group_bests);
 }
 
 void launch_count_tokens(const Queue& queue, uint32_t* counts_row, const int32_t* prompt, int n_prompt,

@@ -191,10 +191,13 @@ TEST_CASE("cuda linear: products are exact where activations are BF16 already") 
         CAPTURE(f.name);
         CAPTURE(k);
         const HostWeight host = random_weight(f.format, 80, k, f.bounds, f.block_n, 8);
-        std::vector<float> x = gaussian(9 * k, 3);
-        for (float& value : x) value = bf16_to_f32(f32_to_bf16(value));
-        CHECK(relative_error(linear(backend, *host.put(backend), x, 9, 80),
-                             linear(*reference(), *host.put(*reference()), x, 9, 80)) < Tolerance::kFloat32);
+        for (const float size : {1.0f, 1e-4f, 1e4f}) {
+          CAPTURE(size);
+          std::vector<float> x = gaussian(9 * k, 3);
+          for (float& value : x) value = bf16_to_f32(f32_to_bf16(size * value));
+          CHECK(relative_error(linear(backend, *host.put(backend), x, 9, 80),
+                               linear(*reference(), *host.put(*reference()), x, 9, 80)) < Tolerance::kFloat32);
+        }
       }
   });
 }
@@ -444,7 +447,7 @@ TEST_CASE("cuda route: choices, weights and lists equal the reference's, ties an
             CAPTURE(shape.n_experts);
             CAPTURE(n_tokens);
             CAPTURE(ties);
-            const int64_t width = 200;
+            const int64_t width = shape.n_experts == 256 && n_tokens != 128 ? 4096 : 200;
             const HostWeight host = random_weight(format, shape.n_experts, width, {}, 0, 3);
             const auto weight = host.put(backend), expected_weight = host.put(*reference());
             std::vector<float> x = gaussian(n_tokens * width, 4), bias = gaussian(shape.n_experts, 5, 0.1f);
@@ -510,6 +513,9 @@ TEST_CASE("cuda experts: formats, shared experts, empty and crowded lists, missi
     for (const ExpertCase& c :
          {ExpertCase{"fp8", 256, 128, 128, 16, 4, fp8, fp8, false},
           ExpertCase{"fp8 real width", 1024, 512, 512, 8, 2, fp8, fp8, false},
+          ExpertCase{"fp8 four slices of k", 4096, 512, 0, 3, 2, fp8, fp8, false},
+          ExpertCase{"bf16 four slices of k", 4096, 256, 256, 3, 2, bf16, bf16, false},
+          ExpertCase{"fp8 missing shares", 512, 512, 512, 6, 2, fp8, fp8, true},
           ExpertCase{"fp8 ragged", 192, 160, 160, 8, 3, fp8, fp8, false},
           ExpertCase{"bf16", 64, 32, 64, 16, 4, bf16, bf16, false}, ExpertCase{"f32", 50, 20, 20, 4, 2, f32, f32, false},
           ExpertCase{"int4", 256, 128, 128, 6, 2, int4, int4, false},
@@ -564,18 +570,58 @@ TEST_CASE("cuda experts: formats, shared experts, empty and crowded lists, missi
 
 TEST_CASE("cuda head: rows picked on the device") {
   on_cuda([](Backend& backend, DType compute) {
-    const HostWeight host = random_weight(WeightFormat::bf16, 333, 256, {}, 0, 4);
-    const std::vector<float> x = gaussian(10 * 256, 5);
-    for (const std::vector<int32_t>& rows : {std::vector<int32_t>{7}, {9, 0}, {3, 3, 9, 1, 0}}) {
-      std::vector<float> expected(rows.size() * 333);
-      reference()->head_logits(x.data(), rows.data(), static_cast<int>(rows.size()), *host.put(*reference()), nullptr, {333},
-                               expected.data());
-      const OnDevice<float> in(backend, x), out(backend, std::vector<float>(expected.size(), kPoison));
-      const OnDevice<int32_t> device_rows(backend, rows);
-      const auto weight = host.put(backend);
-      backend.head_logits(in.get(), device_rows.get(), static_cast<int>(rows.size()), *weight, nullptr, {333}, out.get());
-      CHECK(relative_error(out.read(), expected) < bound(compute, Tolerance::kBf16Linear));
+    for (const int n : {333, 65600}) {  // few and many enough tiles for either kernel
+      CAPTURE(n);
+      const HostWeight host = random_weight(WeightFormat::bf16, n, 256, {}, 0, 4);
+      const auto weight = host.put(backend), expected_weight = host.put(*reference());
+      const std::vector<float> x = gaussian(10 * 256, 5);
+      for (const std::vector<int32_t>& rows : {std::vector<int32_t>{7}, {9, 0}, {3, 3, 9, 1, 0}}) {
+        const int n_rows = static_cast<int>(rows.size());
+        std::vector<float> expected(rows.size() * n);
+        reference()->head_logits(x.data(), rows.data(), n_rows, *expected_weight, nullptr, {n}, expected.data());
+        const OnDevice<float> in(backend, x), out(backend, std::vector<float>(expected.size(), kPoison));
+        const OnDevice<int32_t> device_rows(backend, rows);
+        backend.head_logits(in.get(), device_rows.get(), n_rows, *weight, nullptr, {n}, out.get());
+        CHECK(relative_error(out.read(), expected) < bound(compute, Tolerance::kBf16Linear));
+      }
     }
+  });
+}
+
+TEST_CASE("cuda norm: products of its output are those of the same rows elsewhere, until the rows change") {
+  on_cuda([](Backend& backend, DType) {
+    const int n_tokens = 5, width = 256, n = 96;
+    const HostWeight host = random_weight(WeightFormat::fp8, n, width, blocks_of(width, 128), 128, 4);
+    const auto weight = host.put(backend);
+    const OnDevice<float> residual(backend, gaussian(n_tokens * width, 1)), norm(backend, gaussian(width, 2)),
+        normed(backend, std::vector<float>(n_tokens * width, kPoison)), copy(backend, std::vector<float>(n_tokens * width)),
+        out(backend, std::vector<float>(n_tokens * n, kPoison));
+    const OnDevice<int32_t> rows(backend, {4, 1, 1});
+    const auto products = [&](const float* x) {
+      backend.linear(x, *weight, n_tokens, out.get());
+      std::vector<float> all = out.read();
+      backend.head_logits(x, rows.get(), 3, *weight, nullptr, {n}, out.get());
+      const std::vector<float> picked = out.read();
+      all.insert(all.end(), picked.begin(), picked.begin() + 3 * n);
+      return all;
+    };
+    const auto same_elsewhere = [&](const char* what) {
+      CAPTURE(what);
+      const std::vector<float> from_normed = products(normed.get()), values = normed.read();
+      backend.upload(copy.get(), values.data(), values.size() * sizeof(float));
+      CHECK(from_normed == products(copy.get()));
+    };
+    backend.reduce_add_rms_norm(residual.get(), nullptr, 0, nullptr, norm.get(), 1e-6f, n_tokens, width, normed.get());
+    same_elsewhere("after the norm");
+    const std::vector<float> other = gaussian(width, 9);
+    backend.upload(normed.get() + width, other.data(), width * sizeof(float));
+    same_elsewhere("after an upload into one row");
+    backend.reduce_add_rms_norm(residual.get(), nullptr, 0, nullptr, norm.get(), 1e-6f, n_tokens, width, normed.get());
+    backend.copy_rows(residual.get(), nullptr, width, normed.get(), nullptr, width, 1, width);
+    same_elsewhere("after a copy of one row");
+    backend.reduce_add_rms_norm(residual.get(), nullptr, 0, nullptr, norm.get(), 1e-6f, n_tokens, width, normed.get());
+    backend.zero(normed.get(), width * sizeof(float));
+    same_elsewhere("after a fill with zeros");
   });
 }
 
