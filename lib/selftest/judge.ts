@@ -88,7 +88,8 @@ function reducedProblems(errors: readonly number[], bfloat16: SelftestRecording[
   const bound = reducedBound(bfloat16);
   const beyond = countBeyond(errors, bound);
   const allowed = (bfloat16?.beyondBound ?? 0) + BEYOND_PER_CASE;
-  const limit = Math.max(bound, WORST_FACTOR * (bfloat16?.worstError ?? Infinity));
+  const worstKnown = Math.max(bfloat16?.worstError ?? Infinity, bfloat16?.nearTieError ?? 0);
+  const limit = Math.max(bound, WORST_FACTOR * worstKnown);
   const problems = [];
   if (beyond > allowed) problems.push(`${beyond} of ${errors.length} positions are off by more than ${bound.toPrecision(3)}`);
   if (!(worst(errors) <= limit)) {

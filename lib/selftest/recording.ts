@@ -17,7 +17,8 @@ export function isRecording(value: unknown): value is SelftestRecording {
 
 function isReducedRun(value: unknown): boolean {
   if (!isFields(value)) return false;
-  return [value.medianError, value.worstError, value.beyondBound].every(Number.isFinite);
+  const { medianError, worstError, beyondBound, nearTieError = 0 } = value;
+  return [medianError, worstError, beyondBound, nearTieError].every(Number.isFinite);
 }
 
 function isCase(value: unknown): boolean {

@@ -135,6 +135,10 @@ describe('the judgement', () => {
     expect(judge(many(20, 3).recorded, many(20, 3).measured, 'reduced', bfloat16).passed).toBe(true);
     expect(judge(many(20, 4).recorded, many(20, 4).measured, 'reduced', bfloat16).passed).toBe(false);
     expect(judge(recorded, { tokens: [best], logits: [off(2)] }, 'reduced', bfloat16).passed).toBe(false);
+    const tie = { tokens: [best], logits: [off(0.8)] };
+    expect(judge(recorded, tie, 'reduced', bfloat16).passed).toBe(false);
+    expect(judge(recorded, tie, 'reduced', { ...bfloat16, nearTieError: 0.2 }).passed).toBe(true);
+    expect(judge(recorded, tie, 'reduced', { ...bfloat16, nearTieError: 0.1 }).passed).toBe(false);
     expect(judge(recorded, { tokens: [best], logits: [logits.map(() => Number.NaN)] }, 'reduced', bfloat16).passed).toBe(false);
   });
 
