@@ -34,7 +34,10 @@ int CostBySize::index_of(int size) {
 // costs less: what a size was just seen to cost bounds the smaller ones, or drafting that looked cheap beside a plain step
 // wrongly held to be dear would go on for ever.
 void CostBySize::observe(int size, double ms) {
-  Point& point = points_[index_of(size)];
+  const int index = index_of(size);
+  Point& point = points_[index];
+  first_ = std::min(first_, index);
+  last_ = std::max(last_, index);
   if (point.n < kUnsettled) {
     point = {static_cast<double>(size), point.n == 0 ? ms : std::min(ms, point.ms), point.n + 1};
   } else {
@@ -44,16 +47,17 @@ void CostBySize::observe(int size, double ms) {
     point.ms *= 1 + (ratio - 1) * std::max(kBlend, 2.0 / ++point.n);
     point.size += (size - point.size) * kBlend;
   }
+  n_known_ += point.n == kSettled;
   for (Point& other : points_)
     if (other.n > 0 && other.size < point.size) other.ms = std::min(other.ms, point.ms);
 }
 
 // Sizes seen rarely count only where no two are known well.
 double CostBySize::at(int size) const {
-  const auto n_known = std::count_if(points_.begin(), points_.end(), [](const Point& point) { return point.n >= kSettled; });
-  const int least_n = n_known >= 2 ? kSettled : 1;
+  const int least_n = n_known_ >= 2 ? kSettled : 1;
   const Point *first = nullptr, *last = nullptr, *below = nullptr, *above = nullptr;
-  for (const Point& point : points_) {
+  for (int i = first_; i <= last_; ++i) {
+    const Point& point = points_[i];
     if (point.n < least_n) continue;
     if (!first) first = &point;
     last = &point;

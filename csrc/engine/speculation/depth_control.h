@@ -29,6 +29,8 @@ class CostBySize {
   static constexpr int kPoints = 64;
   static int index_of(int size);
   std::array<Point, kPoints> points_{};
+  int first_ = kPoints, last_ = -1;  // of the sizes seen
+  int n_known_ = 0;                  // sizes that are known well
 };
 
 // What is remembered of one sequence.
