@@ -23,10 +23,10 @@ int select_device(int index) {
   int n_devices = 0;
   CUDA_CHECK(cudaGetDeviceCount(&n_devices));
   if (index >= n_devices)
-    throw EngineError(ErrorCode::not_found,
-                      "GPU " + std::to_string(index) + " asked for (counting from 0): the driver lists " +
-                          std::to_string(n_devices),
-                      "lower tensorParallelSize or dataParallelSize, or let the process see more GPUs (CUDA_VISIBLE_DEVICES)");
+    throw EngineError(
+        ErrorCode::not_found,
+        "GPU " + std::to_string(index) + " asked for (counting from 0): the driver lists " + std::to_string(n_devices),
+        "lower tensorParallelSize or dataParallelSize, or let the process see more GPUs (CUDA_VISIBLE_DEVICES)");
   CUDA_CHECK(cudaSetDevice(index));
   return index;
 }

@@ -75,14 +75,18 @@ test('inspect shows what each of four ranks would keep', async () => {
       memory: { checkpointBytes: number };
     };
   };
-  for (const { ranks, memory } of [await ranksOf(), await ranksOf('--enable-expert-parallel')]) {
+  // Experts of 128 channels are one scale block: by width they lie on the first rank, whole ones are spread over all.
+  for (const [{ ranks, memory }, most] of [
+    [await ranksOf(), 0.9],
+    [await ranksOf('--enable-expert-parallel'), 0.5],
+  ] as const) {
     expect(ranks).toHaveLength(4);
     const sum = ranks.reduce((total, { weightBytes }) => total + weightBytes, 0);
+    expect(sum).toBeGreaterThan(memory.checkpointBytes); // the embedding table is whole on each
     for (const { weightBytes, kvBytesPerToken } of ranks) {
-      expect(weightBytes).toBeLessThan(memory.checkpointBytes / 2); // the embedding table is whole on each
+      expect(weightBytes).toBeLessThan(memory.checkpointBytes * most);
       expect(kvBytesPerToken).toBe(2 * 128 * 6 * 2); // one KV head, replicated
     }
-    expect(sum).toBeGreaterThan(memory.checkpointBytes);
   }
   const { stdout } = await sigmoe(['inspect', nano, '--tensor-parallel-size', '2']);
   expect(stdout).toMatch(/^rank +weights +KV cache a token$/m);

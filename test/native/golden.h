@@ -43,7 +43,7 @@ std::vector<std::string> available_paths(DType compute);
 
 // The device of SIGMOE_TEST_DEVICE in place of "auto": the engine's tests on another device.
 EngineOptions on_test_device(EngineOptions options);
-// False where that device has fewer GPUs than an engine of so many ranks takes.
+// False where that device has fewer pieces than an engine of so many ranks takes.
 bool enough_gpus(int world);
 
 // Over how many GPUs the ranks of a device are spread: SIGMOE_TEST_GPUS, else 1. Ranks that share a GPU meet through the host.

@@ -65,7 +65,27 @@ class Collector {
   std::map<uint64_t, Result> results_;
 };
 
-std::unique_ptr<Engine> load_nano(const EngineOptions& changes = {}) { return Engine::load(kNano, on_test_device(changes)); }
+Ranks ranks_here;  // of the engines that load_nano makes
+
+// Runs a test case once in every world, each time as if there were no other.
+struct EveryWorld {
+  EveryWorld() {
+    if (enough_gpus(1)) SUBCASE("1 rank") ranks_here = {1};
+    if (enough_gpus(2)) SUBCASE("2 ranks") ranks_here = {2};
+    if (enough_gpus(4)) SUBCASE("4 ranks, whole experts on each") ranks_here = {4, true};
+    if (enough_gpus(8)) SUBCASE("8 ranks") ranks_here = {8};
+  }
+  ~EveryWorld() { ranks_here = {}; }
+};
+
+std::unique_ptr<Engine> load_nano(EngineOptions options = {}) {
+  if (ranks_here.world > 1) {
+    options.tensor_parallel = ranks_here.world;
+    options.expert_parallel = ranks_here.expert_parallel;
+    options.n_threads = 1;
+  }
+  return Engine::load(kNano, on_test_device(options));
+}
 
 GenerateRequest greedy_request(const std::vector<int32_t>& prompt, int64_t max_tokens) {
   GenerateRequest request;
@@ -95,6 +115,7 @@ void check_refused(Engine& engine, GenerateRequest request, const char* named) {
 }  // namespace
 
 TEST_CASE("engine: greedy answers equal the publisher's, alone and in one batch") {
+  const EveryWorld world;
   EngineOptions options;
   options.compute = "float32";
   const auto engine = load_nano(options);
@@ -111,6 +132,7 @@ TEST_CASE("engine: greedy answers equal the publisher's, alone and in one batch"
 }
 
 TEST_CASE("engine: a small pool preempts and recomputes without changing a token") {
+  const EveryWorld world;
   EngineOptions roomy, tight;
   for (EngineOptions* options : {&roomy, &tight}) options->max_model_len = 512;
   tight.kv_cache_tokens = 512;
@@ -136,6 +158,7 @@ TEST_CASE("engine: a small pool preempts and recomputes without changing a token
 }
 
 TEST_CASE("engine: sampled tokens do not depend on the neighbours") {
+  const EveryWorld world;
   const auto engine = load_nano();
   Collector collector(*engine);
   const auto request = [](int i) {
@@ -158,6 +181,7 @@ TEST_CASE("engine: sampled tokens do not depend on the neighbours") {
 }
 
 TEST_CASE("engine: logits requests give every position, chunked, beside running generations") {
+  const EveryWorld world;
   EngineOptions options;
   options.max_batched_tokens = 33;
   options.with_mtp = true;
@@ -174,11 +198,14 @@ TEST_CASE("engine: logits requests give every position, chunked, beside running 
   WorldSpec spec;
   spec.kernels = engine->info().device == "cpu" ? engine->info().kernels : engine->info().device;
   spec.compute = DType::bf16;  // the engine's default
+  spec.world = ranks_here.world;
+  spec.expert_parallel = ranks_here.expert_parallel;
   TestModel model(kNano, spec, 256);
   CHECK(collector.wait(plain).logits == run_logits(model, tokens, {512}));
 }
 
 TEST_CASE("engine: stop ids, length, minimum length, context end") {
+  const EveryWorld world;
   EngineOptions options;
   options.max_model_len = 64;
   const auto engine = load_nano(options);
@@ -230,6 +257,7 @@ TEST_CASE("engine: requests no run could satisfy are refused by name") {
 }
 
 TEST_CASE("engine: abort before, during and after; shutting down ends everything") {
+  const EveryWorld world;
   auto engine = load_nano();
   Collector collector(*engine);
   const uint64_t queued = engine->submit(greedy_request(some_prompt(10), 500));

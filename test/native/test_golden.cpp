@@ -78,11 +78,12 @@ std::set<int64_t> find_flips(const TestModel& model, const Checkpoint& checkpoin
   return flipped;
 }
 
-// Alone and in the worlds whose sums are rounded in other places.
-std::vector<std::pair<std::string, Ranks>> with_worlds(const std::vector<std::string>& names) {
+// Alone and in worlds, whose sums are rounded in other places; the emulated NPU is too slow for more than one.
+std::vector<std::pair<std::string, Ranks>> with_worlds(const std::vector<std::string>& names, const std::string& path) {
   std::vector<std::pair<std::string, Ranks>> out;
   for (const std::string& name : names)
-    for (const Ranks ranks : {Ranks{1}, Ranks{2}, Ranks{4, true}}) out.emplace_back(name, ranks);
+    for (const Ranks ranks : {Ranks{1}, Ranks{2}, Ranks{4, true}})
+      if (ranks.world == 1 || path != "ascend-twin") out.emplace_back(name, ranks);
   return out;
 }
 
@@ -165,7 +166,7 @@ TEST_CASE("golden: every path the processor lists is found") {
 
 TEST_CASE("golden: BF16 logits on every path") {
   for (const std::string& path : available_paths(DType::bf16))
-    for (const auto& [name, ranks] : with_worlds(random_checkpoints())) {
+    for (const auto& [name, ranks] : with_worlds(random_checkpoints(), path)) {
       CAPTURE(name);
       CAPTURE(path);
       CAPTURE(ranks.world);

@@ -113,8 +113,9 @@ void Graph::decoder_layer(const LayerWeights& layer, const KvView& kv, const Bat
   on_entry();
   if (layer.qkv) {
     backend_.linear(normed, *layer.qkv, n_tokens, ws_.qkv.as<float>());
-    backend_.qk_norm_rope_store(batch, attention_shape_, ws_.qkv.as<float>(), layer.q_norm.as<float>(), layer.k_norm.as<float>(),
-                                config_.rms_eps, ws_.rope_cos.as<float>(), ws_.rope_sin.as<float>(), kv, ws_.query.as<float>());
+    backend_.qk_norm_rope_store(batch, attention_shape_, ws_.qkv.as<float>(), layer.q_norm.as<float>(),
+                                layer.k_norm.as<float>(), config_.rms_eps, ws_.rope_cos.as<float>(), ws_.rope_sin.as<float>(),
+                                kv, ws_.query.as<float>());
     backend_.attention(batch, attention_shape_, ws_.query.as<float>(), kv, ws_.attended.as<float>());
     backend_.linear(ws_.attended.as<float>(), *layer.attn_out, n_tokens, partial);
   } else {  // more ranks than heads, and this one has none

@@ -315,8 +315,11 @@ void World::stop() {
 
 void World::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace) {
   on_every_rank([&](int rank) {
+    if (rank == 0) return runners_[0]->run(inputs, outputs, trace);
     StepOutputs ignored;
-    runners_[rank]->run(inputs, rank == 0 ? outputs : ignored, rank == 0 ? trace : nullptr);
+    Trace forced;  // every rank takes the experts that are forced; what they see is looked at on the first alone
+    if (trace) forced.forced_ids = trace->forced_ids;
+    runners_[rank]->run(inputs, ignored, forced.forced_ids.empty() ? nullptr : &forced);
   });
 }
 
