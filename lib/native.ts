@@ -12,6 +12,7 @@ export interface NativeEngineOptions {
   device: string;
   kernels: string;
   compute: 'bfloat16' | 'float32' | 'int8';
+  kvCacheDtype: 'auto' | 'bfloat16' | 'fp8';
   threads: number;
   tensorParallelSize: number;
   maxModelLen: number;
@@ -39,6 +40,8 @@ export interface NativeInfo {
   deviceReason: string;
   kernels: string;
   compute: string;
+  /** Empty where no weights are loaded. */
+  kvCacheDtype: string;
   weightFormat: string;
   context: number;
   vocabSize: number;

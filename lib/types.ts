@@ -17,6 +17,8 @@ export interface LoadOptions extends ModelSource {
   kernels?: 'auto' | 'reference' | 'generic' | 'avx2' | 'avx512' | 'avx512bf16' | 'amx' | undefined;
   /** Type of activations. `float32` is for comparison with goldens; `int8` (W8A8) is for Ascend alone. Default `bfloat16`. */
   compute?: 'bfloat16' | 'float32' | 'int8' | undefined;
+  /** What the KV cache holds: `fp8` (E4M3, CUDA alone) halves it. Default `auto`: the type of activations. */
+  kvCacheDtype?: 'auto' | 'bfloat16' | 'fp8' | undefined;
   /** Threads per rank; 0, the default, takes the cores the process may use. */
   threads?: number | undefined;
   /** Ranks that share the model. The CPU runs them as threads of one process. Default 1. */

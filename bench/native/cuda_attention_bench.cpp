@@ -2,7 +2,7 @@
 // over edge shapes (what lies behind a sequence's end is NaN), then times: operations a second for prompts, bytes a second for
 // decoding beside the read-only stream of the same run. Exits with 1 when a comparison failed.
 //
-//   sigmoe_cuda_attention_bench [--check-only]
+//   sigmoe_cuda_attention_bench [--check-only | --decode-only]
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/attention_decode.h"
 #include "cuda/attention_prefill.h"
 #include "cuda/bench_kernels.h"
 #include "cuda/ops.h"
@@ -58,7 +59,8 @@ struct Case {
 // A step over caches filled at random, pages shuffled.
 class Step {
  public:
-  Step(const Case& c, cudaStream_t stream) : shape_{c.n_heads, c.n_kv_heads, c.head_dim, 0}, queue_{stream, true}, spans_(c.spans) {
+  Step(const Case& c, cudaStream_t stream, DType dtype = DType::bf16)
+      : shape_{c.n_heads, c.n_kv_heads, c.head_dim, 0}, queue_{stream, true}, spans_(c.spans), dtype_(dtype) {
     std::vector<int32_t> offsets = {0}, positions;
     int longest = 0;
     for (const auto& [begin, end] : spans_) {
@@ -86,22 +88,50 @@ class Step {
     v_ = std::make_unique<Device<uint16_t>>(n_cache);
     q_ = std::make_unique<Device<float>>(n_rows);
     out_ = std::make_unique<Device<float>>(n_rows);
-    launch_fill_bf16(queue_, 11, 2.0f, n_cache, k_->get());
-    launch_fill_bf16(queue_, 12, 1.0f, n_cache, v_->get());
+    if (dtype_ == DType::bf16) {
+      launch_fill_bf16(queue_, 11, 2.0f, n_cache, k_->get());
+      launch_fill_bf16(queue_, 12, 1.0f, n_cache, v_->get());
+    } else {
+      fill_codes(n_cache, c.head_dim);
+    }
     launch_fill_f32(queue_, 13, 4.0f, n_rows, q_->get());
+  }
+
+  // Codes of up to 480 and scales about 1/64: a megabyte of them, over and over.
+  void fill_codes(size_t n_cache, int head_dim) {
+    std::mt19937_64 random(3);
+    std::vector<uint8_t> codes(std::min<size_t>(n_cache, 1 << 20));
+    std::vector<float> scales(codes.size() / head_dim);
+    for (const auto* cache : {&k_, &v_}) {
+      for (uint8_t& code : codes) code = static_cast<uint8_t>(random() % 0x7f + (random() % 2 ? 0x80 : 0));
+      auto* at = reinterpret_cast<uint8_t*>((*cache)->get());
+      for (size_t i = 0; i < n_cache; i += codes.size())
+        CUDA_CHECK(cudaMemcpy(at + i, codes.data(), std::min(codes.size(), n_cache - i), cudaMemcpyHostToDevice));
+      scales_.push_back(std::make_unique<Device<float>>(n_cache / head_dim));
+      for (float& scale : scales) scale = std::ldexp(1.0f, -9 + static_cast<int>(random() % 3));
+      for (size_t i = 0; i < scales_.back()->size(); i += scales.size())
+        CUDA_CHECK(cudaMemcpy(scales_.back()->get() + i, scales.data(),
+                              std::min(scales.size(), scales_.back()->size() - i) * sizeof(float), cudaMemcpyHostToDevice));
+    }
   }
 
   // Everything behind a sequence's last key becomes NaN.
   void poison_ends() {
+    const size_t value_bytes = dtype_ == DType::bf16 ? 2 : 1;
     for (size_t b = 0; b < spans_.size(); ++b)
       for (int page = spans_[b].second / kPageTokens; page < batch_.max_pages; ++page) {
         const int valid = std::max(0, spans_[b].second - page * kPageTokens);
         for (int head = 0; head < shape_.n_kv_heads; ++head) {
-          const size_t at = ((static_cast<size_t>(pages_[b * batch_.max_pages + page]) * shape_.n_kv_heads + head) * kPageTokens +
-                             valid) * shape_.head_dim;
-          const size_t bytes = static_cast<size_t>(kPageTokens - valid) * shape_.head_dim * 2;
-          CUDA_CHECK(cudaMemsetAsync(k_->get() + at, 0xff, bytes, queue_.stream));
-          CUDA_CHECK(cudaMemsetAsync(v_->get() + at, 0xff, bytes, queue_.stream));
+          const size_t at =
+              ((static_cast<size_t>(pages_[b * batch_.max_pages + page]) * shape_.n_kv_heads + head) * kPageTokens + valid) *
+              shape_.head_dim;
+          const size_t bytes = static_cast<size_t>(kPageTokens - valid) * shape_.head_dim * value_bytes;
+          for (const auto* cache : {&k_, &v_})
+            CUDA_CHECK(
+                cudaMemsetAsync(reinterpret_cast<std::byte*>((*cache)->get()) + at * value_bytes, 0xff, bytes, queue_.stream));
+          for (const auto& scales : scales_)
+            CUDA_CHECK(cudaMemsetAsync(scales->get() + at / shape_.head_dim, 0xff, sizeof(float) * (kPageTokens - valid),
+                                       queue_.stream));
         }
       }
   }
@@ -117,7 +147,18 @@ class Step {
   void prefill(int least_rows = 1) {
     launch_prefill_attention(queue_, batch_, shape_, least_rows, 0, batch_.n_seqs, false, q_->get(), kv(), out_->get());
   }
+  void chain() { chain_part(batch_, 0); }
   // Rows from first_row on, which are those of `batch`.
+  void chain_part(const BatchView& batch, int first_row) {
+    if (!chain_partial_) {
+      chain_partial_ = std::make_unique<Device<std::byte>>(
+          chain_partial_bytes(shape_, most_chain_rows(batch_, batch_.n_seqs), batch_.max_pages));
+      chain_rows_ = std::make_unique<Device<int32_t>>(most_chain_rows(batch_, batch_.n_seqs));
+    }
+    const size_t at = static_cast<size_t>(first_row) * shape_.n_heads * shape_.head_dim;
+    launch_chain_attention(queue_, batch, shape_, 0, batch.n_seqs, q_->get() + at, kv(),
+                           {reinterpret_cast<float*>(chain_partial_->get()), chain_rows_->get()}, out_->get() + at);
+  }
   void prefill_part(const BatchView& batch, int first_row) {
     const size_t at = static_cast<size_t>(first_row) * shape_.n_heads * shape_.head_dim;
     launch_prefill_attention(queue_, batch, shape_, 1, 0, batch.n_seqs, false, q_->get() + at, kv(), out_->get() + at);
@@ -131,7 +172,26 @@ class Step {
                            {reinterpret_cast<float*>(scratch_->get()), arrivals_->get()}, out_->get());
   }
 
-  KvView kv() const { return {k_->get(), v_->get(), DType::bf16}; }
+  // Every row of the step as a decode step of one sequence.
+  void each_row() {
+    const Device<int32_t> offsets(std::vector<int32_t>{0, 1});
+    for (int b = 0, row = 0; b < batch_.n_seqs; ++b)
+      for (int i = spans_[b].first; i < spans_[b].second; ++i, ++row) {
+        BatchView one = batch_;
+        one.n_tokens = one.n_seqs = 1;
+        one.positions += row;
+        one.seq_offsets = offsets.get();
+        one.page_tables += static_cast<int64_t>(b) * batch_.max_pages;
+        chain_part(one, row);
+      }
+    CUDA_CHECK(cudaStreamSynchronize(queue_.stream));
+  }
+
+  KvView kv() const {
+    KvView view{k_->get(), v_->get(), dtype_};
+    if (!scales_.empty()) view.k_scales = scales_[0]->get(), view.v_scales = scales_[1]->get();
+    return view;
+  }
   double operations() const {
     double n = 0;
     for (const auto& [begin, end] : spans_)
@@ -140,7 +200,8 @@ class Step {
   }
   double bytes() const {  // of keys and values, each once
     double n = 0;
-    for (const auto& span : spans_) n += 4.0 * shape_.n_kv_heads * shape_.head_dim * span.second;
+    for (const auto& span : spans_)
+      n += 2.0 * shape_.n_kv_heads * (dtype_ == DType::bf16 ? 2 * shape_.head_dim : shape_.head_dim + 4) * span.second;
     return n;
   }
   const BatchView& batch() const { return batch_; }
@@ -152,11 +213,13 @@ class Step {
   BatchView batch_;
   std::vector<std::pair<int, int>> spans_;
   std::vector<int32_t> pages_;
+  DType dtype_;
+  std::vector<std::unique_ptr<Device<float>>> scales_;
   std::vector<std::unique_ptr<Device<int32_t>>> arrays_;
   std::unique_ptr<Device<uint16_t>> k_, v_;
   std::unique_ptr<Device<float>> q_, out_;
-  std::unique_ptr<Device<std::byte>> scratch_;
-  std::unique_ptr<Device<int32_t>> arrivals_;
+  std::unique_ptr<Device<std::byte>> scratch_, chain_partial_;
+  std::unique_ptr<Device<int32_t>> arrivals_, chain_rows_;
 };
 
 // Relative error; says where the worst rows are when it is too large.
@@ -188,8 +251,9 @@ bool compare(const char* kernel, const Case& c, const std::vector<float>& found,
       }
       if (d < 4 * kBound * kBound * n) continue;
       const size_t at = row * width + head * c.head_dim;
-      std::printf("  row %zu head %d error %.2e found %.4f %.4f %.4f expected %.4f %.4f %.4f dims %s\n", row, head, std::sqrt(d / n),
-                  found[at], found[at + 1], found[at + 2], expected[at], expected[at + 1], expected[at + 2], dims.c_str());
+      std::printf("  row %zu head %d error %.2e found %.4f %.4f %.4f expected %.4f %.4f %.4f dims %s\n", row, head,
+                  std::sqrt(d / n), found[at], found[at + 1], found[at + 2], expected[at], expected[at + 1], expected[at + 2],
+                  dims.c_str());
       ++shown;
     }
   return false;
@@ -255,6 +319,35 @@ bool check_all(cudaStream_t stream) {
     good = compare("prefill", c, found, expected) && good;
     if (step.result([&] { step.prefill(); }) != found) std::printf("FAIL prefill: another run, other bits\n"), good = false;
   }
+  const std::vector<Case> chains = {
+      {32, 4, 128, {{0, 1}}},
+      {32, 4, 128, {{15, 16}, {127, 128}, {128, 129}, {255, 256}, {256, 257}, {300, 301}, {2047, 2048}, {2048, 2049}}},
+      {32, 4, 128, {{0, 5}, {125, 130}, {254, 262}, {2040, 2056}, {8190, 8194}, {20, 21}, {700, 716}}},
+      {10, 2, 128, {{0, 3}, {500, 516}, {2047, 2049}}},
+      {16, 1, 128, {{70, 71}, {600, 609}}},
+      {4, 4, 64, {{0, 16}, {300, 301}, {2045, 2053}}},
+      {8, 1, 64, {{1000, 1001}, {127, 131}}},
+      {64, 1, 128, {{0, 4}, {400, 403}}},
+      {8, 2, 128, {{40000, 40001}, {16380, 16386}}},
+  };
+  for (const Case& c : chains)
+    for (const DType dtype : {DType::bf16, DType::f8_e4m3}) {
+      Step step(c, stream, dtype);
+      step.poison_ends();
+      const std::vector<float> expected = step.result([&] { step.naive(); });
+      const std::vector<float> found = step.result([&] { step.chain(); });
+      good = compare(dtype == DType::bf16 ? "chain" : "chain fp8", c, found, expected) && good;
+      if (step.result([&] { step.chain(); }) != found) std::printf("FAIL chain: another run, other bits\n"), good = false;
+      const std::vector<float> alone = step.result([&] { step.each_row(); });
+      const bool same = alone == found;
+      if (!same) std::printf("FAIL chain: rows one by one have other bits\n"), good = false;
+    }
+  // Both kernels over a mixed step: every row is exactly one's.
+  const Case mixed{32, 4, 128, {{50, 51}, {0, 200}, {300, 316}, {300, 317}, {1000, 1001}}};
+  Step both(mixed, stream);
+  both.poison_ends();
+  const std::vector<float> naive = both.result([&] { both.naive(); });
+  good = compare("both", mixed, both.result([&] { both.chain(), both.prefill(kMostChainRows + 1); }), naive) && good;
   // A prompt in one piece and in pieces: the same bits.
   const Case whole{32, 4, 128, {{0, 1200}}};
   Step all(whole, stream);
@@ -269,7 +362,8 @@ bool check_all(cudaStream_t stream) {
     batch.seq_offsets = device_offsets.get();
     const size_t width = 32 * 128;
     const std::vector<float> part = all.result([&] { all.prefill_part(batch, begin); });
-    const bool same = std::equal(expected.begin() + begin * width, expected.begin() + end * width, part.begin() + begin * width);
+    const bool same =
+        std::equal(expected.begin() + begin * width, expected.begin() + end * width, part.begin() + begin * width);
     std::printf("%s prefill rows %d-%d alone: %s\n", same ? "ok  " : "FAIL", begin, end, same ? "the same bits" : "other bits");
     good = good && same;
   }
@@ -297,16 +391,41 @@ void time_decode(cudaStream_t stream, double read_tbps) {
       if (static_cast<int64_t>(context) * n_seqs > (1 << 20) * 2) continue;
       std::vector<std::unique_ptr<Step>> layers;  // so that the cache is read from memory
       const double bytes = 2048.0 * context * n_seqs;
-      const int n_layers = std::clamp(static_cast<int>(400e6 / bytes), 1, 16);
+      const int n_layers = std::clamp(static_cast<int>(400e6 / bytes), 1, 64);
+      for (int i = 0; i < n_layers; ++i)
+        layers.push_back(
+            std::make_unique<Step>(Case{32, 4, 128, std::vector<std::pair<int, int>>(n_seqs, {context - 1, context})}, stream));
+      const int calls = std::max(n_layers, 8);
+      std::printf("  %3d x %6d", n_seqs, context);
+      const auto report = [&](const char* name, double us) {
+        const double tbps = layers[0]->bytes() / us * 1e-6;
+        std::printf("  %s %7.1f %5.2f (%2.0f%%)", name, us, tbps, 100 * tbps / read_tbps);
+      };
+      report("split", graph_us(stream, calls, [&](int i) { layers[i % n_layers]->split(); }));
+      report("chain", graph_us(stream, calls, [&](int i) { layers[i % n_layers]->chain(); }));
+      layers.clear();
       for (int i = 0; i < n_layers; ++i)
         layers.push_back(std::make_unique<Step>(
-            Case{32, 4, 128, std::vector<std::pair<int, int>>(n_seqs, {context - 1, context})}, stream));
-      const int calls = std::max(n_layers, 8);
-      const double us = graph_us(stream, calls, [&](int i) { layers[i % n_layers]->split(); });
-      std::printf("  %3d x %6d split %8.1f %6.2f (%.0f%%)\n", n_seqs, context, us, layers[0]->bytes() / us * 1e-6,
-                  100 * layers[0]->bytes() / us * 1e-6 / read_tbps);
+            Case{32, 4, 128, std::vector<std::pair<int, int>>(n_seqs, {context - 1, context})}, stream, DType::f8_e4m3));
+      report("fp8", graph_us(stream, calls, [&](int i) { layers[i % n_layers]->chain(); }));
+      std::printf("\n");
       std::fflush(stdout);
     }
+}
+
+// A token and drafts behind it: the bytes of one token's step.
+void time_chains(cudaStream_t stream, double read_tbps) {
+  std::printf("chains: batch x rows at context, us a layer, TB/s (of the read stream)\n");
+  for (const auto& [n_seqs, n_rows] : std::vector<std::pair<int, int>>{{8, 4}, {32, 4}, {32, 8}, {32, 16}}) {
+    const int context = 4000;
+    std::vector<std::unique_ptr<Step>> layers;
+    for (int i = 0; i < 4; ++i)
+      layers.push_back(std::make_unique<Step>(
+          Case{32, 4, 128, std::vector<std::pair<int, int>>(n_seqs, {context - n_rows, context})}, stream));
+    const double us = graph_us(stream, 8, [&](int i) { layers[i % 4]->chain(); });
+    std::printf("  %d x %d at %d %8.1f %6.2f (%.0f%%)\n", n_seqs, n_rows, context, us, layers[0]->bytes() / us * 1e-6,
+                100 * layers[0]->bytes() / us * 1e-6 / read_tbps);
+  }
 }
 
 double read_stream_tbps(cudaStream_t stream) {
@@ -326,12 +445,14 @@ int main(int argc, char** argv) {
     CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
     cudaStream_t stream;
     CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    const bool good = check_all(stream);
+    const bool decode_only = argc > 1 && std::strcmp(argv[1], "--decode-only") == 0;
+    const bool good = decode_only || check_all(stream);
     if (argc > 1 && std::strcmp(argv[1], "--check-only") == 0) return good ? 0 : 1;
     const double read_tbps = read_stream_tbps(stream);
     std::printf("%s: read stream %.3f TB/s\n", properties.name, read_tbps);
-    time_prefill(stream);
+    if (!decode_only) time_prefill(stream);
     time_decode(stream, read_tbps);
+    time_chains(stream, read_tbps);
     return good ? 0 : 1;
   } catch (const std::exception& error) {
     std::printf("FAIL %s\n", error.what());

@@ -15,6 +15,7 @@ EngineOptions engine_options(const Napi::Object& in) {
   options.device = text(in.Get("device"), "device");
   options.kernels = text(in.Get("kernels"), "kernels");
   options.compute = text(in.Get("compute"), "compute");
+  options.kv_cache_dtype = text(in.Get("kvCacheDtype"), "kvCacheDtype");
   options.n_threads = integer32(in.Get("threads"), "threads");
   options.tensor_parallel = integer32(in.Get("tensorParallelSize"), "tensorParallelSize");
   options.max_model_len = integer(in.Get("maxModelLen"), "maxModelLen");

@@ -62,6 +62,7 @@ BenchOptions parse_options(const std::string& text) {
     options.load = in.value("load", false);
     options.engine.kernels = in.value("kernels", "auto");
     options.engine.compute = in.value("compute", "bfloat16");
+    options.engine.kv_cache_dtype = in.value("kvCacheDtype", "auto");
   } catch (const Json::exception& error) {
     throw EngineError(ErrorCode::invalid_argument, std::string("bench options: ") + error.what());
   }

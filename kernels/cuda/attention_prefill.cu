@@ -1,13 +1,12 @@
 // Attention of many rows of a sequence at once (prompts): causal, paged, grouped heads, on Hopper's warpgroup products.
 //
 // Bound: arithmetic, 4 * rows * keys * heads * head_dim operations in BF16. A persistent block of three warpgroups: one warp
-// copies pages into a ring of stages, two warpgroups hold 64 query rows each (tokens x heads of a KV head) and take turns on the
-// tensor cores, one multiplying while the other does its softmax; inside a warpgroup the scores of the next page are multiplied
-// while this page's weights are. Long tiles go first, dealt to blocks back and forth so that all end together.
-#include "cuda/attention_prefill.h"
-
+// copies pages into a ring of stages, two warpgroups hold 64 query rows each (tokens x heads of a KV head) and take turns on
+// the tensor cores, one multiplying while the other does its softmax; inside a warpgroup the scores of the next page are
+// multiplied while this page's weights are. Long tiles go first, dealt to blocks back and forth so that all end together.
 #include <algorithm>
 
+#include "cuda/attention_prefill.h"
 #include "cuda/attention_tile.cuh"
 #include "cuda/kv_map.h"
 #include "cuda/step_tables.cuh"
@@ -73,10 +72,13 @@ __global__ void __launch_bounds__(kThreads, 1)
                              const __grid_constant__ CUtensorMap value_map) {
 #if SIGMOE_HOPPER_CODE
   using Shared = PrefillShared<HD>;
+  using Rows = RowTile<HD, kPageTokens>;
   extern __shared__ std::byte raw[];
   Shared& shared = *reinterpret_cast<Shared*>((reinterpret_cast<uintptr_t>(raw) + 1023) & ~uintptr_t{1023});
   let_next_start();
   if (threadIdx.x == 0) {
+    prefetch_map(&key_map);
+    prefetch_map(&value_map);
     for (int s = 0; s < Shared::kStages; ++s) {
       barrier_init(&shared.keys_full[s], 1);
       barrier_init(&shared.values_full[s], 1);
@@ -107,11 +109,11 @@ __global__ void __launch_bounds__(kThreads, 1)
         barrier_wait(&shared.keys_empty[s], ring.parity ^ 1);
         barrier_expect(&shared.keys_full[s], kPageBytes<HD>);
         for (int box = 0; box < HD / 64; ++box)
-          copy_box(shared.keys[s] + box * kBoxBytes, &key_map, box * 64, row, &shared.keys_full[s]);
+          copy_box(shared.keys[s] + box * Rows::kBoxBytes, &key_map, box * 64, row, &shared.keys_full[s]);
         barrier_wait(&shared.values_empty[s], ring.parity ^ 1);
         barrier_expect(&shared.values_full[s], kPageBytes<HD>);
         for (int box = 0; box < HD / 64; ++box)
-          copy_box(shared.values[s] + box * kBoxBytes, &value_map, box * 64, row, &shared.values_full[s]);
+          copy_box(shared.values[s] + box * Rows::kBoxBytes, &value_map, box * 64, row, &shared.values_full[s]);
       }
     }
   } else {
@@ -119,9 +121,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int mine = role - 1, other = kGroups - 1 - mine;
     const int group = args.n_heads / args.n_kv_heads, group_tokens = kTileRows / group;
     if (mine == 1) named_arrive(kTurn + 0, kGroups * 128);  // the first turn is warpgroup 0's
-    RowTile<HD> rows;
-    float score[64], keep[2];
-    uint32_t weights[8][4];
+    typename Rows::Scores score;
+    typename Rows::Weights weights;
+    Rows rows;
+    float keep[2];
     for (int n = 0; pick_tile(args, shared.table, n, tile); ++n) {
       if (tile.n_pages == 0) continue;
       int64_t at[2];  // of this thread's rows in q and out
@@ -185,7 +188,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       for (; i < tile.n_pages; ++i) next_page(i, true);
       barrier_wait(&shared.values_full[behind.stage], behind.parity);
       if (last_position % kPageTokens != kPageTokens - 1)
-        clear_values<HD>(shared.values[behind.stage], last_position % kPageTokens + 1, kClear + mine);
+        clear_values<HD, kPageTokens>(shared.values[behind.stage], last_position % kPageTokens + 1, kClear + mine);
       pin(rows.sum);
       pin(weights);
       wgmma_begin();
@@ -218,7 +221,7 @@ void launch_for(const Queue& queue, const PrefillArgs& args, const KvView& kv) {
   const int group = args.n_heads / args.n_kv_heads, tile_tokens = kGroups * (kTileRows / group);
   const int n_tiles = (args.batch.n_tokens / tile_tokens + args.n_seqs) * args.n_kv_heads;  // at most
   launch(queue, prefill_attention_kernel<HD>, std::min(n_tiles, n_blocks), kThreads, kSharedBytes, args,
-         kv_map(kv.k, HD), kv_map(kv.v, HD));
+         kv_map(kv.k, HD, kPageTokens), kv_map(kv.v, HD, kPageTokens));
 }
 
 }  // namespace
@@ -230,8 +233,9 @@ bool has_prefill_attention(const AttentionShape& shape, int sm) {
 void launch_prefill_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int least_rows,
                               int first_seq, int n_seqs, bool tables_expanded, const float* q, const KvView& kv, float* out) {
   for (int b = first_seq; b < first_seq + n_seqs; b += kTableSeqs) {
-    const PrefillArgs args{batch, shape.n_heads, shape.n_kv_heads, least_rows, b, std::min(kTableSeqs, first_seq + n_seqs - b),
-                           tables_expanded, q, out};
+    const PrefillArgs args{
+        batch, shape.n_heads, shape.n_kv_heads, least_rows, b, std::min(kTableSeqs, first_seq + n_seqs - b), tables_expanded, q,
+        out};
     if (shape.head_dim == 128)
       launch_for<128>(queue, args, kv);
     else

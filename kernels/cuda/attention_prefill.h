@@ -15,4 +15,8 @@ bool has_prefill_attention(const AttentionShape& shape, int sm);
 void launch_prefill_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int least_rows,
                               int first_seq, int n_seqs, bool tables_expanded, const float* q, const KvView& kv, float* out);
 
+// kv_expand.cu: FP8 pages of those sequences as BF16 ones, numbered as tables_expanded says; k and v hold n_seqs * max_pages.
+void launch_expand_pages(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int least_rows, int first_seq,
+                         int n_seqs, const KvView& kv, void* k, void* v);
+
 }  // namespace sigmoe::cuda

@@ -77,12 +77,15 @@ class CudaBackend : public Backend {
 
   struct ExpertTable;
   const ExpertTable& table_of(const ExpertWeights& weights);
+  void attention_by_rows(const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv, float* out);
   void multiply(const float* x, const int32_t* row_ids, int n_rows, const WeightView& weight, float* y);
   void run_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing, int n_active,
                    int n_tokens, int n_slots, int width, float* out);
 
   BackendInfo info_;
   bool exact_ = false;
+  bool one_attention_kernel_ = false;  // split attention for every row, so that how a prompt was cut changes no bit
+  int sm_ = 0;                         // compute capability, 90 for Hopper
   Stream compute_, loading_;
   Queue queue_;
   WeightArena arena_;
@@ -90,8 +93,9 @@ class CudaBackend : public Backend {
   std::byte* landing_ = nullptr;                  // pinned: small downloads land here
 
   Scratch x_{"activations in BF16"}, inner_{"expert activations"}, shared_inner_{"shared expert activations"},
-      partial_attention_{"attention splits"}, arrivals_{"attention splits"}, partial_logits_{"router logits"},
-      forced_{"forced experts"}, penalised_{"penalised logits"}, history_{"token history"}, gathered_{"sums over ranks"};
+      partial_attention_{"attention splits"}, expanded_{"FP8 pages as BF16"}, chain_rows_{"attention rows"},
+      arrivals_{"attention splits"}, partial_logits_{"router logits"}, forced_{"forced experts"},
+      penalised_{"penalised logits"}, history_{"token history"}, gathered_{"sums over ranks"};
 
   struct Recorded {
     int n_runs = 0;

@@ -2,7 +2,8 @@
 
 #include <cuda_runtime.h>
 
-#include "backend/backend.h"
+#include <string>
+
 #include "cuda/launch.h"
 
 namespace sigmoe::cuda {
@@ -29,17 +30,16 @@ EncodeTiled find_encode() {
 
 }  // namespace
 
-CUtensorMap kv_map(const void* pages, int head_dim) {
+CUtensorMap kv_map(const void* pages, int head_dim, int box_rows) {
   static const EncodeTiled encode = find_encode();
   CUtensorMap map;
   // How many pages there are is the engine's business: page tables name none that do not exist.
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(head_dim), cuuint64_t{1} << 31};
   const cuuint64_t row_bytes[] = {static_cast<cuuint64_t>(head_dim) * 2};
-  const cuuint32_t box[] = {64, kPageTokens}, steps[] = {1, 1};
-  const CUresult result =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(pages), sizes, row_bytes, box, steps,
-             CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const cuuint32_t box[] = {64, static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
+  const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(pages), sizes, row_bytes, box,
+                                 steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS)
     throw EngineError(ErrorCode::device, "cuTensorMapEncodeTiled refused a KV cache of heads of " + std::to_string(head_dim) +
                                              " dims with CUDA error " + std::to_string(result));

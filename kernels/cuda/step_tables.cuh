@@ -14,7 +14,8 @@ struct StepTable {
 
   __device__ void load(const BatchView& batch, int first_seq, int n_seqs) {
     for (int b = threadIdx.x; b <= n_seqs; b += blockDim.x) {
-      const int row = batch.seq_offsets[first_seq + b];
+      const bool decode = batch.n_tokens == batch.n_seqs;  // a row each
+      const int row = decode ? first_seq + b : batch.seq_offsets[first_seq + b];
       offsets[b] = row;
       if (b < n_seqs) first_positions[b] = row < batch.n_tokens ? batch.positions[row] : 0;
     }

@@ -19,6 +19,7 @@ export interface EngineFlags
       | 'device'
       | 'kernels'
       | 'compute'
+      | 'kvCacheDtype'
       | 'threads'
       | 'tensorParallelSize'
       | 'maxModelLen'
@@ -43,6 +44,7 @@ const ENGINE_NAMES = [
   'device',
   'kernels',
   'compute',
+  'kvCacheDtype',
   'threads',
   'tensorParallelSize',
   'maxModelLen',
@@ -87,6 +89,7 @@ export function addEngineFlags(command: Command): Command {
     .option('--device <name>', 'auto | cpu | cuda | ascend | ascend-twin (for tests)')
     .option('--kernels <path>', 'auto | reference | generic | avx2 | avx512 | avx512bf16 | amx')
     .option('--compute <type>', 'type of activations: bfloat16 | float32 | int8 (Ascend)')
+    .option('--kv-cache-dtype <type>', 'what the KV cache holds: auto | bfloat16 | fp8 (CUDA)')
     .option('--threads <n>', 'threads per rank; 0: the cores this process may use', number)
     .option('--tensor-parallel-size <n>', 'ranks that share the model', number)
     .option('--max-model-len <tokens>', 'longest sequence; 0: the context of the model', number)

@@ -80,6 +80,7 @@ std::unique_ptr<Backend> make_backend(const WorldSpec& spec) {
   BackendOptions options;
   options.compute = spec.compute;
   options.n_threads = spec.n_threads;
+  options.kv_cache = spec.kv_cache;
   if (is_device(spec.kernels)) return create_backend(spec.kernels, options);
   options.kernels = spec.kernels;
   return create_backend("cpu", options);

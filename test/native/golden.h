@@ -43,6 +43,7 @@ EngineOptions on_test_device(EngineOptions options);
 struct WorldSpec {
   std::string kernels = "reference";  // a CPU path, or a device: "cuda", "ascend", "ascend-twin"
   DType compute = DType::f32;
+  std::string kv_cache = "auto";
   int world = 1;
   int n_threads = 2;
   bool mtp = false;

@@ -73,6 +73,7 @@ function report(info: ModelInfo, fit: Fit): string {
     ['weights', info.weightFormat],
     ['checkpoint', bytes(memory.checkpointBytes)],
     ['in memory', `${bytes(memory.weightBytes)} of weights, ${bytes(memory.kvBytesPerToken)} of KV cache a token`],
+    ['whole context', wholeContext(info)],
   );
 
   const parts = new Table({ ...plain, head: ['part', 'parameters', 'share'], colAligns: ['left', 'right', 'right'] });
@@ -94,6 +95,13 @@ function report(info: ModelInfo, fit: Fit): string {
           ...fit.sequences.map(({ context, count: n }) => `  ${integer(n)} sequences of ${integer(context)} tokens`),
         ].join('\n');
   return `${facts.toString()}\n\n${parts.toString()}\n\n${room}`.replace(/ +$/gm, '');
+}
+
+/** The KV cache of a sequence as long as the model allows; FP8 has a scale beside each head's values. */
+function wholeContext({ context, memory, shape }: ModelInfo): string {
+  const kvBytes = context * memory.kvBytesPerToken;
+  const fp8Bytes = (kvBytes * (shape.headDim + 4)) / (2 * shape.headDim);
+  return `${bytes(kvBytes)} of KV cache a sequence, ${bytes(fp8Bytes)} with --kv-cache-dtype fp8`;
 }
 
 const noBorders = Object.fromEntries(
