@@ -13,6 +13,7 @@ export interface NativeEngineOptions {
   kernels: string;
   compute: 'bfloat16' | 'float32' | 'int8';
   deterministic: boolean;
+  kvCacheDtype: 'auto' | 'bfloat16' | 'fp8';
   threads: number;
   tensorParallelSize: number;
   enableExpertParallel: boolean;
@@ -42,6 +43,8 @@ export interface NativeInfo {
   deviceReason: string;
   kernels: string;
   compute: string;
+  /** Empty where no weights are loaded. */
+  kvCacheDtype: string;
   weightFormat: string;
   context: number;
   vocabSize: number;

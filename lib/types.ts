@@ -22,6 +22,8 @@ export interface LoadOptions extends ModelSource {
    * for many rows on a GPU; the CPU is always so. Default false.
    */
   deterministic?: boolean | undefined;
+  /** What the KV cache holds: `fp8` (E4M3, CUDA alone) halves it. Default `auto`: the type of activations. */
+  kvCacheDtype?: 'auto' | 'bfloat16' | 'fp8' | undefined;
   /** Threads per rank; 0, the default, takes the cores the process may use. */
   threads?: number | undefined;
   /** Ranks that share the model: GPUs of this machine, or threads on the CPU. Default 1. */

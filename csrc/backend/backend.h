@@ -165,11 +165,13 @@ struct BatchView {
 };
 
 // One layer's KV cache: k and v are (pages, G, P, Dh) each; the order of the P * Dh elements inside a (page, KV head) is
-// the backend's own. k is stored after norm and RoPE.
+// the backend's own. k is stored after norm and RoPE. f8_e4m3: a value is its code times the scale of its token and KV head.
 struct KvView {
   void* k = nullptr;
   void* v = nullptr;
   DType dtype = DType::bf16;
+  float* k_scales = nullptr;  // (pages, G, P) each, of an f8_e4m3 cache alone
+  float* v_scales = nullptr;
 };
 
 struct AttentionShape {
@@ -257,10 +259,21 @@ struct BackendOptions {
   int n_threads = 0;             // host backends: threads of this rank; 0 = all the process may use
   std::string kernels = "auto";  // cpu: auto | reference | generic | avx2 | avx512 | avx512bf16 | amx
   DType compute = DType::bf16;   // bf16: multiply in BF16 where the path can; f32: the float32 mode; i8: W8A8, Ascend alone
+  // What the KV cache holds: auto is the compute type's own, bfloat16 that or an error, fp8 E4M3 with a scale per token and head.
+  std::string kv_cache = "auto";
   int device_index = 0;          // which of several accelerators; a rank has its own
   bool deterministic = false;    // a row's bits must depend neither on the step's other rows nor on how a prompt was cut: one
                                  // kernel class at every row count. CPU paths and float32 modes are so anyway
 };
+
+// What a cache holds as options.kv_cache asks: `own`, or FP8 where has_fp8. Throws when the backend has not what is asked for.
+DType kv_cache_dtype(const BackendOptions& options, DType own, bool has_fp8);
+const char* kv_cache_name(DType dtype);  // as an option names it
+
+// Bytes of K and V of one token and KV head, scales included.
+constexpr size_t kv_head_bytes(DType dtype, int64_t head_dim) {
+  return 2 * (static_cast<size_t>(head_dim) * dtype_bytes(dtype) + (dtype == DType::f8_e4m3 ? sizeof(float) : 0));
+}
 
 struct BackendInfo {
   std::string device;           // "cpu"

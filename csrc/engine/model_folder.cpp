@@ -67,6 +67,9 @@ void check_options(const EngineOptions& options) {
   if (options.compute != "bfloat16" && options.compute != "float32" && options.compute != "int8")
     throw EngineError(ErrorCode::invalid_argument,
                       "compute '" + options.compute + "' asked for; known are bfloat16, float32 and int8");
+  if (options.kv_cache_dtype != "auto" && options.kv_cache_dtype != "bfloat16" && options.kv_cache_dtype != "fp8")
+    throw EngineError(ErrorCode::invalid_argument,
+                      "KV cache type '" + options.kv_cache_dtype + "' asked for; known are auto, bfloat16 and fp8");
 }
 
 }  // namespace
@@ -234,6 +237,7 @@ BackendOptions backend_options(const EngineOptions& options) {
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   backend.n_threads = options.n_threads > 0 ? options.n_threads : std::max(1, cores / options.tensor_parallel);
   backend.kernels = options.kernels;
+  backend.kv_cache = options.kv_cache_dtype;
   backend.compute = options.compute == "float32" ? DType::f32 : options.compute == "int8" ? DType::i8 : DType::bf16;
   backend.deterministic = options.deterministic;
   return backend;
@@ -268,7 +272,7 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
     if (drafting.folder) bytes += draft_kv_bytes_per_token(drafting.folder->config, kv_dtype);
     return bytes;
   };
-  plan_memory(config, options, rank_bytes_per_token(DType::bf16),
+  plan_memory(config, options, rank_bytes_per_token(options.kv_cache_dtype == "fp8" ? DType::f8_e4m3 : DType::bf16),
               kHostKvBytes);  // refuses what it must before weights are read
   loaded.max_waiting = options.max_waiting;
   loaded.prefix_cache = options.prefix_cache;
@@ -305,6 +309,7 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
       const DType compute = backend->info().compute;
       info.compute = compute == DType::f32 ? "float32" : compute == DType::i8 ? "int8" : "bfloat16";
       info.n_threads = backend->info().n_threads;
+      info.kv_cache_dtype = kv_cache_name(backend->info().kv_dtype);
       info.kv_bytes_per_token = bytes_per_token(backend->info().kv_dtype);
     }
     ModelWeights weights = std::move(all_weights[rank]);

@@ -99,7 +99,7 @@ ReferenceBackend::ReferenceBackend(const BackendOptions& options) {
   info_.name = "reference kernels";
   info_.kernels = "reference";
   info_.compute = DType::f32;
-  info_.kv_dtype = options.compute;  // the float32 mode keeps a float32 cache
+  info_.kv_dtype = kv_cache_dtype(options, options.compute, false);  // the float32 mode keeps a float32 cache
   info_.n_threads = 1;
 }
 

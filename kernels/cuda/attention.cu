@@ -8,6 +8,7 @@
 
 #include "cuda/device.cuh"
 #include "cuda/kv_address.cuh"
+#include "cuda/kv_fp8.cuh"
 #include "cuda/ops.h"
 
 namespace sigmoe::cuda {
@@ -56,6 +57,15 @@ __global__ void __launch_bounds__(kStoreWarps * 32)
   const int32_t* pages = batch.page_tables + static_cast<int64_t>(sequence_of(batch, t)) * batch.max_pages;
   const int64_t at = kv_offset(pages, position, (h - n_heads) % n_kv, n_kv, head_dim);
   void* base = is_value ? kv.v : kv.k;
+  if (kv.dtype == DType::f8_e4m3) {
+    float largest = 0.0f;
+    for (int i = lane; i < head_dim; i += 32) largest = fmaxf(largest, fabsf(head[i]));
+    for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
+    const float scale = fp8_scale(largest);
+    for (int i = lane; i < head_dim; i += 32) static_cast<uint8_t*>(base)[at + i] = to_fp8(head[i] / scale);
+    if (lane == 0) (is_value ? kv.v_scales : kv.k_scales)[at / head_dim] = scale;
+    return;
+  }
   for (int i = lane; i < head_dim; i += 32) {
     if (kv.dtype == DType::f32)
       static_cast<float*>(base)[at + i] = head[i];

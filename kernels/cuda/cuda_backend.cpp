@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cuda/attention_decode.h"
+#include "cuda/attention_prefill.h"
 #include "cuda/ops.h"
 
 namespace sigmoe::cuda {
@@ -11,7 +13,9 @@ namespace {
 constexpr size_t kLandingBytes = 64 << 10;
 constexpr size_t kMaxRecorded = 256;
 constexpr int kMostTwinTokens = 128;                 // longer steps quantise or convert for themselves
-constexpr size_t kMaxSplitBytes = size_t{64} << 20;  // attention partials; longer batches take several launches
+constexpr size_t kMaxSplitBytes = size_t{64} << 20;      // attention partials; longer batches take several launches
+constexpr size_t kMaxChainBytes = size_t{256} << 20;     // likewise
+constexpr size_t kMaxExpandedBytes = size_t{512} << 20;  // FP8 pages as BF16; more sequences take several launches
 
 bool same_shape(const WeightView& a, const WeightView& b) {
   return a.n == b.n && a.k == b.k && a.format == b.format && a.gate_up == b.gate_up && a.row_shift == b.row_shift &&
@@ -49,6 +53,7 @@ CudaBackend::CudaBackend(const BackendOptions& options)
   cudaDeviceProp properties;
   CUDA_CHECK(cudaGetDeviceProperties(&properties, device_));
   queue_ = {compute_.handle, properties.major >= 9};
+  sm_ = 10 * properties.major + properties.minor;
   steps_ = std::make_unique<UploadQueue>(compute_.handle);
   weights_ = std::make_unique<UploadQueue>(loading_.handle);
   CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&landing_), kLandingBytes));
@@ -58,7 +63,11 @@ CudaBackend::CudaBackend(const BackendOptions& options)
   info_.name = properties.name;
   info_.kernels = exact_ ? "exact" : "sm_" + std::to_string(properties.major) + std::to_string(properties.minor);
   if (deterministic_ && !exact_) info_.kernels += ", deterministic";
-  info_.compute = info_.kv_dtype = exact_ ? DType::f32 : DType::bf16;
+  info_.compute = exact_ ? DType::f32 : DType::bf16;
+  info_.kv_dtype = kv_cache_dtype(options, info_.compute, !exact_ && sm_ == 90);
+  if (deterministic_ && info_.kv_dtype == DType::f8_e4m3)
+    throw EngineError(ErrorCode::unsupported, "deterministic with an FP8 KV cache was asked for: its kernels are of two classes",
+                      "use KV cache type bfloat16");
   info_.n_threads = options.n_threads;
 }
 
@@ -340,7 +349,15 @@ void CudaBackend::qk_norm_rope_store(const BatchView& batch, const AttentionShap
 void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv, float* out) {
   writes(out);
   if (batch.n_tokens == 0) return;
+  if (kv.dtype == DType::f8_e4m3) {
+    if (!has_chain_attention(shape, sm_))
+      throw EngineError(ErrorCode::unsupported,
+                        "an FP8 KV cache of heads of " + std::to_string(shape.head_dim) + " dims has no CUDA kernel",
+                        "use KV cache type bfloat16");
+    return attention_by_rows(batch, shape, q, kv, out);
+  }
   if (exact_ || !has_split_attention(shape, kv.dtype)) return launch_exact_attention(queue_, batch, shape, q, kv, out);
+  if (!deterministic_ && has_chain_attention(shape, sm_)) return attention_by_rows(batch, shape, q, kv, out);
   const size_t row_bytes = split_partial_bytes(shape, 1, batch.max_pages);
   const int rows_at_once = static_cast<int>(std::clamp<size_t>(kMaxSplitBytes / row_bytes, 1, batch.n_tokens));
   SplitScratch split;
@@ -348,6 +365,34 @@ void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape,
   split.arrivals = scratch<int32_t>(arrivals_, static_cast<size_t>(rows_at_once) * shape.n_kv_heads);
   for (int row = 0; row < batch.n_tokens; row += rows_at_once)
     launch_split_attention(queue_, batch, shape, row, std::min(rows_at_once, batch.n_tokens - row), q, kv, split, out);
+}
+
+// Two classes of rows: those of sequences with at most kMostChainRows rows in the step, and the others. Within a class a row's
+// bits depend on its position alone.
+void CudaBackend::attention_by_rows(const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv,
+                                    float* out) {
+  if (batch.n_seqs > 1 || batch.n_tokens <= kMostChainRows) {
+    int n_at_once = batch.n_seqs;
+    const auto bytes = [&] { return chain_partial_bytes(shape, most_chain_rows(batch, n_at_once), batch.max_pages); };
+    while (n_at_once > 1 && bytes() > kMaxChainBytes) n_at_once = (n_at_once + 1) / 2;
+    const ChainScratch chain{scratch<float>(partial_attention_, bytes() / sizeof(float)),
+                             scratch<int32_t>(chain_rows_, most_chain_rows(batch, n_at_once))};
+    for (int b = 0; b < batch.n_seqs; b += n_at_once)
+      launch_chain_attention(queue_, batch, shape, b, std::min(n_at_once, batch.n_seqs - b), q, kv, chain, out);
+  }
+  if (batch.n_tokens - batch.n_seqs < kMostChainRows) return;
+  const int least_rows = kMostChainRows + 1;
+  if (kv.dtype != DType::f8_e4m3)
+    return launch_prefill_attention(queue_, batch, shape, least_rows, 0, batch.n_seqs, false, q, kv, out);
+  const size_t seq_bytes = static_cast<size_t>(batch.max_pages) * shape.n_kv_heads * kPageTokens * shape.head_dim * 2;
+  const int n_at_once = static_cast<int>(std::clamp<size_t>(kMaxExpandedBytes / (2 * seq_bytes), 1, batch.n_seqs));
+  std::byte* pages = scratch<std::byte>(expanded_, 2 * n_at_once * seq_bytes);
+  const KvView expanded{pages, pages + n_at_once * seq_bytes, DType::bf16};
+  for (int b = 0; b < batch.n_seqs; b += n_at_once) {
+    const int n = std::min(n_at_once, batch.n_seqs - b);
+    launch_expand_pages(queue_, batch, shape, least_rows, b, n, kv, expanded.k, expanded.v);
+    launch_prefill_attention(queue_, batch, shape, least_rows, b, n, true, q, expanded, out);
+  }
 }
 
 void CudaBackend::route(const float* x, const LinearWeight& gate, const float* bias, const RouterShape& shape, int n_tokens,

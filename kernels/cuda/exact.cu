@@ -5,6 +5,7 @@
 #include "cuda/device.cuh"
 #include "cuda/element.cuh"
 #include "cuda/kv_address.cuh"
+#include "cuda/kv_fp8.cuh"
 #include "cuda/ops.h"
 
 namespace sigmoe::cuda {
@@ -68,21 +69,22 @@ __global__ void attention_kernel(BatchView batch, AttentionShape shape, const fl
   const float scale = 1.0f / sqrtf(static_cast<float>(head_dim));
   const float* query = q + (static_cast<int64_t>(t) * shape.n_heads + h) * head_dim;
   float sums[kMaxPerLane] = {}, highest = -INFINITY, total = 0.0f;
-  const auto load = [&](const void* base, int64_t at) {
+  const auto load = [&](const void* base, const float* scales, int64_t at) {
+    if (kv.dtype == DType::f8_e4m3) return from_fp8(static_cast<const uint8_t*>(base)[at]) * scales[at / head_dim];
     return kv.dtype == DType::f32 ? static_cast<const float*>(base)[at]
                                   : __bfloat162float(static_cast<const __nv_bfloat16*>(base)[at]);
   };
   for (int p = 0; p <= batch.positions[t]; ++p) {
     const int64_t at = kv_offset(pages, p, g, shape.n_kv_heads, head_dim);
     float dot = 0.0f;
-    for (int i = lane; i < head_dim; i += 32) dot += query[i] * load(kv.k, at + i);
+    for (int i = lane; i < head_dim; i += 32) dot += query[i] * load(kv.k, kv.k_scales, at + i);
     const float score = warp_sum(dot) * scale, before = highest;
     highest = fmaxf(highest, score);
     const float keep = expf(before - highest), weight = expf(score - highest);
     total = total * keep + weight;
 #pragma unroll
     for (int m = 0; m < kMaxPerLane; ++m)
-      if (lane + 32 * m < head_dim) sums[m] = sums[m] * keep + weight * load(kv.v, at + lane + 32 * m);
+      if (lane + 32 * m < head_dim) sums[m] = sums[m] * keep + weight * load(kv.v, kv.v_scales, at + lane + 32 * m);
   }
 #pragma unroll
   for (int m = 0; m < kMaxPerLane; ++m)

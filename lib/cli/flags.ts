@@ -20,6 +20,7 @@ export interface EngineFlags
       | 'kernels'
       | 'compute'
       | 'deterministic'
+      | 'kvCacheDtype'
       | 'threads'
       | 'tensorParallelSize'
       | 'enableExpertParallel'
@@ -47,6 +48,7 @@ const ENGINE_NAMES = [
   'kernels',
   'compute',
   'deterministic',
+  'kvCacheDtype',
   'threads',
   'tensorParallelSize',
   'enableExpertParallel',
@@ -94,6 +96,7 @@ export function addEngineFlags(command: Command): Command {
     .option('--kernels <path>', 'auto | reference | generic | avx2 | avx512 | avx512bf16 | amx')
     .option('--compute <type>', 'type of activations: bfloat16 | float32 | int8 (Ascend)')
     .option('--deterministic', 'bits of an answer depend neither on its neighbours nor on chunking; slower on a GPU')
+    .option('--kv-cache-dtype <type>', 'what the KV cache holds: auto | bfloat16 | fp8 (CUDA)')
     .option('--threads <n>', 'threads per rank; 0: the cores this process may use', number)
     .option('--tensor-parallel-size <n>', 'ranks that share the model: GPUs, or threads on the CPU', number)
     .option('--enable-expert-parallel', 'whole experts on each rank, instead of a part of every expert')

@@ -97,6 +97,7 @@ std::unique_ptr<Backend> make_backend(const WorldSpec& spec, int rank = 0) {
   options.device_index = rank % n_test_gpus();
   options.compute = spec.compute;
   options.n_threads = spec.n_threads;
+  options.kv_cache = spec.kv_cache;
   if (is_device(spec.kernels)) return create_backend(spec.kernels, options);
   options.kernels = spec.kernels;
   return create_backend("cpu", options);

@@ -59,6 +59,7 @@ const std::vector<Ranks>& all_worlds();
 struct WorldSpec {
   std::string kernels = "reference";  // a CPU path, or a device: "cuda", "ascend", "ascend-twin"
   DType compute = DType::f32;
+  std::string kv_cache = "auto";
   int world = 1;
   bool expert_parallel = false;
   int n_threads = 2;

@@ -19,9 +19,10 @@ namespace {
 // products rounded to 2^-9, and again between the two products of an expert.
 double bound(DType compute, double bf16) { return compute == DType::f32 ? Tolerance::kFloat32 : bf16; }
 
-std::unique_ptr<Backend> cuda(DType compute) {
+std::unique_ptr<Backend> cuda(DType compute, const std::string& kv_cache = "auto") {
   BackendOptions options;
   options.compute = compute;
+  options.kv_cache = kv_cache;
   return create_backend("cuda", options);
 }
 
@@ -300,6 +301,7 @@ namespace {
 struct AttentionCase {
   AttentionShape shape;
   std::vector<std::pair<int, int>> spans;  // per sequence: positions [first, second) of this step
+  bool coarse = false;                     // every value an eighth of a whole number up to 15: exact in FP8
 };
 
 // Fills a cache by storing every position below each span's end, then attends from the span's rows.
@@ -320,7 +322,11 @@ std::vector<float> attend(Backend& backend, const AttentionCase& c, DType kv_dty
   const size_t cache = static_cast<size_t>(n_pages) * shape.n_kv_heads * kPageTokens * shape.head_dim;
   const DeviceBuffer k = backend.alloc(cache * dtype_bytes(kv_dtype), "k"),
                      v = backend.alloc(cache * dtype_bytes(kv_dtype), "v");
-  const KvView kv{k.data(), v.data(), kv_dtype};
+  KvView kv;
+  kv.k = k.data(), kv.v = v.data(), kv.dtype = kv_dtype;
+  const DeviceBuffer k_scales = backend.alloc(cache / shape.head_dim * sizeof(float), "k scales"),
+                     v_scales = backend.alloc(cache / shape.head_dim * sizeof(float), "v scales");
+  kv.k_scales = k_scales.as<float>(), kv.v_scales = v_scales.as<float>();
 
   std::vector<float> result;
   for (const bool step : {false, true}) {  // first what came before, then the step itself
@@ -329,7 +335,9 @@ std::vector<float> attend(Backend& backend, const AttentionCase& c, DType kv_dty
     for (int b = 0; b < n_seqs; ++b) {
       for (int p = step ? c.spans[b].first : 0; p < (step ? c.spans[b].second : c.spans[b].first); ++p) {
         positions.push_back(p);
-        const std::vector<float> row = gaussian(row_width, seed + 1000 * b + p);
+        std::vector<float> row = gaussian(row_width, seed + 1000 * b + p);
+        if (c.coarse)
+          for (float& value : row) value = std::clamp(std::round(8 * value), -15.0f, 15.0f) / 8;
         qkv.insert(qkv.end(), row.begin(), row.end());
       }
       offsets.push_back(static_cast<int32_t>(positions.size()));
@@ -404,6 +412,60 @@ TEST_CASE("cuda attention: a row's bits do not depend on the rest of the batch")
     const int width = shape.n_heads * shape.head_dim;
     CHECK(std::vector<float>(alone.begin(), alone.begin() + width) == std::vector<float>(among.begin(), among.begin() + width));
   });
+}
+
+// How a prompt is cut, and what is checked with what, change no bit of a row within its class: few rows of a sequence in the
+// step, or many.
+TEST_CASE("cuda attention: chunks and chains have the bits of whole prompts and single tokens") {
+  on_cuda([](Backend& backend, DType) {
+    const DType kv_dtype = backend.info().kv_dtype;
+    const AttentionShape shape = heads(16, 2, 128, 64);
+    const int width = shape.n_heads * shape.head_dim;
+    const auto same_end = [&](const AttentionCase& a, const AttentionCase& b, int n_rows) {
+      const auto last = [&](const AttentionCase& c) {
+        const std::vector<float> all = attend(backend, c, kv_dtype, true, 9);  // of the rows, then their queries
+        const auto end = all.begin() + static_cast<int64_t>(all.size() / 2);
+        return std::vector<float>(end - n_rows * width, end);
+      };
+      CHECK(last(a) == last(b));
+    };
+    same_end({shape, {{0, 400}}}, {shape, {{333, 400}}}, 67);
+    same_end({shape, {{120, 400}}}, {shape, {{382, 400}}}, 18);
+    for (const int end : {130, 258, 2050}) same_end({shape, {{end - 4, end}}}, {shape, {{end - 1, end}}}, 1);
+  });
+}
+
+TEST_CASE("cuda attention: an FP8 cache") {
+  if (!have_cuda()) return;
+  CHECK_THROWS_WITH_AS(cuda(DType::f32, "fp8"), doctest::Contains("KV cache type fp8 asked for"), EngineError);
+  std::unique_ptr<Backend> fp8;
+  try {
+    fp8 = cuda(DType::bf16, "fp8");
+  } catch (const EngineError& error) {
+    std::printf("cuda FP8 cache: skipped, %s\n", error.what());
+    return;
+  }
+  REQUIRE(fp8->info().kv_dtype == DType::f8_e4m3);
+  const std::unique_ptr<Backend> bf16 = cuda(DType::bf16);
+  const std::vector<AttentionCase> cases = {
+      {heads(32, 4, 128, 64), {{0, 1}, {127, 128}, {128, 129}, {600, 601}}},
+      {heads(32, 4, 128, 64), {{0, 300}, {700, 704}, {250, 290}}},
+      {heads(10, 2, 64, 64), {{0, 150}, {255, 260}, {2100, 2101}}},
+  };
+  for (AttentionCase c : cases) {
+    CAPTURE(c.shape.head_dim);
+    CAPTURE(c.spans[0].second);
+    const std::vector<float> found = attend(*fp8, c, DType::f8_e4m3, true, 60);
+    // Codes have three bits behind the point: 2^-4 of a value at most, 2.6% of it on the average, and as much in a score.
+    CHECK(relative_error(found, attend(*reference(), c, DType::bf16, true, 60)) < 0.06);
+    CHECK(attend(*fp8, c, DType::f8_e4m3, true, 60) == found);
+    // What FP8 can hold comes out as from a BF16 cache, bit for bit.
+    c.coarse = true;
+    c.shape.rotary_dim = 0;
+    CHECK(attend(*fp8, c, DType::f8_e4m3, false, 61) == attend(*bf16, c, DType::bf16, false, 61));
+  }
+  CHECK_THROWS_WITH_AS(attend(*fp8, {heads(2, 2, 32, 16), {{0, 3}}}, DType::f8_e4m3, true, 62),
+                       doctest::Contains("an FP8 KV cache of heads of 32 dims"), EngineError);
 }
 
 namespace {

@@ -74,6 +74,7 @@ Options parse_options(const std::string& json) {
   in.read("device", options.engine.device);
   in.read("kernels", options.engine.kernels);
   in.read("compute", options.engine.compute);
+  in.read("kvCacheDtype", options.engine.kv_cache_dtype);
   in.read("deterministic", options.engine.deterministic);
   in.read("threads", options.engine.n_threads, 0, 1024);
 

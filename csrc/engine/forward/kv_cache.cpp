@@ -4,11 +4,20 @@ namespace sigmoe {
 
 KvCache::KvCache(Backend& backend, int64_t n_layers, int64_t n_pages, int64_t n_kv_heads, int64_t head_dim) {
   const DType dtype = backend.info().kv_dtype;
-  const size_t bytes = static_cast<size_t>(n_pages) * n_kv_heads * kPageTokens * head_dim * dtype_bytes(dtype);
+  const size_t n_rows = static_cast<size_t>(n_pages) * n_kv_heads * kPageTokens, bytes = n_rows * head_dim * dtype_bytes(dtype);
+  const auto part = [&](size_t part_bytes, const char* what) {
+    return buffers_.emplace_back(backend.alloc(part_bytes, what)).data();
+  };
   for (int64_t layer = 0; layer < n_layers; ++layer) {
-    buffers_.push_back(backend.alloc(bytes, "KV cache (keys)"));
-    buffers_.push_back(backend.alloc(bytes, "KV cache (values)"));
-    views_.push_back({buffers_[2 * layer].data(), buffers_[2 * layer + 1].data(), dtype});
+    KvView view;
+    view.dtype = dtype;
+    view.k = part(bytes, "KV cache (keys)");
+    view.v = part(bytes, "KV cache (values)");
+    if (dtype == DType::f8_e4m3) {
+      view.k_scales = static_cast<float*>(part(n_rows * sizeof(float), "KV cache (scales)"));
+      view.v_scales = static_cast<float*>(part(n_rows * sizeof(float), "KV cache (scales)"));
+    }
+    views_.push_back(view);
   }
 }
 
@@ -19,7 +28,7 @@ uint64_t KvCache::bytes() const {
 }
 
 uint64_t kv_bytes_per_token(const ModelConfig& config, DType dtype, int64_t n_layers) {
-  return 2ull * n_layers * config.n_kv_heads * config.head_dim * dtype_bytes(dtype);
+  return static_cast<uint64_t>(n_layers) * config.n_kv_heads * kv_head_bytes(dtype, config.head_dim);
 }
 
 }  // namespace sigmoe

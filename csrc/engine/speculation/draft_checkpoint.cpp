@@ -322,7 +322,7 @@ class DraftLoader {
 }  // namespace
 
 uint64_t draft_kv_bytes_per_token(const DraftConfig& config, DType dtype) {
-  return 2ull * config.n_kv_heads * config.rope.head_dim * dtype_bytes(dtype);
+  return static_cast<uint64_t>(config.n_kv_heads) * kv_head_bytes(dtype, config.rope.head_dim);
 }
 
 DraftFolder open_draft_folder(const std::string& folder, const ModelConfig& target) {

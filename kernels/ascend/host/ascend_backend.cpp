@@ -33,7 +33,7 @@ AscendBackend::AscendBackend(const Runtime& runtime, const BackendOptions& optio
   aclnn_ = AclnnProducts::make_if_asked(device_);
   if (aclnn_) info_.kernels += ", dense prefill by aclnn";
   info_.compute = compute_;
-  info_.kv_dtype = compute_ == DType::f32 ? DType::f32 : DType::bf16;
+  info_.kv_dtype = kv_cache_dtype(options, compute_ == DType::f32 ? DType::f32 : DType::bf16, false);
   info_.n_threads = options.n_threads;
 }
 

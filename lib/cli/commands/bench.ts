@@ -20,6 +20,7 @@ interface Flags extends ModelFlags, OutputFlags {
   threads?: number;
   kernels?: string;
   compute?: string;
+  kvCacheDtype?: string;
   context?: number;
   prefill?: number;
   repeats?: number;
@@ -42,6 +43,7 @@ export function benchCommand(): Command {
     .option('--threads <n>', '0: the cores this process may use', integer)
     .option('--kernels <path>', 'auto | reference | generic | avx2 | avx512 | avx512bf16 | amx')
     .option('--compute <type>', 'type of activations: bfloat16 | float32')
+    .option('--kv-cache-dtype <type>', 'what the KV cache holds: auto | bfloat16 | fp8 (CUDA)')
     .option('--context <tokens>', 'tokens already in the cache when decoding', integer)
     .option('--prefill <tokens>', 'prompt tokens read at once', integer)
     .option('--repeats <n>', 'runs of each measurement, of which the median counts', integer)

@@ -82,6 +82,7 @@ function report(info: ModelInfo, fit: Fit): string {
     ['weights', info.weightFormat],
     ['checkpoint', bytes(memory.checkpointBytes)],
     ['in memory', `${bytes(memory.weightBytes)} of weights, ${bytes(memory.kvBytesPerToken)} of KV cache a token`],
+    ['whole context', wholeContext(info)],
   );
 
   const parts = new Table({ ...plain, head: ['part', 'parameters', 'share'], colAligns: ['left', 'right', 'right'] });
@@ -115,6 +116,13 @@ function rankTable({ ranks }: ModelInfo): string {
     table.push([String(rank), bytes(weightBytes), bytes(kvBytesPerToken)]);
   }
   return `${table.toString()}\n\n`;
+}
+
+/** The KV cache of a sequence as long as the model allows; FP8 has a scale beside each head's values. */
+function wholeContext({ context, memory, shape }: ModelInfo): string {
+  const kvBytes = context * memory.kvBytesPerToken;
+  const fp8Bytes = (kvBytes * (shape.headDim + 4)) / (2 * shape.headDim);
+  return `${bytes(kvBytes)} of KV cache a sequence, ${bytes(fp8Bytes)} with --kv-cache-dtype fp8`;
 }
 
 const noBorders = Object.fromEntries(

@@ -1,0 +1,12 @@
+// The cache of a layer as the tensor copy engine addresses it.
+#pragma once
+
+#include <cuda.h>
+
+namespace sigmoe::cuda {
+
+// K or V of all pages as rows of head_dim BF16 values (row = (page * G + head) * P + token), read in boxes of 64 columns and
+// box_rows rows, swizzled over 128 bytes. Throws EngineError when the driver cannot make one.
+CUtensorMap kv_map(const void* pages, int head_dim, int box_rows);
+
+}  // namespace sigmoe::cuda
