@@ -58,7 +58,10 @@ TEST_CASE("bucket: padding repeats the end of a sequence and leaves the rest as 
     pad_to_bucket(after, 4096);
     const int n = before.n_tokens(), n_padded = bucket_of(n);
     REQUIRE(after.n_tokens() == n_padded);
-    CHECK(after.n_seqs() == (n == before.n_seqs() ? n_padded : n == n_padded && n == 1 ? 1 : n_padded - 1));
+    if (n == before.n_seqs())
+      CHECK(after.n_seqs() == n_padded);
+    else
+      CHECK(after.n_seqs() < n_padded);
     CHECK(samples_every_row(after));
     CHECK(after.page_tables.size() == static_cast<size_t>(after.n_seqs()) * after.max_pages);
     CHECK(after.feature_rows.size() == static_cast<size_t>(n_padded));

@@ -66,8 +66,8 @@ void pad_to_bucket(StepInputs& in, int64_t most_rows) {
   const int length = in.seq_offsets[longest + 1] - in.seq_offsets[longest];
   while (in.n_tokens() < n_rows) repeat_rows(in, longest, std::min(length, n_rows - in.n_tokens()));
   if (!chains) return;
-  // However the rows are divided: the last sequences have none. As many as rows would say that each has one.
-  const int n_seqs = n_rows - 1;
+  // The last sequences have no rows. As many as rows would say that each has one.
+  const int n_seqs = std::min(coarse_bucket_of(in.n_seqs()), n_rows - 1);
   in.seq_offsets.resize(n_seqs + 1, in.n_tokens());
   in.page_tables.resize(static_cast<size_t>(n_seqs) * in.max_pages, 0);
 }

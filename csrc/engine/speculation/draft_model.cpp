@@ -228,8 +228,9 @@ ModelDrafter::Chain ModelDrafter::upload_chain(const std::vector<DraftTask>& tas
     pass.feature_rows.push_back(pass.feature_rows[repeated]);
     pass.seq_offsets.push_back(static_cast<int32_t>(pass.positions.size()));
   }
-  // At most a sequence per row, the last ones without any; as many as rows only where each has one.
-  const int n_seqs = static_cast<int>(pass.seq_offsets.size()) - 1 == n_rows ? n_rows : n_rows - 1;
+  // The last sequences have no rows. As many as rows only where each has one.
+  const int n_given = static_cast<int>(pass.seq_offsets.size()) - 1;
+  const int n_seqs = n_given == n_rows ? n_rows : std::min(coarse_bucket_of(n_given), n_rows - 1);
   pass.seq_offsets.resize(n_seqs + 1, n_rows);
 
   // Where a task has no pages of its own for the deepest draft, the page behind the last one takes it.
