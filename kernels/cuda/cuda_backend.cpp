@@ -280,7 +280,7 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
     n_slots = 1;
   }
   void* twin = nullptr;
-  const int most_twin_tokens = many_rows_ ? kManyRows - 1 : kMostTwinTokens;
+  const int most_twin_tokens = many_rows_ ? kManyExpertRows - 1 : kMostTwinTokens;
   if (out && !exact_ && n_tokens > 1 && n_tokens <= most_twin_tokens && norm_has_twin(width)) {
     twin = scratch<uint16_t>(normed_, static_cast<size_t>(n_tokens) * width);
     twin_ = {out, n_tokens, width, twin};

@@ -33,7 +33,7 @@ struct TensorGemmArgs {
 
 // Steps of this many rows take these kernels. Which kernels run depends on the rows of the whole step alone, never on how many
 // meet one expert. Below, the ones of gemm.h read weights as fast and keep activations in BF16.
-constexpr int kManyRows = 32;        // of linear layers
+constexpr int kManyRows = 24;        // of linear layers and the head
 constexpr int kManyExpertRows = 48;  // of expert layers
 
 // Whether the device and this build have the kernels; then, whether a weight does.
