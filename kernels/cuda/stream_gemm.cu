@@ -154,7 +154,6 @@ struct Tile {
 // One warp copies each block of tokens of [begin, end) when its buffer is free.
 __device__ void copy_tokens(const StreamArgs& args, const Lists& lists, int n_items, int begin, int end, char* buffers,
                             TokenBlock* token_blocks, uint64_t* full, uint64_t* empty) {
-#if __CUDA_ARCH__ >= 900
   const GemmArgs& gemm = args.gemm;
   const int lane = threadIdx.x % 32;
   Cursor at;
@@ -185,12 +184,10 @@ __device__ void copy_tokens(const StreamArgs& args, const Lists& lists, int n_it
                 static_cast<const char*>(dense ? gemm.dense_x : gemm.routed_x) + static_cast<int64_t>(row) * row_bytes,
                 row_bytes, &full[index % 2]);
   }
-#endif
 }
 
 template <WeightFormat F>
 __global__ void __launch_bounds__(kThreads, 1) stream_kernel(const __grid_constant__ StreamArgs args) {
-#if __CUDA_ARCH__ >= 900
   using S = Stream<F>;
   constexpr int kGroupVectors = S::kChunks * 32;
   extern __shared__ __align__(128) char shared[];
@@ -309,7 +306,6 @@ __global__ void __launch_bounds__(kThreads, 1) stream_kernel(const __grid_consta
     tile = next;
   }
   while (tokens_end < end) to_next_tokens();  // the copier counts on every warp
-#endif
 }
 
 // ---- the host's side ---------------------------------------------------------------------------------------------------
