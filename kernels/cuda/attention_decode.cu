@@ -8,7 +8,6 @@
 // needs fences, and a fence waits for every copy in flight (measured: a third of the bandwidth). How a
 // row's keys are cut depends on its own position alone, and rows of a tile do not mind each other, so a draft's row has the
 // bits that decoding it alone would give.
-
 #include <algorithm>
 #include <type_traits>
 
@@ -23,27 +22,33 @@ namespace {
 using namespace hopper;
 
 constexpr int kGroups = 2;
-constexpr int kThreads = 128 * (1 + kGroups);
-constexpr int kMeet = 1;         // named barriers, one for each warpgroup
-constexpr int kLeastRun = 256;   // keys
-constexpr int kMostRuns = 64;    // of one row
-constexpr int kRunsOfLeast = 8;  // rows that need more have longer runs
+constexpr int kExpanders = 4 / kGroups;  // warps that expand a stream's FP8 tiles
+constexpr int kMeet = 1;                 // named barriers, one for each warpgroup
+constexpr int kMostRuns = 64;            // of one row
 
-// Runs of this many keys are for rows of up to runs_at_most(keys) * keys of them: both grow together, so that short rows are
-// cut finely and long ones leave few partial results.
-__host__ __device__ constexpr int runs_at_most(int keys) {
-  return keys / kLeastRun * kRunsOfLeast < kMostRuns ? keys / kLeastRun * kRunsOfLeast : kMostRuns;
-}
-__host__ __device__ constexpr int run_keys(int length) {
-  int keys = kLeastRun;
-  while (keys * runs_at_most(keys) < length) keys *= 2;
-  return keys;
-}
-__host__ __device__ constexpr int runs_of(int length) { return (length + run_keys(length) - 1) / run_keys(length); }
-constexpr int most_runs(int max_pages) {
-  const int length = std::max(1, max_pages) * kPageTokens, keys = run_keys(length);
-  return std::max(runs_of(length), keys > kLeastRun ? runs_at_most(keys / 2) : 1);
-}
+// How a row's keys are cut into runs, by how many it sees: finely while they are few, coarsely where fine runs would leave many
+// partial results. Two classes of steps: few sequences need many runs to keep all SMs busy, many need long ones.
+struct Cut {
+  bool many;
+  int least;  // keys of a run
+
+  explicit Cut(const BatchView& batch) : many(batch.n_seqs >= 32), least(many ? 512 : 256) {}
+  // Of rows whose runs have this many keys.
+  __host__ __device__ int runs_at_most(int keys) const {
+    const int longer = keys / least, runs = 8 * (many ? longer * longer : longer);
+    return runs < kMostRuns ? runs : kMostRuns;
+  }
+  __host__ __device__ int keys(int length) const {
+    int keys = least;
+    while (keys * runs_at_most(keys) < length) keys *= 2;
+    return keys;
+  }
+  __host__ __device__ int runs(int length) const { return (length + keys(length) - 1) / keys(length); }
+  int most_runs(int max_pages) const {
+    const int length = std::max(1, max_pages) * kPageTokens, last = keys(length);
+    return std::max(runs(length), last > least ? runs_at_most(last / 2) : 1);
+  }
+};
 
 // Floats of a row's partial result of a run: sums of a head, then its maximum (base 2) and total, padded to whole vectors.
 __host__ __device__ constexpr int partial_width(int head_dim) { return head_dim + 4; }
@@ -52,6 +57,7 @@ __host__ __device__ constexpr int tile_tokens(int group) { return kTileRows / gr
 struct ChainArgs {
   BatchView batch;
   int n_heads, n_kv_heads;
+  Cut cut;
   int first_seq, n_seqs, n_rows_max, n_runs_max;
   const float* q;
   KvView kv;
@@ -66,13 +72,13 @@ struct Chain {
   int n_tiles, n_old,
       n_runs;  // n_old: of n_runs, those of rows before the one whose keys are cut more coarsely; 0: there is none
 
-  __device__ Chain(const StepTable& table, int b, int group) {
+  __device__ Chain(const StepTable& table, const Cut& cut, int b, int group) {
     n_rows = table.offsets[b + 1] - table.offsets[b];
     first_length = table.first_positions[b] + 1;
     n_tiles = n_rows > kMostChainRows ? 0 : (n_rows + tile_tokens(group) - 1) / tile_tokens(group);
-    const int keys = run_keys(first_length), last_length = first_length + n_rows - 1;
-    n_old = keys != run_keys(last_length) ? runs_at_most(keys) : 0;
-    n_runs = n_old + runs_of(last_length);
+    const int keys = cut.keys(first_length), last_length = first_length + n_rows - 1;
+    n_old = keys != cut.keys(last_length) ? cut.runs_at_most(keys) : 0;
+    n_runs = n_old + cut.runs(last_length);
   }
 };
 
@@ -81,13 +87,13 @@ struct ChainTable : StepTable {
   int first_rows[kTableSeqs + 1];   // rows of chains before it
 
   // By one warp, once the step's rows are there.
-  __device__ void count(int n_seqs, int n_kv_heads, int group) {
+  __device__ void count(const Cut& cut, int n_seqs, int n_kv_heads, int group) {
     const int lane = threadIdx.x % 32;
     int units_before = 0, rows_before = 0;
     for (int base = 0; base < n_seqs; base += 32) {
       int units = 0, rows = 0;
       if (base + lane < n_seqs) {
-        const Chain chain(*this, base + lane, group);
+        const Chain chain(*this, cut, base + lane, group);
         units = chain.n_tiles * n_kv_heads * chain.n_runs;
         rows = chain.n_tiles > 0 ? chain.n_rows : 0;
       }
@@ -113,20 +119,23 @@ constexpr int kTileKeys = 64 * (128 / HD);
 
 template <int HD, bool kFp8>
 struct ChainShared {
-  static constexpr int kTileBytes = kTileKeys<HD> * (kFp8 ? HD + 4 : 2 * HD);
-  static constexpr int kStages = kFp8 ? 8 : 6;
-  std::byte tiles[kGroups][kStages][kTileBytes];
-  alignas(1024) std::byte expanded[kFp8 ? kGroups : 0][kTileKeys<HD> * HD * 2];
-  uint64_t full[kGroups][kStages], empty[kGroups][kStages];
+  // Copied tiles, and in FP8 what a third warpgroup makes of them: consumers read BF16 either way.
+  static constexpr int kTileBytes = kTileKeys<HD> * 2 * HD, kCopiedBytes = kFp8 ? kTileKeys<HD> * (HD + 4) : kTileBytes;
+  static constexpr int kCopied = kFp8 ? 8 : 6, kStages = kFp8 ? 2 : kCopied;
+  static constexpr int kThreads = 128 * (1 + kGroups + (kFp8 ? 1 : 0));
+  alignas(1024) std::byte copied[kGroups][kCopied][kCopiedBytes];
+  alignas(1024) std::byte expanded[kFp8 ? kGroups : 0][kStages][kTileBytes];
+  uint64_t copied_full[kGroups][kCopied], copied_empty[kGroups][kCopied];
+  uint64_t expanded_full[kGroups][kStages], expanded_empty[kGroups][kStages];
   ChainTable table;
 };
 
 // What the second kernel looks up: the step's rows that are chains', in order.
 __device__ inline void write_row_ids(const ChainArgs& args, const ChainTable& table) {
-  for (int b = threadIdx.x; b < args.n_seqs; b += kThreads)
+  for (int b = threadIdx.x; b < args.n_seqs; b += blockDim.x)
     for (int row = table.first_rows[b]; row < table.first_rows[b + 1]; ++row)
       args.row_ids[row] = table.offsets[b] + row - table.first_rows[b];
-  for (int row = table.first_rows[args.n_seqs] + threadIdx.x; row < args.n_rows_max; row += kThreads) args.row_ids[row] = -1;
+  for (int row = table.first_rows[args.n_seqs] + threadIdx.x; row < args.n_rows_max; row += blockDim.x) args.row_ids[row] = -1;
 }
 
 // Keys [first_key, end_key) of a sequence and KV head, for rows [row, row + n_rows) of the chain.
@@ -135,20 +144,20 @@ struct Unit {
   int first_length, row, n_rows;  // of the tile: keys its first row sees, its first row in the chain, how many it has
 };
 
-__device__ inline Unit find_unit(const ChainTable& table, int n_seqs, int n_kv_heads, int group, int tile_keys, int index) {
+__device__ inline Unit find_unit(const ChainArgs& args, const ChainTable& table, int group, int tile_keys, int index) {
   Unit unit;
-  const int b = last_at_most(n_seqs, index, [&](int i) { return table.first_units[i]; });
-  const Chain chain(table, b, group);
+  const int b = last_at_most(args.n_seqs, index, [&](int i) { return table.first_units[i]; });
+  const Chain chain(table, args.cut, b, group);
   const int local = index - table.first_units[b], run = local % chain.n_runs,
             last_length = chain.first_length + chain.n_rows - 1;
   unit.seq = b;
-  unit.kv_head = local / chain.n_runs % n_kv_heads;
-  unit.tile = local / chain.n_runs / n_kv_heads;
+  unit.kv_head = local / chain.n_runs % args.n_kv_heads;
+  unit.tile = local / chain.n_runs / args.n_kv_heads;
   const bool old = run < chain.n_old;
   unit.run = old ? run : run - chain.n_old;
-  unit.keys = run_keys(old ? chain.first_length : last_length);
+  unit.keys = args.cut.keys(old ? chain.first_length : last_length);
   unit.first_key = unit.run * unit.keys;
-  unit.end_key = min(unit.first_key + unit.keys, old ? unit.keys * runs_at_most(unit.keys) : last_length);
+  unit.end_key = min(unit.first_key + unit.keys, old ? unit.keys * args.cut.runs_at_most(unit.keys) : last_length);
   unit.n_tiles = (unit.end_key - unit.first_key + tile_keys - 1) / tile_keys;
   unit.row = unit.tile * tile_tokens(group);
   unit.n_rows = min(tile_tokens(group), chain.n_rows - unit.row);
@@ -157,7 +166,7 @@ __device__ inline Unit find_unit(const ChainTable& table, int n_seqs, int n_kv_h
 }
 
 template <int HD, bool kFp8>
-__global__ void __launch_bounds__(kThreads, 1)
+__global__ void __launch_bounds__(ChainShared<HD, kFp8>::kThreads, 1)
     chain_attention_kernel(const __grid_constant__ ChainArgs args, const __grid_constant__ CUtensorMap key_map,
                            const __grid_constant__ CUtensorMap value_map) {
 #if SIGMOE_HOPPER_CODE
@@ -173,9 +182,13 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     if constexpr (!kFp8) prefetch_map(&key_map), prefetch_map(&value_map);
     for (int stream = 0; stream < kGroups; ++stream) {
+      for (int s = 0; s < Shared::kCopied; ++s) {
+        barrier_init(&shared.copied_full[stream][s], 1);
+        barrier_init(&shared.copied_empty[stream][s], kFp8 ? kExpanders : 4);
+      }
       for (int s = 0; s < Shared::kStages; ++s) {
-        barrier_init(&shared.full[stream][s], 1);
-        barrier_init(&shared.empty[stream][s], 4);
+        barrier_init(&shared.expanded_full[stream][s], kExpanders);
+        barrier_init(&shared.expanded_empty[stream][s], 4);
       }
     }
     barrier_init_done();
@@ -183,18 +196,18 @@ __global__ void __launch_bounds__(kThreads, 1)
   wait_for_previous();
   shared.table.load(args.batch, args.first_seq, args.n_seqs);
   __syncthreads();
-  if (threadIdx.x < 32) shared.table.count(args.n_seqs, args.n_kv_heads, group);
+  if (threadIdx.x < 32) shared.table.count(args.cut, args.n_seqs, args.n_kv_heads, group);
   __syncthreads();
 
   if (blockIdx.x == 0 && args.n_runs_max > 1) write_row_ids(args, table);
   const int n_units = table.first_units[args.n_seqs];
-  Ring<Shared::kStages> ring;
-  const int mine = role == 0 ? warp % kGroups : role - 1, step = kGroups * gridDim.x;
+  const int mine = role == 0 ? warp % kGroups : role > kGroups ? warp / kExpanders : role - 1, step = kGroups * gridDim.x;
   if (role == 0) {
     fewer_registers<56>();
     if (warp >= kGroups) return;
+    Ring<Shared::kCopied> ring;
     for (int index = mine * gridDim.x + blockIdx.x; index < n_units; index += step) {
-      const Unit unit = find_unit(table, args.n_seqs, args.n_kv_heads, group, kKeys, index);
+      const Unit unit = find_unit(args, table, group, kKeys, index);
       const int32_t* pages = args.batch.page_tables + static_cast<int64_t>(args.first_seq + unit.seq) * args.batch.max_pages +
                              unit.first_key / kPageTokens;
       int page = 0;
@@ -206,10 +219,10 @@ __global__ void __launch_bounds__(kThreads, 1)
             (__shfl_sync(kAllLanes, page, p % 32) * args.n_kv_heads + unit.kv_head) * kPageTokens + i * kKeys % kPageTokens;
         for (const bool values : {false, true}) {
           if (lane == 0) {
-            uint64_t* full = &shared.full[mine][ring.stage];
-            std::byte* tile = shared.tiles[mine][ring.stage];
-            barrier_wait(&shared.empty[mine][ring.stage], ring.parity ^ 1);
-            barrier_expect(full, Shared::kTileBytes);
+            uint64_t* full = &shared.copied_full[mine][ring.stage];
+            std::byte* tile = shared.copied[mine][ring.stage];
+            barrier_wait(&shared.copied_empty[mine][ring.stage], ring.parity ^ 1);
+            barrier_expect(full, Shared::kCopiedBytes);
             if constexpr (kFp8) {
               const auto* codes = static_cast<const std::byte*>(values ? args.kv.v : args.kv.k);
               const float* scales = values ? args.kv.v_scales : args.kv.k_scales;
@@ -224,14 +237,38 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       }
     }
+  } else if (role > kGroups) {
+    fewer_registers<56>();
+    Ring<Shared::kCopied> from;
+    Ring<Shared::kStages> to;
+    for (int index = mine * gridDim.x + blockIdx.x; index < n_units; index += step) {
+      const Unit unit = find_unit(args, table, group, kKeys, index);
+      for (int i = 0; i < 2 * unit.n_tiles; ++i) {
+        barrier_wait(&shared.copied_full[mine][from.stage], from.parity);
+        barrier_wait(&shared.expanded_empty[mine][to.stage], to.parity ^ 1);
+        expand_tile<HD, kKeys, 32 * kExpanders>(shared.copied[mine][from.stage], shared.expanded[mine][to.stage],
+                                                unit.end_key - unit.first_key - i / 2 * kKeys, threadIdx.x % (32 * kExpanders));
+        __syncwarp();
+        if (lane == 0) {
+          barrier_arrive(&shared.expanded_full[mine][to.stage]);
+          barrier_arrive(&shared.copied_empty[mine][from.stage]);
+        }
+        from.advance();
+        to.advance();
+      }
+    }
   } else {
-    more_registers<224>();
+    more_registers<kFp8 ? 200 : 224>();
+    std::byte* const tiles = kFp8 ? shared.expanded[mine][0] : shared.copied[mine][0];
+    uint64_t* const full = kFp8 ? shared.expanded_full[mine] : shared.copied_full[mine];
+    uint64_t* const empty = kFp8 ? shared.expanded_empty[mine] : shared.copied_empty[mine];
+    Ring<Shared::kStages> ring;
     typename Rows::Scores score;
     typename Rows::Weights weights;
     Rows rows;
     float keep[2];
     for (int index = mine * gridDim.x + blockIdx.x; index < n_units; index += step) {
-      const Unit unit = find_unit(table, args.n_seqs, args.n_kv_heads, group, kKeys, index);
+      const Unit unit = find_unit(args, table, group, kKeys, index);
       int last_key[2], token[2], head[2];
       bool valid[2];
 #pragma unroll
@@ -239,7 +276,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         const int r = warp * 16 + lane / 4 + 8 * h, length = unit.first_length + r / group;
         token[h] = r / group;
         head[h] = unit.kv_head * group + r % group;
-        valid[h] = token[h] < unit.n_rows && run_keys(length) == unit.keys && unit.first_key < length;
+        valid[h] = token[h] < unit.n_rows && args.cut.keys(length) == unit.keys && unit.first_key < length;
         last_key[h] = valid[h] ? length - 1 : unit.end_key;
       }
       const int row = table.offsets[unit.seq] + unit.row;  // of the step
@@ -249,23 +286,15 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int n_halves = (unit.n_rows * group - warp * 16 + 7) / 8;
       const auto release_tile = [&] {
         __syncwarp();
-        if (lane == 0) barrier_arrive(&shared.empty[mine][ring.stage]);
+        if (lane == 0) barrier_arrive(&empty[ring.stage]);
         ring.advance();
       };
-      // The next tile as tensor cores read it; keys behind the sequence's end need not be anything, values there are zero.
+      // The next tile; keys behind the sequence's end need not be anything, values there are zero.
       const auto next_tile = [&](bool values, int n_valid) {
-        std::byte* tile = shared.tiles[mine][ring.stage];
-        barrier_wait(&shared.full[mine][ring.stage], ring.parity);
-        if constexpr (kFp8) {
-          named_sync(kMeet + mine, 128);  // no warp still multiplies with the last one
-          expand_tile<HD, kKeys>(tile, shared.expanded[mine], n_valid);
-          release_tile();
-          named_sync(kMeet + mine, 128);
-          return static_cast<std::byte*>(shared.expanded[mine]);
-        } else {
-          if (values && n_valid < kKeys) clear_values<HD, kKeys>(tile, n_valid, kMeet + mine);
-          return tile;
-        }
+        std::byte* tile = tiles + ring.stage * Shared::kTileBytes;
+        barrier_wait(&full[ring.stage], ring.parity);
+        if (!kFp8 && values && n_valid < kKeys) clear_values<HD, kKeys>(tile, n_valid, kMeet + mine);
+        return tile;
       };
       for (int i = 0; i < unit.n_tiles; ++i) {
         const int first_key = unit.first_key + i * kKeys;
@@ -276,7 +305,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         rows.enqueue_scores(score, keys);
         wgmma_wait<0>();
         pin(score);
-        if constexpr (!kFp8) release_tile();
+        release_tile();
         if (first_key + kKeys > unit.first_length) mask_scores(score, last_key, first_key);
         rows.weigh(score, keep, n_halves);
         rows.rescale(keep);
@@ -288,13 +317,13 @@ __global__ void __launch_bounds__(kThreads, 1)
         rows.enqueue_sums(weights, values);
         wgmma_wait<0>();
         pin(rows.sum);
-        if constexpr (!kFp8) release_tile();
+        release_tile();
       }
       rows.add_up_totals();
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         if (!valid[h]) continue;
-        const bool whole = runs_of(unit.first_length + token[h]) == 1;
+        const bool whole = args.cut.runs(unit.first_length + token[h]) == 1;
         float* to = args.out + at(h);
         if (!whole)
           to = args.partial +
@@ -324,7 +353,7 @@ __global__ void __launch_bounds__(kAddWarps * 32) add_runs_kernel(const __grid_c
   const int row = blockIdx.x, lane = threadIdx.x % 32, head = blockIdx.y * kAddWarps + threadIdx.x / 32;
   const int t = args.row_ids[row];
   if (t < 0 || head >= args.n_heads) return;
-  const int n_runs = runs_of(args.batch.positions[t] + 1);
+  const int n_runs = args.cut.runs(args.batch.positions[t] + 1);
   if (n_runs == 1) return;
   const float* partial = args.partial + (static_cast<int64_t>(row) * args.n_heads + head) * args.n_runs_max * partial_width(HD);
   float2 state[2];  // maximum and total of runs lane and lane + 32
@@ -346,7 +375,7 @@ __global__ void __launch_bounds__(kAddWarps * 32) add_runs_kernel(const __grid_c
   constexpr int kLaneDims = HD / 32;
   using Dims = std::conditional_t<kLaneDims == 4, float4, float2>;
   float sum[kLaneDims] = {};
-#pragma unroll 8
+#pragma unroll 16
   for (int run = 0; run < n_runs; ++run) {
     const float weight = __shfl_sync(kAllLanes, run < 32 ? state[0].x : state[1].x, run % 32);
     const Dims dims = *reinterpret_cast<const Dims*>(partial + run * partial_width(HD) + kLaneDims * lane);
@@ -368,7 +397,7 @@ void launch_for(const Queue& queue, const ChainArgs& args) {
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
   CUtensorMap keys = {}, values = {};
   if (!kFp8) keys = kv_map(args.kv.k, HD, kTileKeys<HD>), values = kv_map(args.kv.v, HD, kTileKeys<HD>);
-  launch(queue, kernel, n_blocks, kThreads, kSharedBytes, args, keys, values);
+  launch(queue, kernel, n_blocks, ChainShared<HD, kFp8>::kThreads, kSharedBytes, args, keys, values);
   if (args.n_runs_max > 1)
     launch(queue, add_runs_kernel<HD>, dim3(args.n_rows_max, divide_up(args.n_heads, kAddWarps)), kAddWarps * 32, 0, args);
 }
@@ -379,8 +408,8 @@ bool has_chain_attention(const AttentionShape& shape, int sm) {
   return sm == 90 && (shape.head_dim == 64 || shape.head_dim == 128) && shape.n_heads / shape.n_kv_heads <= kTileRows;
 }
 
-size_t chain_partial_bytes(const AttentionShape& shape, int n_rows, int max_pages) {
-  return sizeof(float) * n_rows * shape.n_heads * most_runs(max_pages) * partial_width(shape.head_dim);
+size_t chain_partial_bytes(const AttentionShape& shape, const BatchView& batch, int n_rows) {
+  return sizeof(float) * n_rows * shape.n_heads * Cut(batch).most_runs(batch.max_pages) * partial_width(shape.head_dim);
 }
 
 int most_chain_rows(const BatchView& batch, int n_seqs) {
@@ -392,8 +421,9 @@ void launch_chain_attention(const Queue& queue, const BatchView& batch, const At
                             const float* q, const KvView& kv, const ChainScratch& scratch, float* out) {
   for (int b = first_seq; b < first_seq + n_seqs; b += kTableSeqs) {
     const int n = std::min(kTableSeqs, first_seq + n_seqs - b);
+    const Cut cut(batch);
     const ChainArgs args{
-        batch, shape.n_heads,   shape.n_kv_heads, b,  n, most_chain_rows(batch, n), most_runs(batch.max_pages), q,
+        batch, shape.n_heads,   shape.n_kv_heads, cut, b, n, most_chain_rows(batch, n), cut.most_runs(batch.max_pages), q,
         kv,    scratch.partial, scratch.row_ids,  out};
     const bool fp8 = kv.dtype == DType::f8_e4m3;
     (shape.head_dim == 128 ? fp8 ? launch_for<128, true> : launch_for<128, false>
