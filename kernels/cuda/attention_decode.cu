@@ -22,9 +22,9 @@ namespace {
 using namespace hopper;
 
 constexpr int kGroups = 2;
-constexpr int kExpanders = 4 / kGroups;  // warps that expand a stream's FP8 tiles
-constexpr int kMeet = 1;                 // named barriers, one for each warpgroup
-constexpr int kMostRuns = 64;            // of one row
+[[maybe_unused]] constexpr int kExpanders = 4 / kGroups;  // warps that expand a stream's FP8 tiles
+[[maybe_unused]] constexpr int kMeet = 1;                 // named barriers, one for each warpgroup
+constexpr int kMostRuns = 64;                             // of one row
 
 // How a row's keys are cut into runs, by how many it sees: finely while they are few, coarsely where fine runs would leave many
 // partial results. Two classes of steps: few sequences need many runs to keep all SMs busy, many need long ones.
@@ -85,32 +85,32 @@ struct Chain {
 struct ChainTable : StepTable {
   int first_units[kTableSeqs + 1];  // of sequence b: units before it
   int first_rows[kTableSeqs + 1];   // rows of chains before it
-
-  // By one warp, once the step's rows are there.
-  __device__ void count(const Cut& cut, int n_seqs, int n_kv_heads, int group) {
-    const int lane = threadIdx.x % 32;
-    int units_before = 0, rows_before = 0;
-    for (int base = 0; base < n_seqs; base += 32) {
-      int units = 0, rows = 0;
-      if (base + lane < n_seqs) {
-        const Chain chain(*this, cut, base + lane, group);
-        units = chain.n_tiles * n_kv_heads * chain.n_runs;
-        rows = chain.n_tiles > 0 ? chain.n_rows : 0;
-      }
-      for (int step = 1; step < 32; step *= 2) {
-        const int more_units = __shfl_up_sync(kAllLanes, units, step), more_rows = __shfl_up_sync(kAllLanes, rows, step);
-        if (lane >= step) units += more_units, rows += more_rows;
-      }
-      if (base + lane < n_seqs) {
-        first_units[base + lane + 1] = units_before + units;
-        first_rows[base + lane + 1] = rows_before + rows;
-      }
-      units_before += __shfl_sync(kAllLanes, units, 31);
-      rows_before += __shfl_sync(kAllLanes, rows, 31);
-    }
-    if (lane == 0) first_units[0] = first_rows[0] = 0;
-  }
 };
+
+// By one warp, once the step's rows are there.
+[[maybe_unused]] __device__ inline void count_units(ChainTable& table, const Cut& cut, int n_seqs, int n_kv_heads, int group) {
+  const int lane = threadIdx.x % 32;
+  int units_before = 0, rows_before = 0;
+  for (int base = 0; base < n_seqs; base += 32) {
+    int units = 0, rows = 0;
+    if (base + lane < n_seqs) {
+      const Chain chain(table, cut, base + lane, group);
+      units = chain.n_tiles * n_kv_heads * chain.n_runs;
+      rows = chain.n_tiles > 0 ? chain.n_rows : 0;
+    }
+    for (int step = 1; step < 32; step *= 2) {
+      const int more_units = __shfl_up_sync(kAllLanes, units, step), more_rows = __shfl_up_sync(kAllLanes, rows, step);
+      if (lane >= step) units += more_units, rows += more_rows;
+    }
+    if (base + lane < n_seqs) {
+      table.first_units[base + lane + 1] = units_before + units;
+      table.first_rows[base + lane + 1] = rows_before + rows;
+    }
+    units_before += __shfl_sync(kAllLanes, units, 31);
+    rows_before += __shfl_sync(kAllLanes, rows, 31);
+  }
+  if (lane == 0) table.first_units[0] = table.first_rows[0] = 0;
+}
 
 // Keys of a tile, 16 KB in BF16. Not otherwise: where a row has as many registers of query as of weights, ptxas 13.0 gives both
 // the same ones, though queries are needed again.
@@ -131,7 +131,7 @@ struct ChainShared {
 };
 
 // What the second kernel looks up: the step's rows that are chains', in order.
-__device__ inline void write_row_ids(const ChainArgs& args, const ChainTable& table) {
+[[maybe_unused]] __device__ inline void write_row_ids(const ChainArgs& args, const ChainTable& table) {
   for (int b = threadIdx.x; b < args.n_seqs; b += blockDim.x)
     for (int row = table.first_rows[b]; row < table.first_rows[b + 1]; ++row)
       args.row_ids[row] = table.offsets[b] + row - table.first_rows[b];
@@ -144,7 +144,8 @@ struct Unit {
   int first_length, row, n_rows;  // of the tile: keys its first row sees, its first row in the chain, how many it has
 };
 
-__device__ inline Unit find_unit(const ChainArgs& args, const ChainTable& table, int group, int tile_keys, int index) {
+[[maybe_unused]] __device__ inline Unit find_unit(const ChainArgs& args, const ChainTable& table, int group, int tile_keys,
+                                                  int index) {
   Unit unit;
   const int b = last_at_most(args.n_seqs, index, [&](int i) { return table.first_units[i]; });
   const Chain chain(table, args.cut, b, group);
@@ -196,7 +197,7 @@ __global__ void __launch_bounds__(ChainShared<HD, kFp8>::kThreads, 1)
   wait_for_previous();
   shared.table.load(args.batch, args.first_seq, args.n_seqs);
   __syncthreads();
-  if (threadIdx.x < 32) shared.table.count(args.cut, args.n_seqs, args.n_kv_heads, group);
+  if (threadIdx.x < 32) count_units(shared.table, args.cut, args.n_seqs, args.n_kv_heads, group);
   __syncthreads();
 
   if (blockIdx.x == 0 && args.n_runs_max > 1) write_row_ids(args, table);
