@@ -4,10 +4,10 @@
 // cut into runs; (sequence, KV head, run) is a unit of work, and units are dealt to two streams of each of as many persistent
 // blocks as there are SMs. A stream is a warp that copies tiles (K or V of half a page or a page) into a ring of stages far
 // ahead, through the ends of units, and a warpgroup that multiplies 64 packed rows (tokens x heads, mostly padding: tensor
-// cores have the time) with a tile at once. A second kernel adds the runs up, in order: a counter that tells the last unit
-// needs fences, and a fence waits for every copy in flight (measured: a third of the bandwidth). How a
-// row's keys are cut depends on its own position alone, and rows of a tile do not mind each other, so a draft's row has the
-// bits that decoding it alone would give.
+// cores have the time) with a tile at once, FP8 ones after expanding them. A second kernel adds the runs up, in order: a
+// counter that tells the last unit needs fences, and a fence waits for every copy in flight (measured: a third of the
+// bandwidth). How a row's keys are cut depends on its own position alone, and rows of a tile do not mind each other, so a
+// draft's row has the bits that decoding it alone would give.
 #include <algorithm>
 #include <type_traits>
 
@@ -22,31 +22,34 @@ namespace {
 using namespace hopper;
 
 constexpr int kGroups = 2;
-[[maybe_unused]] constexpr int kExpanders = 4 / kGroups;  // warps that expand a stream's FP8 tiles
-[[maybe_unused]] constexpr int kMeet = 1;                 // named barriers, one for each warpgroup
-constexpr int kMostRuns = 64;                             // of one row
+constexpr int kThreads = 128 * (1 + kGroups);
+[[maybe_unused]] constexpr int kMeet = 1;  // named barriers, one for each warpgroup
+constexpr int kMostRuns = 64;              // of one row
 
 // How a row's keys are cut into runs, by how many it sees: finely while they are few, coarsely where fine runs would leave many
 // partial results. Two classes of steps: few sequences need many runs to keep all SMs busy, many need long ones.
 struct Cut {
   bool many;
-  int least;  // keys of a run
+  int least;  // the shortest run has 2^least keys
 
-  explicit Cut(const BatchView& batch) : many(batch.n_seqs >= 32), least(many ? 512 : 256) {}
-  // Of rows whose runs have this many keys.
-  __host__ __device__ int runs_at_most(int keys) const {
-    const int longer = keys / least, runs = 8 * (many ? longer * longer : longer);
+  explicit Cut(const BatchView& batch) : many(batch.n_seqs >= 32), least(many ? 9 : 8) {}
+  // Of rows whose runs have 2^log keys.
+  __host__ __device__ int runs_at_most(int log) const {
+    const int runs = 8 << (many ? 2 * (log - least) : log - least);
     return runs < kMostRuns ? runs : kMostRuns;
   }
-  __host__ __device__ int keys(int length) const {
-    int keys = least;
-    while (keys * runs_at_most(keys) < length) keys *= 2;
-    return keys;
+  __host__ __device__ int log_keys(int length) const {
+    int log = least;
+    while (runs_at_most(log) << log < length) ++log;
+    return log;
   }
-  __host__ __device__ int runs(int length) const { return (length + keys(length) - 1) / keys(length); }
+  __host__ __device__ int runs(int length) const {
+    const int log = log_keys(length);
+    return (length + (1 << log) - 1) >> log;
+  }
   int most_runs(int max_pages) const {
-    const int length = std::max(1, max_pages) * kPageTokens, last = keys(length);
-    return std::max(runs(length), last > least ? runs_at_most(last / 2) : 1);
+    const int length = std::max(1, max_pages) * kPageTokens, last = log_keys(length);
+    return std::max(runs(length), last > least ? runs_at_most(last - 1) : 1);
   }
 };
 
@@ -76,8 +79,8 @@ struct Chain {
     n_rows = table.offsets[b + 1] - table.offsets[b];
     first_length = table.first_positions[b] + 1;
     n_tiles = n_rows > kMostChainRows ? 0 : (n_rows + tile_tokens(group) - 1) / tile_tokens(group);
-    const int keys = cut.keys(first_length), last_length = first_length + n_rows - 1;
-    n_old = keys != cut.keys(last_length) ? cut.runs_at_most(keys) : 0;
+    const int log = cut.log_keys(first_length), last_length = first_length + n_rows - 1;
+    n_old = log != cut.log_keys(last_length) ? cut.runs_at_most(log) : 0;
     n_runs = n_old + cut.runs(last_length);
   }
 };
@@ -119,28 +122,25 @@ constexpr int kTileKeys = 64 * (128 / HD);
 
 template <int HD, bool kFp8>
 struct ChainShared {
-  // Copied tiles, and in FP8 what a third warpgroup makes of them: consumers read BF16 either way.
-  static constexpr int kTileBytes = kTileKeys<HD> * 2 * HD, kCopiedBytes = kFp8 ? kTileKeys<HD> * (HD + 4) : kTileBytes;
-  static constexpr int kCopied = kFp8 ? 8 : 6, kStages = kFp8 ? 2 : kCopied;
-  static constexpr int kThreads = 128 * (1 + kGroups + (kFp8 ? 1 : 0));
-  alignas(1024) std::byte copied[kGroups][kCopied][kCopiedBytes];
-  alignas(1024) std::byte expanded[kFp8 ? kGroups : 0][kStages][kTileBytes];
-  uint64_t copied_full[kGroups][kCopied], copied_empty[kGroups][kCopied];
-  uint64_t expanded_full[kGroups][kStages], expanded_empty[kGroups][kStages];
+  static constexpr int kTileBytes = kTileKeys<HD> * (kFp8 ? HD + 4 : 2 * HD);
+  static constexpr int kStages = kFp8 ? 8 : 6;
+  std::byte tiles[kGroups][kStages][kTileBytes];
+  alignas(1024) std::byte expanded[kFp8 ? kGroups : 0][kTileKeys<HD> * HD * 2];
+  uint64_t full[kGroups][kStages], empty[kGroups][kStages];
   ChainTable table;
 };
 
 // What the second kernel looks up: the step's rows that are chains', in order.
 [[maybe_unused]] __device__ inline void write_row_ids(const ChainArgs& args, const ChainTable& table) {
-  for (int b = threadIdx.x; b < args.n_seqs; b += blockDim.x)
+  for (int b = threadIdx.x; b < args.n_seqs; b += kThreads)
     for (int row = table.first_rows[b]; row < table.first_rows[b + 1]; ++row)
       args.row_ids[row] = table.offsets[b] + row - table.first_rows[b];
-  for (int row = table.first_rows[args.n_seqs] + threadIdx.x; row < args.n_rows_max; row += blockDim.x) args.row_ids[row] = -1;
+  for (int row = table.first_rows[args.n_seqs] + threadIdx.x; row < args.n_rows_max; row += kThreads) args.row_ids[row] = -1;
 }
 
 // Keys [first_key, end_key) of a sequence and KV head, for rows [row, row + n_rows) of the chain.
 struct Unit {
-  int seq, kv_head, tile, run, keys, first_key, end_key, n_tiles;
+  int seq, kv_head, tile, run, log_keys, first_key, end_key, n_tiles;
   int first_length, row, n_rows;  // of the tile: keys its first row sees, its first row in the chain, how many it has
 };
 
@@ -156,9 +156,10 @@ struct Unit {
   unit.tile = local / chain.n_runs / args.n_kv_heads;
   const bool old = run < chain.n_old;
   unit.run = old ? run : run - chain.n_old;
-  unit.keys = args.cut.keys(old ? chain.first_length : last_length);
-  unit.first_key = unit.run * unit.keys;
-  unit.end_key = min(unit.first_key + unit.keys, old ? unit.keys * args.cut.runs_at_most(unit.keys) : last_length);
+  unit.log_keys = args.cut.log_keys(old ? chain.first_length : last_length);
+  unit.first_key = unit.run << unit.log_keys;
+  unit.end_key =
+      min(unit.first_key + (1 << unit.log_keys), old ? args.cut.runs_at_most(unit.log_keys) << unit.log_keys : last_length);
   unit.n_tiles = (unit.end_key - unit.first_key + tile_keys - 1) / tile_keys;
   unit.row = unit.tile * tile_tokens(group);
   unit.n_rows = min(tile_tokens(group), chain.n_rows - unit.row);
@@ -167,7 +168,7 @@ struct Unit {
 }
 
 template <int HD, bool kFp8>
-__global__ void __launch_bounds__(ChainShared<HD, kFp8>::kThreads, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     chain_attention_kernel(const __grid_constant__ ChainArgs args, const __grid_constant__ CUtensorMap key_map,
                            const __grid_constant__ CUtensorMap value_map) {
 #if SIGMOE_HOPPER_CODE
@@ -183,13 +184,9 @@ __global__ void __launch_bounds__(ChainShared<HD, kFp8>::kThreads, 1)
   if (threadIdx.x == 0) {
     if constexpr (!kFp8) prefetch_map(&key_map), prefetch_map(&value_map);
     for (int stream = 0; stream < kGroups; ++stream) {
-      for (int s = 0; s < Shared::kCopied; ++s) {
-        barrier_init(&shared.copied_full[stream][s], 1);
-        barrier_init(&shared.copied_empty[stream][s], kFp8 ? kExpanders : 4);
-      }
       for (int s = 0; s < Shared::kStages; ++s) {
-        barrier_init(&shared.expanded_full[stream][s], kExpanders);
-        barrier_init(&shared.expanded_empty[stream][s], 4);
+        barrier_init(&shared.full[stream][s], 1);
+        barrier_init(&shared.empty[stream][s], 4);
       }
     }
     barrier_init_done();
@@ -202,11 +199,11 @@ __global__ void __launch_bounds__(ChainShared<HD, kFp8>::kThreads, 1)
 
   if (blockIdx.x == 0 && args.n_runs_max > 1) write_row_ids(args, table);
   const int n_units = table.first_units[args.n_seqs];
-  const int mine = role == 0 ? warp % kGroups : role > kGroups ? warp / kExpanders : role - 1, step = kGroups * gridDim.x;
+  Ring<Shared::kStages> ring;
+  const int mine = role == 0 ? warp % kGroups : role - 1, step = kGroups * gridDim.x;
   if (role == 0) {
     fewer_registers<56>();
     if (warp >= kGroups) return;
-    Ring<Shared::kCopied> ring;
     for (int index = mine * gridDim.x + blockIdx.x; index < n_units; index += step) {
       const Unit unit = find_unit(args, table, group, kKeys, index);
       const int32_t* pages = args.batch.page_tables + static_cast<int64_t>(args.first_seq + unit.seq) * args.batch.max_pages +
@@ -220,10 +217,10 @@ __global__ void __launch_bounds__(ChainShared<HD, kFp8>::kThreads, 1)
             (__shfl_sync(kAllLanes, page, p % 32) * args.n_kv_heads + unit.kv_head) * kPageTokens + i * kKeys % kPageTokens;
         for (const bool values : {false, true}) {
           if (lane == 0) {
-            uint64_t* full = &shared.copied_full[mine][ring.stage];
-            std::byte* tile = shared.copied[mine][ring.stage];
-            barrier_wait(&shared.copied_empty[mine][ring.stage], ring.parity ^ 1);
-            barrier_expect(full, Shared::kCopiedBytes);
+            uint64_t* full = &shared.full[mine][ring.stage];
+            std::byte* tile = shared.tiles[mine][ring.stage];
+            barrier_wait(&shared.empty[mine][ring.stage], ring.parity ^ 1);
+            barrier_expect(full, Shared::kTileBytes);
             if constexpr (kFp8) {
               const auto* codes = static_cast<const std::byte*>(values ? args.kv.v : args.kv.k);
               const float* scales = values ? args.kv.v_scales : args.kv.k_scales;
@@ -238,32 +235,8 @@ __global__ void __launch_bounds__(ChainShared<HD, kFp8>::kThreads, 1)
         }
       }
     }
-  } else if (role > kGroups) {
-    fewer_registers<56>();
-    Ring<Shared::kCopied> from;
-    Ring<Shared::kStages> to;
-    for (int index = mine * gridDim.x + blockIdx.x; index < n_units; index += step) {
-      const Unit unit = find_unit(args, table, group, kKeys, index);
-      for (int i = 0; i < 2 * unit.n_tiles; ++i) {
-        barrier_wait(&shared.copied_full[mine][from.stage], from.parity);
-        barrier_wait(&shared.expanded_empty[mine][to.stage], to.parity ^ 1);
-        expand_tile<HD, kKeys, 32 * kExpanders>(shared.copied[mine][from.stage], shared.expanded[mine][to.stage],
-                                                unit.end_key - unit.first_key - i / 2 * kKeys, threadIdx.x % (32 * kExpanders));
-        __syncwarp();
-        if (lane == 0) {
-          barrier_arrive(&shared.expanded_full[mine][to.stage]);
-          barrier_arrive(&shared.copied_empty[mine][from.stage]);
-        }
-        from.advance();
-        to.advance();
-      }
-    }
   } else {
-    more_registers<kFp8 ? 200 : 224>();
-    std::byte* const tiles = kFp8 ? shared.expanded[mine][0] : shared.copied[mine][0];
-    uint64_t* const full = kFp8 ? shared.expanded_full[mine] : shared.copied_full[mine];
-    uint64_t* const empty = kFp8 ? shared.expanded_empty[mine] : shared.copied_empty[mine];
-    Ring<Shared::kStages> ring;
+    more_registers<224>();
     typename Rows::Scores score;
     typename Rows::Weights weights;
     Rows rows;
@@ -277,7 +250,7 @@ __global__ void __launch_bounds__(ChainShared<HD, kFp8>::kThreads, 1)
         const int r = warp * 16 + lane / 4 + 8 * h, length = unit.first_length + r / group;
         token[h] = r / group;
         head[h] = unit.kv_head * group + r % group;
-        valid[h] = token[h] < unit.n_rows && args.cut.keys(length) == unit.keys && unit.first_key < length;
+        valid[h] = token[h] < unit.n_rows && args.cut.log_keys(length) == unit.log_keys && unit.first_key < length;
         last_key[h] = valid[h] ? length - 1 : unit.end_key;
       }
       const int row = table.offsets[unit.seq] + unit.row;  // of the step
@@ -287,15 +260,23 @@ __global__ void __launch_bounds__(ChainShared<HD, kFp8>::kThreads, 1)
       const int n_halves = (unit.n_rows * group - warp * 16 + 7) / 8;
       const auto release_tile = [&] {
         __syncwarp();
-        if (lane == 0) barrier_arrive(&empty[ring.stage]);
+        if (lane == 0) barrier_arrive(&shared.empty[mine][ring.stage]);
         ring.advance();
       };
-      // The next tile; keys behind the sequence's end need not be anything, values there are zero.
+      // The next tile as tensor cores read it; keys behind the sequence's end need not be anything, values there are zero.
       const auto next_tile = [&](bool values, int n_valid) {
-        std::byte* tile = tiles + ring.stage * Shared::kTileBytes;
-        barrier_wait(&full[ring.stage], ring.parity);
-        if (!kFp8 && values && n_valid < kKeys) clear_values<HD, kKeys>(tile, n_valid, kMeet + mine);
-        return tile;
+        std::byte* tile = shared.tiles[mine][ring.stage];
+        barrier_wait(&shared.full[mine][ring.stage], ring.parity);
+        if constexpr (kFp8) {
+          named_sync(kMeet + mine, 128);  // no warp still multiplies with the last one
+          expand_tile<HD, kKeys>(tile, shared.expanded[mine], n_valid);
+          release_tile();
+          named_sync(kMeet + mine, 128);
+          return static_cast<std::byte*>(shared.expanded[mine]);
+        } else {
+          if (values && n_valid < kKeys) clear_values<HD, kKeys>(tile, n_valid, kMeet + mine);
+          return tile;
+        }
       };
       for (int i = 0; i < unit.n_tiles; ++i) {
         const int first_key = unit.first_key + i * kKeys;
@@ -306,7 +287,7 @@ __global__ void __launch_bounds__(ChainShared<HD, kFp8>::kThreads, 1)
         rows.enqueue_scores(score, keys);
         wgmma_wait<0>();
         pin(score);
-        release_tile();
+        if constexpr (!kFp8) release_tile();
         if (first_key + kKeys > unit.first_length) mask_scores(score, last_key, first_key);
         rows.weigh(score, keep, n_halves);
         rows.rescale(keep);
@@ -318,7 +299,7 @@ __global__ void __launch_bounds__(ChainShared<HD, kFp8>::kThreads, 1)
         rows.enqueue_sums(weights, values);
         wgmma_wait<0>();
         pin(rows.sum);
-        release_tile();
+        if constexpr (!kFp8) release_tile();
       }
       rows.add_up_totals();
 #pragma unroll
@@ -376,7 +357,7 @@ __global__ void __launch_bounds__(kAddWarps * 32) add_runs_kernel(const __grid_c
   constexpr int kLaneDims = HD / 32;
   using Dims = std::conditional_t<kLaneDims == 4, float4, float2>;
   float sum[kLaneDims] = {};
-#pragma unroll 16
+#pragma unroll 8
   for (int run = 0; run < n_runs; ++run) {
     const float weight = __shfl_sync(kAllLanes, run < 32 ? state[0].x : state[1].x, run % 32);
     const Dims dims = *reinterpret_cast<const Dims*>(partial + run * partial_width(HD) + kLaneDims * lane);
@@ -398,7 +379,7 @@ void launch_for(const Queue& queue, const ChainArgs& args) {
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
   CUtensorMap keys = {}, values = {};
   if (!kFp8) keys = kv_map(args.kv.k, HD, kTileKeys<HD>), values = kv_map(args.kv.v, HD, kTileKeys<HD>);
-  launch(queue, kernel, n_blocks, ChainShared<HD, kFp8>::kThreads, kSharedBytes, args, keys, values);
+  launch(queue, kernel, n_blocks, kThreads, kSharedBytes, args, keys, values);
   if (args.n_runs_max > 1)
     launch(queue, add_runs_kernel<HD>, dim3(args.n_rows_max, divide_up(args.n_heads, kAddWarps)), kAddWarps * 32, 0, args);
 }

@@ -146,15 +146,16 @@ __device__ inline void clear_values(std::byte* values, int n_valid, int barrier)
 }
 
 // An FP8 tile, as it lies in its page, with its scales behind it, becomes what a tile of BF16 would be; tokens from n_valid on
-// become zero. By kThreads threads, of which this is number `thread`: neighbours take the codes of neighbouring tokens, each
-// going round its row from another place so that no bank is crowded. Some barrier lies between this and a product.
-template <int HD, int kKeys, int kThreads>
-__device__ inline void expand_tile(const std::byte* codes, std::byte* tile, int n_valid, int thread) {
-  constexpr int kChunks = HD / 16;
-#pragma unroll 4
-  for (int item = thread; item < kKeys * kChunks; item += kThreads) {
-    const int token = item % kKeys, chunk = (item / kKeys + token) % kChunks;
-    const __nv_bfloat162 scale = expanding_scale(reinterpret_cast<const float*>(codes + kKeys * HD)[token]);
+// become zero. By all threads of a warpgroup, some of a token's codes each, going round the row from another place so that no
+// bank is crowded; they meet at a barrier before a tensor core reads the tile.
+template <int HD, int kKeys>
+__device__ inline void expand_tile(const std::byte* codes, std::byte* tile, int n_valid) {
+  constexpr int kChunks = HD / 16, kShares = 128 / kKeys;
+  const int token = threadIdx.x % kKeys, share = threadIdx.x % 128 / kKeys;
+  const __nv_bfloat162 scale = expanding_scale(reinterpret_cast<const float*>(codes + kKeys * HD)[token]);
+#pragma unroll
+  for (int c = 0; c < kChunks / kShares; ++c) {
+    const int chunk = (c * kShares + share + token) % kChunks;
     uint4 values[2] = {};
     if (token < n_valid) expand_sixteen(*reinterpret_cast<const uint4*>(codes + token * HD + chunk * 16), scale, values);
     std::byte* row = tile + chunk / 4 * (kKeys * 128) + token * 128;
