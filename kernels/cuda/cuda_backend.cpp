@@ -373,7 +373,7 @@ void CudaBackend::attention_by_rows(const BatchView& batch, const AttentionShape
                                     float* out) {
   if (batch.n_seqs > 1 || batch.n_tokens <= kMostChainRows) {
     int n_at_once = batch.n_seqs;
-    const auto bytes = [&] { return chain_partial_bytes(shape, most_chain_rows(batch, n_at_once), batch.max_pages); };
+    const auto bytes = [&] { return chain_partial_bytes(shape, batch, most_chain_rows(batch, n_at_once)); };
     while (n_at_once > 1 && bytes() > kMaxChainBytes) n_at_once = (n_at_once + 1) / 2;
     const ChainScratch chain{scratch<float>(partial_attention_, bytes() / sizeof(float)),
                              scratch<int32_t>(chain_rows_, most_chain_rows(batch, n_at_once))};
