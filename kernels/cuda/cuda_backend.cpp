@@ -357,7 +357,10 @@ void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape,
     return attention_by_rows(batch, shape, q, kv, out);
   }
   if (exact_ || !has_split_attention(shape, kv.dtype)) return launch_exact_attention(queue_, batch, shape, q, kv, out);
-  if (!deterministic_ && has_chain_attention(shape, sm_)) return attention_by_rows(batch, shape, q, kv, out);
+  // Few sequences whose rows may all be tokens and drafts: split attention is sooner there. A draft's step has as many
+  // sequences as one without drafts, so drafts change no class.
+  const bool few = batch.n_seqs < 24 && batch.n_tokens <= kMostChainRows * batch.n_seqs;
+  if (!deterministic_ && !few && has_chain_attention(shape, sm_)) return attention_by_rows(batch, shape, q, kv, out);
   const size_t row_bytes = split_partial_bytes(shape, 1, batch.max_pages);
   const int rows_at_once = static_cast<int>(std::clamp<size_t>(kMaxSplitBytes / row_bytes, 1, batch.n_tokens));
   SplitScratch split;
