@@ -12,7 +12,6 @@ namespace sigmoe::cuda {
 namespace {
 
 constexpr int kBlocks = 1;  // of 64 rows of W, per warpgroup
-constexpr int kRowsOfW = kWeightTiles<kBlocks> * 16;
 constexpr int kMostSplits = 4;
 constexpr int kMostRows = 1024;
 
@@ -64,7 +63,8 @@ __device__ void run_item(const TensorGemmArgs& args, Shared<kBlocks>& s, Positio
 template <WeightFormat F>
 __global__ void __launch_bounds__(kThreads, 1) tensor_split_kernel(const __grid_constant__ TensorGemmArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  static_assert(sizeof(Shared<kBlocks>::x) >= kRowsOfW * kTileRows * sizeof(float), "the sums take the place of x");
+  static_assert(sizeof(Shared<kBlocks>::x) >= kWeightTiles<kBlocks> * 16 * kTileRows * sizeof(float),
+                "the sums take the place of x");
   extern __shared__ uint8_t raw[];
   let_next_start();
   Shared<kBlocks>& s = prepare<kBlocks, false>(raw);
