@@ -15,18 +15,6 @@ constexpr int kBlocks = 1;  // of 64 rows of W, per warpgroup
 constexpr int kMostSplits = 4;
 constexpr int kMostRows = 1024;
 
-__device__ inline void cluster_meet() {
-  asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
-}
-// What block `rank` of the cluster has where this one has `shared`.
-__device__ inline float load_peer(const float* shared, int rank) {
-  uint32_t address;
-  float value;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(shared)), "r"(rank));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address));
-  return value;
-}
-
 template <WeightFormat F, int N>
 __device__ void run_item(const TensorGemmArgs& args, Shared<kBlocks>& s, Position& at, const Item& item) {
   Sums<N, kBlocks> sum;
