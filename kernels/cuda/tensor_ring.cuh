@@ -165,11 +165,7 @@ __device__ void produce(const TensorGemmArgs& args, Shared<Blocks>& s, const KRa
       uint64_t* full = &s.full[at.stage];
       __syncwarp();
       if (lane == 0) barrier_expect(full, own_bytes);
-      if (lane < kOwn && bytes > 0) bulk_load(target + at.stage * target_step, source, bytes, full);
-      if (lane == kOwn && bytes > 0) {
-        if (kb == range.begin) wait_for_previous();  // a linear layer's W needs no waiting
-        bulk_load(target + at.stage * target_step, source, bytes, full);
-      }
+      if (bytes > 0) bulk_load(target + at.stage * target_step, source, bytes, full);
       source += source_step;
       if (gathered) {
         const size_t x_block = static_cast<size_t>(kb) * args.x.stride;

@@ -12,21 +12,8 @@ namespace sigmoe::cuda {
 namespace {
 
 constexpr int kBlocks = 1;  // of 64 rows of W, per warpgroup
-constexpr int kRowsOfW = kWeightTiles<kBlocks> * 16;
 constexpr int kMostSplits = 4;
 constexpr int kMostRows = 1024;
-
-__device__ inline void cluster_meet() {
-  asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
-}
-// What block `rank` of the cluster has where this one has `shared`.
-__device__ inline float load_peer(const float* shared, int rank) {
-  uint32_t address;
-  float value;
-  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(shared)), "r"(rank));
-  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address));
-  return value;
-}
 
 template <WeightFormat F, int N>
 __device__ void run_item(const TensorGemmArgs& args, Shared<kBlocks>& s, Position& at, const Item& item) {
@@ -37,7 +24,6 @@ __device__ void run_item(const TensorGemmArgs& args, Shared<kBlocks>& s, Positio
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) parts[i * kGroups * 128 + threadIdx.x] = sum[0][i];
   cluster_meet();
-  wait_for_previous();  // whose readers of the output have finished
   const int lane = threadIdx.x % 32, n = args.weight.n, rank = blockIdx.x % args.n_splits;
   const int row = (item.weight_tile + threadIdx.x / 32) * 16 + lane / 4;
   const int begin = N / 2 * rank / args.n_splits, end = N / 2 * (rank + 1) / args.n_splits;
@@ -65,10 +51,12 @@ __device__ void run_item(const TensorGemmArgs& args, Shared<kBlocks>& s, Positio
 template <WeightFormat F>
 __global__ void __launch_bounds__(kThreads, 1) tensor_split_kernel(const __grid_constant__ TensorGemmArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  static_assert(sizeof(Shared<kBlocks>::x) >= kRowsOfW * kTileRows * sizeof(float), "the sums take the place of x");
+  static_assert(sizeof(Shared<kBlocks>::x) >= kWeightTiles<kBlocks> * 16 * kTileRows * sizeof(float),
+                "the sums take the place of x");
   extern __shared__ uint8_t raw[];
   let_next_start();
   Shared<kBlocks>& s = prepare<kBlocks, false>(raw);
+  wait_for_previous();
   if (threadIdx.x >= kGroups * 128) {
     give_registers<40>();
     produce<F>(args, s, KRange(args, F));

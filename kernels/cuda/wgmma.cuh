@@ -47,6 +47,20 @@ __device__ inline void meet() {
   asm volatile("bar.sync %0, %1;" ::"n"(id), "n"(n_threads) : "memory");
 }
 
+// ---- clusters --------------------------------------------------------------------------------------------------------
+
+__device__ inline void cluster_meet() {
+  asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
+}
+// What block `rank` of the cluster has where this one has `shared`.
+__device__ inline float load_peer(const float* shared, int rank) {
+  uint32_t address;
+  float value;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(shared)), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address));
+  return value;
+}
+
 // ---- copies ----------------------------------------------------------------------------------------------------------
 
 // Contiguous global bytes to shared memory; both addresses and the size are multiples of 16.
