@@ -366,6 +366,8 @@ void launch_for(const Queue& queue, const ChainArgs& args) {
   CUDA_CHECK(cudaGetDevice(&device));
   CUDA_CHECK(cudaDeviceGetAttribute(&n_blocks, cudaDevAttrMultiProcessorCount, device));
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
+  // A block takes an SM's shared memory: one without work would keep the next kernel's blocks from starting there.
+  if (args.batch.n_tokens == args.batch.n_seqs) n_blocks = std::min(n_blocks, args.n_seqs * args.n_kv_heads * args.n_runs_max);
   CUtensorMap keys = {}, values = {};
   if (!kFp8) keys = kv_map(args.kv.k, HD, kTileKeys<HD>), values = kv_map(args.kv.v, HD, kTileKeys<HD>);
   launch(queue, kernel, n_blocks, kThreads, kSharedBytes, args, keys, values);

@@ -145,7 +145,7 @@ TEST_CASE("cuda linear: every format and shape agrees with the reference, and no
         const std::vector<float> x = on_fp8_grid(gaussian(kMost * k, 3), k);
         const std::vector<float> expected = linear(*reference(), *expected_weight, x, kMost, n);
         for (const auto& [most, fewer] :
-             {std::pair<int, std::vector<int>>{31, {1, 2, 3, 8, 9, 16, 17}}, {kMost, {32, 33, 48, 64, 90}}}) {
+             {std::pair<int, std::vector<int>>{23, {1, 2, 3, 4, 8, 9, 16, 17}}, {kMost, {24, 31, 32, 33, 48, 64, 90}}}) {
           const std::vector<float> some(x.begin(), x.begin() + most * k);
           const std::vector<float> together = linear(backend, *weight, some, most, n);
           CHECK(relative_error(together, {expected.begin(), expected.begin() + most * n}) <
@@ -160,6 +160,27 @@ TEST_CASE("cuda linear: every format and shape agrees with the reference, and no
         }
         backend.linear(nullptr, *weight, 0, nullptr);
       }
+  });
+}
+
+TEST_CASE("cuda linear: whole weights in shared memory ahead of the rows, with the bits of the kernel that streams them") {
+  on_cuda([](Backend& backend, DType compute) {
+    constexpr int kMost = 9, k = 4096;
+    for (const int n : {1, 16, 1000, 5120, 6500}) {
+      CAPTURE(n);
+      const HostWeight host = random_weight(WeightFormat::fp8, n, k, blocks_of(k, 128), 128, 11);
+      const auto weight = host.put(backend);
+      const std::vector<float> x = gaussian(kMost * k, 3), together = linear(backend, *weight, x, kMost, n);
+      if (n <= 1000)
+        CHECK(relative_error(together, linear(*reference(), *host.put(*reference()), x, kMost, n)) <
+              bound(compute, Tolerance::kBf16Linear));
+      for (int rows = 1; rows <= 5; ++rows)
+        for (const int first : {0, kMost - rows}) {
+          CAPTURE(rows);
+          CHECK(linear(backend, *weight, {x.begin() + first * k, x.begin() + (first + rows) * k}, rows, n) ==
+                std::vector<float>(together.begin() + first * n, together.begin() + (first + rows) * n));
+        }
+    }
   });
 }
 
