@@ -151,8 +151,8 @@ class Step {
   // Rows from first_row on, which are those of `batch`.
   void chain_part(const BatchView& batch, int first_row) {
     if (!chain_partial_) {
-      chain_partial_ = std::make_unique<Device<std::byte>>(
-          chain_partial_bytes(shape_, most_chain_rows(batch_, batch_.n_seqs), batch_.max_pages));
+      chain_partial_ =
+          std::make_unique<Device<std::byte>>(chain_partial_bytes(shape_, batch_, most_chain_rows(batch_, batch_.n_seqs)));
       chain_rows_ = std::make_unique<Device<int32_t>>(most_chain_rows(batch_, batch_.n_seqs));
     }
     const size_t at = static_cast<size_t>(first_row) * shape_.n_heads * shape_.head_dim;
@@ -319,6 +319,8 @@ bool check_all(cudaStream_t stream) {
     good = compare("prefill", c, found, expected) && good;
     if (step.result([&] { step.prefill(); }) != found) std::printf("FAIL prefill: another run, other bits\n"), good = false;
   }
+  std::vector<std::pair<int, int>> many;  // so many that keys are cut otherwise
+  for (int b = 0; b < 40; ++b) many.push_back({120 * b + b % 3, 120 * b + 5});
   const std::vector<Case> chains = {
       {32, 4, 128, {{0, 1}}},
       {32, 4, 128, {{15, 16}, {127, 128}, {128, 129}, {255, 256}, {256, 257}, {300, 301}, {2047, 2048}, {2048, 2049}}},
@@ -329,6 +331,7 @@ bool check_all(cudaStream_t stream) {
       {8, 1, 64, {{1000, 1001}, {127, 131}}},
       {64, 1, 128, {{0, 4}, {400, 403}}},
       {8, 2, 128, {{40000, 40001}, {16380, 16386}}},
+      {8, 1, 128, many},
   };
   for (const Case& c : chains)
     for (const DType dtype : {DType::bf16, DType::f8_e4m3}) {
@@ -338,6 +341,7 @@ bool check_all(cudaStream_t stream) {
       const std::vector<float> found = step.result([&] { step.chain(); });
       good = compare(dtype == DType::bf16 ? "chain" : "chain fp8", c, found, expected) && good;
       if (step.result([&] { step.chain(); }) != found) std::printf("FAIL chain: another run, other bits\n"), good = false;
+      if (c.spans.size() >= 32) continue;
       const std::vector<float> alone = step.result([&] { step.each_row(); });
       const bool same = alone == found;
       if (!same) std::printf("FAIL chain: rows one by one have other bits\n"), good = false;

@@ -316,7 +316,10 @@ class Backend {
 
   // Marks a point between ops; ms_between() two of them needs a download() or synchronize() behind both.
   static constexpr int kMarks = 4;
-  virtual void mark(int index) { marks_[index] = std::chrono::steady_clock::now(); }
+  virtual void mark(int index) {
+    synchronize();
+    marks_[index] = std::chrono::steady_clock::now();
+  }
   virtual double ms_between(int first, int second) const {
     return std::chrono::duration<double, std::milli>(marks_[second] - marks_[first]).count();
   }

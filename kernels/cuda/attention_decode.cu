@@ -4,11 +4,10 @@
 // cut into runs; (sequence, KV head, run) is a unit of work, and units are dealt to two streams of each of as many persistent
 // blocks as there are SMs. A stream is a warp that copies tiles (K or V of half a page or a page) into a ring of stages far
 // ahead, through the ends of units, and a warpgroup that multiplies 64 packed rows (tokens x heads, mostly padding: tensor
-// cores have the time) with a tile at once. A second kernel adds the runs up, in order: a counter that tells the last unit
-// needs fences, and a fence waits for every copy in flight (measured: a third of the bandwidth). How a
-// row's keys are cut depends on its own position alone, and rows of a tile do not mind each other, so a draft's row has the
-// bits that decoding it alone would give.
-
+// cores have the time) with a tile at once, FP8 ones after expanding them. A second kernel adds the runs up, in order: a
+// counter that tells the last unit needs fences, and a fence waits for every copy in flight (measured: a third of the
+// bandwidth). How a row's keys are cut depends on its own position alone, and rows of a tile do not mind each other, so a
+// draft's row has the bits that decoding it alone would give.
 #include <algorithm>
 #include <type_traits>
 
@@ -24,26 +23,35 @@ using namespace hopper;
 
 constexpr int kGroups = 2;
 constexpr int kThreads = 128 * (1 + kGroups);
-constexpr int kMeet = 1;         // named barriers, one for each warpgroup
-constexpr int kLeastRun = 256;   // keys
-constexpr int kMostRuns = 64;    // of one row
-constexpr int kRunsOfLeast = 8;  // rows that need more have longer runs
+[[maybe_unused]] constexpr int kMeet = 1;  // named barriers, one for each warpgroup
+constexpr int kMostRuns = 64;              // of one row
 
-// Runs of this many keys are for rows of up to runs_at_most(keys) * keys of them: both grow together, so that short rows are
-// cut finely and long ones leave few partial results.
-__host__ __device__ constexpr int runs_at_most(int keys) {
-  return keys / kLeastRun * kRunsOfLeast < kMostRuns ? keys / kLeastRun * kRunsOfLeast : kMostRuns;
-}
-__host__ __device__ constexpr int run_keys(int length) {
-  int keys = kLeastRun;
-  while (keys * runs_at_most(keys) < length) keys *= 2;
-  return keys;
-}
-__host__ __device__ constexpr int runs_of(int length) { return (length + run_keys(length) - 1) / run_keys(length); }
-constexpr int most_runs(int max_pages) {
-  const int length = std::max(1, max_pages) * kPageTokens, keys = run_keys(length);
-  return std::max(runs_of(length), keys > kLeastRun ? runs_at_most(keys / 2) : 1);
-}
+// How a row's keys are cut into runs, by how many it sees: finely while they are few, coarsely where fine runs would leave many
+// partial results. Two classes of steps: few sequences need many runs to keep all SMs busy, many need long ones.
+struct Cut {
+  bool many;
+  int least;  // the shortest run has 2^least keys
+
+  explicit Cut(const BatchView& batch) : many(batch.n_seqs >= 32), least(many ? 9 : 8) {}
+  // Of rows whose runs have 2^log keys.
+  __host__ __device__ int runs_at_most(int log) const {
+    const int runs = 8 << (many ? 2 * (log - least) : log - least);
+    return runs < kMostRuns ? runs : kMostRuns;
+  }
+  __host__ __device__ int log_keys(int length) const {
+    int log = least;
+    while (runs_at_most(log) << log < length) ++log;
+    return log;
+  }
+  __host__ __device__ int runs(int length) const {
+    const int log = log_keys(length);
+    return (length + (1 << log) - 1) >> log;
+  }
+  int most_runs(int max_pages) const {
+    const int length = std::max(1, max_pages) * kPageTokens, last = log_keys(length);
+    return std::max(runs(length), last > least ? runs_at_most(last - 1) : 1);
+  }
+};
 
 // Floats of a row's partial result of a run: sums of a head, then its maximum (base 2) and total, padded to whole vectors.
 __host__ __device__ constexpr int partial_width(int head_dim) { return head_dim + 4; }
@@ -52,6 +60,7 @@ __host__ __device__ constexpr int tile_tokens(int group) { return kTileRows / gr
 struct ChainArgs {
   BatchView batch;
   int n_heads, n_kv_heads;
+  Cut cut;
   int first_seq, n_seqs, n_rows_max, n_runs_max;
   const float* q;
   KvView kv;
@@ -66,45 +75,45 @@ struct Chain {
   int n_tiles, n_old,
       n_runs;  // n_old: of n_runs, those of rows before the one whose keys are cut more coarsely; 0: there is none
 
-  __device__ Chain(const StepTable& table, int b, int group) {
+  __device__ Chain(const StepTable& table, const Cut& cut, int b, int group) {
     n_rows = table.offsets[b + 1] - table.offsets[b];
     first_length = table.first_positions[b] + 1;
     n_tiles = n_rows > kMostChainRows ? 0 : (n_rows + tile_tokens(group) - 1) / tile_tokens(group);
-    const int keys = run_keys(first_length), last_length = first_length + n_rows - 1;
-    n_old = keys != run_keys(last_length) ? runs_at_most(keys) : 0;
-    n_runs = n_old + runs_of(last_length);
+    const int log = cut.log_keys(first_length), last_length = first_length + n_rows - 1;
+    n_old = log != cut.log_keys(last_length) ? cut.runs_at_most(log) : 0;
+    n_runs = n_old + cut.runs(last_length);
   }
 };
 
 struct ChainTable : StepTable {
   int first_units[kTableSeqs + 1];  // of sequence b: units before it
   int first_rows[kTableSeqs + 1];   // rows of chains before it
-
-  // By one warp, once the step's rows are there.
-  __device__ void count(int n_seqs, int n_kv_heads, int group) {
-    const int lane = threadIdx.x % 32;
-    int units_before = 0, rows_before = 0;
-    for (int base = 0; base < n_seqs; base += 32) {
-      int units = 0, rows = 0;
-      if (base + lane < n_seqs) {
-        const Chain chain(*this, base + lane, group);
-        units = chain.n_tiles * n_kv_heads * chain.n_runs;
-        rows = chain.n_tiles > 0 ? chain.n_rows : 0;
-      }
-      for (int step = 1; step < 32; step *= 2) {
-        const int more_units = __shfl_up_sync(kAllLanes, units, step), more_rows = __shfl_up_sync(kAllLanes, rows, step);
-        if (lane >= step) units += more_units, rows += more_rows;
-      }
-      if (base + lane < n_seqs) {
-        first_units[base + lane + 1] = units_before + units;
-        first_rows[base + lane + 1] = rows_before + rows;
-      }
-      units_before += __shfl_sync(kAllLanes, units, 31);
-      rows_before += __shfl_sync(kAllLanes, rows, 31);
-    }
-    if (lane == 0) first_units[0] = first_rows[0] = 0;
-  }
 };
+
+// By one warp, once the step's rows are there.
+[[maybe_unused]] __device__ inline void count_units(ChainTable& table, const Cut& cut, int n_seqs, int n_kv_heads, int group) {
+  const int lane = threadIdx.x % 32;
+  int units_before = 0, rows_before = 0;
+  for (int base = 0; base < n_seqs; base += 32) {
+    int units = 0, rows = 0;
+    if (base + lane < n_seqs) {
+      const Chain chain(table, cut, base + lane, group);
+      units = chain.n_tiles * n_kv_heads * chain.n_runs;
+      rows = chain.n_tiles > 0 ? chain.n_rows : 0;
+    }
+    for (int step = 1; step < 32; step *= 2) {
+      const int more_units = __shfl_up_sync(kAllLanes, units, step), more_rows = __shfl_up_sync(kAllLanes, rows, step);
+      if (lane >= step) units += more_units, rows += more_rows;
+    }
+    if (base + lane < n_seqs) {
+      table.first_units[base + lane + 1] = units_before + units;
+      table.first_rows[base + lane + 1] = rows_before + rows;
+    }
+    units_before += __shfl_sync(kAllLanes, units, 31);
+    rows_before += __shfl_sync(kAllLanes, rows, 31);
+  }
+  if (lane == 0) table.first_units[0] = table.first_rows[0] = 0;
+}
 
 // Keys of a tile, 16 KB in BF16. Not otherwise: where a row has as many registers of query as of weights, ptxas 13.0 gives both
 // the same ones, though queries are needed again.
@@ -122,7 +131,7 @@ struct ChainShared {
 };
 
 // What the second kernel looks up: the step's rows that are chains', in order.
-__device__ inline void write_row_ids(const ChainArgs& args, const ChainTable& table) {
+[[maybe_unused]] __device__ inline void write_row_ids(const ChainArgs& args, const ChainTable& table) {
   for (int b = threadIdx.x; b < args.n_seqs; b += kThreads)
     for (int row = table.first_rows[b]; row < table.first_rows[b + 1]; ++row)
       args.row_ids[row] = table.offsets[b] + row - table.first_rows[b];
@@ -131,24 +140,26 @@ __device__ inline void write_row_ids(const ChainArgs& args, const ChainTable& ta
 
 // Keys [first_key, end_key) of a sequence and KV head, for rows [row, row + n_rows) of the chain.
 struct Unit {
-  int seq, kv_head, tile, run, keys, first_key, end_key, n_tiles;
+  int seq, kv_head, tile, run, log_keys, first_key, end_key, n_tiles;
   int first_length, row, n_rows;  // of the tile: keys its first row sees, its first row in the chain, how many it has
 };
 
-__device__ inline Unit find_unit(const ChainTable& table, int n_seqs, int n_kv_heads, int group, int tile_keys, int index) {
+[[maybe_unused]] __device__ inline Unit find_unit(const ChainArgs& args, const ChainTable& table, int group, int tile_keys,
+                                                  int index) {
   Unit unit;
-  const int b = last_at_most(n_seqs, index, [&](int i) { return table.first_units[i]; });
-  const Chain chain(table, b, group);
+  const int b = last_at_most(args.n_seqs, index, [&](int i) { return table.first_units[i]; });
+  const Chain chain(table, args.cut, b, group);
   const int local = index - table.first_units[b], run = local % chain.n_runs,
             last_length = chain.first_length + chain.n_rows - 1;
   unit.seq = b;
-  unit.kv_head = local / chain.n_runs % n_kv_heads;
-  unit.tile = local / chain.n_runs / n_kv_heads;
+  unit.kv_head = local / chain.n_runs % args.n_kv_heads;
+  unit.tile = local / chain.n_runs / args.n_kv_heads;
   const bool old = run < chain.n_old;
   unit.run = old ? run : run - chain.n_old;
-  unit.keys = run_keys(old ? chain.first_length : last_length);
-  unit.first_key = unit.run * unit.keys;
-  unit.end_key = min(unit.first_key + unit.keys, old ? unit.keys * runs_at_most(unit.keys) : last_length);
+  unit.log_keys = args.cut.log_keys(old ? chain.first_length : last_length);
+  unit.first_key = unit.run << unit.log_keys;
+  unit.end_key =
+      min(unit.first_key + (1 << unit.log_keys), old ? args.cut.runs_at_most(unit.log_keys) << unit.log_keys : last_length);
   unit.n_tiles = (unit.end_key - unit.first_key + tile_keys - 1) / tile_keys;
   unit.row = unit.tile * tile_tokens(group);
   unit.n_rows = min(tile_tokens(group), chain.n_rows - unit.row);
@@ -183,7 +194,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   wait_for_previous();
   shared.table.load(args.batch, args.first_seq, args.n_seqs);
   __syncthreads();
-  if (threadIdx.x < 32) shared.table.count(args.n_seqs, args.n_kv_heads, group);
+  if (threadIdx.x < 32) count_units(shared.table, args.cut, args.n_seqs, args.n_kv_heads, group);
   __syncthreads();
 
   if (blockIdx.x == 0 && args.n_runs_max > 1) write_row_ids(args, table);
@@ -194,7 +205,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     fewer_registers<56>();
     if (warp >= kGroups) return;
     for (int index = mine * gridDim.x + blockIdx.x; index < n_units; index += step) {
-      const Unit unit = find_unit(table, args.n_seqs, args.n_kv_heads, group, kKeys, index);
+      const Unit unit = find_unit(args, table, group, kKeys, index);
       const int32_t* pages = args.batch.page_tables + static_cast<int64_t>(args.first_seq + unit.seq) * args.batch.max_pages +
                              unit.first_key / kPageTokens;
       int page = 0;
@@ -231,7 +242,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     Rows rows;
     float keep[2];
     for (int index = mine * gridDim.x + blockIdx.x; index < n_units; index += step) {
-      const Unit unit = find_unit(table, args.n_seqs, args.n_kv_heads, group, kKeys, index);
+      const Unit unit = find_unit(args, table, group, kKeys, index);
       int last_key[2], token[2], head[2];
       bool valid[2];
 #pragma unroll
@@ -239,7 +250,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         const int r = warp * 16 + lane / 4 + 8 * h, length = unit.first_length + r / group;
         token[h] = r / group;
         head[h] = unit.kv_head * group + r % group;
-        valid[h] = token[h] < unit.n_rows && run_keys(length) == unit.keys && unit.first_key < length;
+        valid[h] = token[h] < unit.n_rows && args.cut.log_keys(length) == unit.log_keys && unit.first_key < length;
         last_key[h] = valid[h] ? length - 1 : unit.end_key;
       }
       const int row = table.offsets[unit.seq] + unit.row;  // of the step
@@ -294,7 +305,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         if (!valid[h]) continue;
-        const bool whole = runs_of(unit.first_length + token[h]) == 1;
+        const bool whole = args.cut.runs(unit.first_length + token[h]) == 1;
         float* to = args.out + at(h);
         if (!whole)
           to = args.partial +
@@ -324,7 +335,7 @@ __global__ void __launch_bounds__(kAddWarps * 32) add_runs_kernel(const __grid_c
   const int row = blockIdx.x, lane = threadIdx.x % 32, head = blockIdx.y * kAddWarps + threadIdx.x / 32;
   const int t = args.row_ids[row];
   if (t < 0 || head >= args.n_heads) return;
-  const int n_runs = runs_of(args.batch.positions[t] + 1);
+  const int n_runs = args.cut.runs(args.batch.positions[t] + 1);
   if (n_runs == 1) return;
   const float* partial = args.partial + (static_cast<int64_t>(row) * args.n_heads + head) * args.n_runs_max * partial_width(HD);
   float2 state[2];  // maximum and total of runs lane and lane + 32
@@ -366,8 +377,6 @@ void launch_for(const Queue& queue, const ChainArgs& args) {
   CUDA_CHECK(cudaGetDevice(&device));
   CUDA_CHECK(cudaDeviceGetAttribute(&n_blocks, cudaDevAttrMultiProcessorCount, device));
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
-  // A block takes an SM's shared memory: one without work would keep the next kernel's blocks from starting there.
-  if (args.batch.n_tokens == args.batch.n_seqs) n_blocks = std::min(n_blocks, args.n_seqs * args.n_kv_heads * args.n_runs_max);
   CUtensorMap keys = {}, values = {};
   if (!kFp8) keys = kv_map(args.kv.k, HD, kTileKeys<HD>), values = kv_map(args.kv.v, HD, kTileKeys<HD>);
   launch(queue, kernel, n_blocks, kThreads, kSharedBytes, args, keys, values);
@@ -381,8 +390,8 @@ bool has_chain_attention(const AttentionShape& shape, int sm) {
   return sm == 90 && (shape.head_dim == 64 || shape.head_dim == 128) && shape.n_heads / shape.n_kv_heads <= kTileRows;
 }
 
-size_t chain_partial_bytes(const AttentionShape& shape, int n_rows, int max_pages) {
-  return sizeof(float) * n_rows * shape.n_heads * most_runs(max_pages) * partial_width(shape.head_dim);
+size_t chain_partial_bytes(const AttentionShape& shape, const BatchView& batch, int n_rows) {
+  return sizeof(float) * n_rows * shape.n_heads * Cut(batch).most_runs(batch.max_pages) * partial_width(shape.head_dim);
 }
 
 int most_chain_rows(const BatchView& batch, int n_seqs) {
@@ -394,8 +403,9 @@ void launch_chain_attention(const Queue& queue, const BatchView& batch, const At
                             const float* q, const KvView& kv, const ChainScratch& scratch, float* out) {
   for (int b = first_seq; b < first_seq + n_seqs; b += kTableSeqs) {
     const int n = std::min(kTableSeqs, first_seq + n_seqs - b);
+    const Cut cut(batch);
     const ChainArgs args{
-        batch, shape.n_heads,   shape.n_kv_heads, b,  n, most_chain_rows(batch, n), most_runs(batch.max_pages), q,
+        batch, shape.n_heads,   shape.n_kv_heads, cut, b, n, most_chain_rows(batch, n), cut.most_runs(batch.max_pages), q,
         kv,    scratch.partial, scratch.row_ids,  out};
     const bool fp8 = kv.dtype == DType::f8_e4m3;
     (shape.head_dim == 128 ? fp8 ? launch_for<128, true> : launch_for<128, false>

@@ -16,7 +16,7 @@ struct ChainScratch {
   float* partial = nullptr;    // chain_partial_bytes
   int32_t* row_ids = nullptr;  // most_chain_rows
 };
-size_t chain_partial_bytes(const AttentionShape& shape, int n_rows, int max_pages);
+size_t chain_partial_bytes(const AttentionShape& shape, const BatchView& batch, int n_rows);
 // Rows that chains of these many sequences of the batch have at most.
 int most_chain_rows(const BatchView& batch, int n_seqs);
 

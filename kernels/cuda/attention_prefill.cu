@@ -18,7 +18,7 @@ using namespace hopper;
 
 constexpr int kGroups = 2;  // of 64 rows
 constexpr int kThreads = 128 * (1 + kGroups);
-constexpr int kTurn = 1, kClear = 1 + kGroups;  // named barriers, one for each warpgroup
+[[maybe_unused]] constexpr int kTurn = 1, kClear = 1 + kGroups;  // named barriers, one for each warpgroup
 
 struct PrefillArgs {
   BatchView batch;
@@ -44,7 +44,7 @@ struct PrefillTile {
 };
 
 // The n-th tile of this block; false when there are no more. A tile without pages is to be passed over.
-__device__ inline bool pick_tile(const PrefillArgs& args, const StepTable& table, int n, PrefillTile& tile) {
+[[maybe_unused]] __device__ inline bool pick_tile(const PrefillArgs& args, const StepTable& table, int n, PrefillTile& tile) {
   const int group = args.n_heads / args.n_kv_heads, tile_tokens = kGroups * (kTileRows / group);
   const int origin = table.offsets[0];
   const auto first_slot = [&](int b) { return (table.offsets[b] - origin) / tile_tokens + b; };

@@ -55,6 +55,15 @@ __device__ inline void bulk_copy(void* shared, const void* global, int bytes, ui
       : "memory");
 }
 
+#else  // never reached: only kernels that are launched on Hopper alone call these
+
+__device__ inline void barrier_init(uint64_t*, int) {}
+__device__ inline void publish_barriers() {}
+__device__ inline void barrier_arrive(uint64_t*) {}
+__device__ inline void barrier_expect(uint64_t*, int) {}
+__device__ inline void barrier_wait(uint64_t*, uint32_t) {}
+__device__ inline void bulk_copy(void*, const void*, int, uint64_t*) {}
+
 #endif
 
 }  // namespace sigmoe::cuda

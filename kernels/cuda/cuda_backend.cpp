@@ -357,7 +357,10 @@ void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape,
     return attention_by_rows(batch, shape, q, kv, out);
   }
   if (exact_ || !has_split_attention(shape, kv.dtype)) return launch_exact_attention(queue_, batch, shape, q, kv, out);
-  if (!deterministic_ && has_chain_attention(shape, sm_)) return attention_by_rows(batch, shape, q, kv, out);
+  // Few sequences whose rows may all be tokens and drafts: split attention is sooner there. A draft's step has as many
+  // sequences as one without drafts, so drafts change no class.
+  const bool few = batch.n_seqs < 24 && batch.n_tokens <= kMostChainRows * batch.n_seqs;
+  if (!deterministic_ && !few && has_chain_attention(shape, sm_)) return attention_by_rows(batch, shape, q, kv, out);
   const size_t row_bytes = split_partial_bytes(shape, 1, batch.max_pages);
   const int rows_at_once = static_cast<int>(std::clamp<size_t>(kMaxSplitBytes / row_bytes, 1, batch.n_tokens));
   SplitScratch split;
@@ -373,7 +376,7 @@ void CudaBackend::attention_by_rows(const BatchView& batch, const AttentionShape
                                     float* out) {
   if (batch.n_seqs > 1 || batch.n_tokens <= kMostChainRows) {
     int n_at_once = batch.n_seqs;
-    const auto bytes = [&] { return chain_partial_bytes(shape, most_chain_rows(batch, n_at_once), batch.max_pages); };
+    const auto bytes = [&] { return chain_partial_bytes(shape, batch, most_chain_rows(batch, n_at_once)); };
     while (n_at_once > 1 && bytes() > kMaxChainBytes) n_at_once = (n_at_once + 1) / 2;
     const ChainScratch chain{scratch<float>(partial_attention_, bytes() / sizeof(float)),
                              scratch<int32_t>(chain_rows_, most_chain_rows(batch, n_at_once))};

@@ -127,6 +127,7 @@ template <WeightFormat F, bool GateUp, int N>
 __device__ void run_item(const TensorGemmArgs& args, Shared<kBlocks>& s, Position& at, const Item& item, int info) {
   Sums<N, kBlocks> sum;
   multiply<F, GateUp, N>(args, s, at, item, KRange(args, F), sum);
+  wait_for_previous();  // whose readers of the output have finished
   if constexpr (GateUp)
     write_inner<F, N>(args, s, item, sum);
   else
@@ -139,7 +140,7 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_gemm_kernel(const __grid_c
   extern __shared__ uint8_t raw[];
   let_next_start();
   Shared<kBlocks>& s = prepare<kBlocks, GateUp>(raw);
-  wait_for_previous();
+  if (args.tiles) wait_for_previous();
   if (threadIdx.x >= kGroups * 128) {
     give_registers<40>();
     produce<F>(args, s, KRange(args, F));

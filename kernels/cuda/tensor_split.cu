@@ -37,6 +37,7 @@ __device__ void run_item(const TensorGemmArgs& args, Shared<kBlocks>& s, Positio
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) parts[i * kGroups * 128 + threadIdx.x] = sum[0][i];
   cluster_meet();
+  wait_for_previous();  // whose readers of the output have finished
   const int lane = threadIdx.x % 32, n = args.weight.n, rank = blockIdx.x % args.n_splits;
   const int row = (item.weight_tile + threadIdx.x / 32) * 16 + lane / 4;
   const int begin = N / 2 * rank / args.n_splits, end = N / 2 * (rank + 1) / args.n_splits;
@@ -68,7 +69,6 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_split_kernel(const __grid_
   extern __shared__ uint8_t raw[];
   let_next_start();
   Shared<kBlocks>& s = prepare<kBlocks, false>(raw);
-  wait_for_previous();
   if (threadIdx.x >= kGroups * 128) {
     give_registers<40>();
     produce<F>(args, s, KRange(args, F));

@@ -1,204 +1,9 @@
-// The core of the many-row products on Hopper: a ring of stages in shared memory, the warps that fill it and the two warpgroups
-// that multiply from it.
-//
-// Operands are swapped: 16-row tiles of W, as they are stored (weight.h), are the tensor core's 64-row operand and come from
-// registers; up to 128 rows of x are the narrow one and come from shared memory. A block of rows of W and a tile of rows of x
-// walks k in blocks of 128 bytes: four producer warps fill the stages (W by bulk copies; x by bulk copies, or gathered by token
-// with 16-byte copies), two warpgroups multiply half of the rows of W each. FP8 sums are kept for 128 of k in the tensor core,
-// then scaled into float32 registers while the next product runs. A column of the result depends on its row of x and W alone: a
-// row's bits depend neither on its neighbours nor on how many there are.
+// The many-row products on Hopper: two warpgroups multiply from the stages of tensor_ring.cuh.
 #pragma once
 
-#include "cuda/packed.cuh"
-#include "cuda/tensor_gemm.h"
-#include "cuda/wgmma.cuh"
+#include "cuda/tensor_ring.cuh"
 
 namespace sigmoe::cuda {
-
-constexpr int kStages = 4;
-constexpr int kGroups = 2;                // warpgroups that multiply
-constexpr int kTileRows = kMostTileRows;  // of x
-constexpr int kThreads = (kGroups + 1) * 128;
-constexpr int kChunkRun = 2048;  // bytes of a 16-row tile in a stage
-constexpr int kInfos = kStages + 1;
-enum Meeting { kConsumers = 1, kProducers = 2 };
-
-// 16-row tiles of W that a block multiplies, Blocks times 64 rows per warpgroup.
-template <int Blocks>
-constexpr int kWeightTiles = kGroups* Blocks * 4;
-
-template <int Blocks>
-struct Shared {
-  uint8_t x[kStages][kTileRows * 128];
-  uint8_t w[kStages][kWeightTiles<Blocks> * kChunkRun];
-  uint8_t packed[kTileRows * 128];  // gate_up: the result on its way out
-  float x_scales[kStages][kTileRows];
-  float largest[kGroups * 4][kTileRows];  // gate_up: per warp
-  float inverse[kTileRows];
-  int32_t out_rows[kInfos][kTileRows];
-  float row_weights[kInfos][kTileRows];
-  int32_t tokens[kTileRows];
-  uint64_t full[kStages], empty[kStages];
-};
-
-// One item: a tile of rows of x and kWeightTiles tiles of W, over all of k or a part of it.
-struct Item {
-  RowTile rows;
-  int weight_tile;  // first
-  bool last;        // of the block's
-};
-
-template <int Blocks>
-__device__ inline int count_items(const TensorGemmArgs& args) {
-  const int per_rows = (args.weight.n_tiles + kWeightTiles<Blocks> - 1) / kWeightTiles<Blocks>;
-  return per_rows * (args.tiles ? *args.n_tiles : (args.n_rows + kTileRows - 1) / kTileRows);
-}
-
-template <int Blocks>
-__device__ inline Item find_item(const TensorGemmArgs& args, int index) {
-  const int per_rows = (args.weight.n_tiles + kWeightTiles<Blocks> - 1) / kWeightTiles<Blocks>;
-  Item item;
-  item.last = index + static_cast<int>(gridDim.x) >= count_items<Blocks>(args);
-  if (args.tiles) {
-    RowTile any = args.tiles[index / per_rows];
-    const int within = index - any.first_tile * per_rows;
-    item.rows = args.tiles[any.first_tile + within % any.n_tiles];
-    item.weight_tile = within / any.n_tiles * kWeightTiles<Blocks>;
-  } else {
-    const int n_tiles = (args.n_rows + kTileRows - 1) / kTileRows;
-    const int size = ((args.n_rows + n_tiles - 1) / n_tiles + 15) / 16 * 16;
-    item.weight_tile = index / n_tiles * kWeightTiles<Blocks>;
-    item.rows.expert = args.n_experts;
-    item.rows.first = item.rows.packed_row = index % n_tiles * size;
-    item.rows.n_rows = min(size, args.n_rows - item.rows.first);
-  }
-  return item;
-}
-
-// Rows of x that the tensor core is given for n_rows of them.
-__device__ inline int operand_rows(int n_rows) {
-  return n_rows <= 16 ? 16 : n_rows <= 32 ? 32 : n_rows <= 64 ? 64 : n_rows <= 96 ? 96 : 128;
-}
-
-// A place in the ring.
-struct Position {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ void next() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
-  }
-};
-
-__device__ inline ExpertTiles weight_of(const TensorGemmArgs& args, int expert) {
-  return expert < args.n_experts ? args.experts[expert] : ExpertTiles{args.weight.tiles, args.weight.scales};
-}
-
-// The blocks of 128 bytes of k that are this block's: all, or its share when args.n_splits blocks of a cluster divide them.
-struct KRange {
-  int begin, end;
-  __device__ KRange(const TensorGemmArgs& args, WeightFormat format) {
-    const int n_blocks = args.weight.n_groups * (kGroup / block_k(format)), rank = blockIdx.x % args.n_splits;
-    begin = n_blocks * rank / args.n_splits;
-    end = n_blocks * (rank + 1) / args.n_splits;
-  }
-};
-
-// ---- producers -------------------------------------------------------------------------------------------------------
-
-template <WeightFormat F, int Blocks>
-__device__ void produce(const TensorGemmArgs& args, Shared<Blocks>& s, const KRange& range) {
-  const int thread = threadIdx.x - kGroups * 128, lane = thread % 32, warp = thread / 32;
-  constexpr bool scaled = F == WeightFormat::fp8;
-  const int n_blocks = args.weight.n_groups * (kGroup / block_k(F)), n_items = count_items<Blocks>(args);
-  const bool gathered = args.mode == GemmMode::gate_up;
-  Position at;
-  int info = 0, pending[2] = {-1, -1};  // stages whose 16-byte copies have not been awaited, newest first
-  for (int index = blockIdx.x / args.n_splits; index < n_items; index += gridDim.x) {
-    const Item item = find_item<Blocks>(args, index);
-    const RowTile& rows = item.rows;
-    const int n_operand = operand_rows(rows.n_rows);
-
-    // Rows past the last repeat it; nobody writes their results.
-    int32_t token = rows.first + min(thread, rows.n_rows - 1), out_row = token;
-    float row_weight = 1.0f;
-    if (args.tiles) {
-      if (rows.expert < args.n_experts) {
-        const int slot = args.slot_order[token];
-        token = slot / args.n_active;
-        out_row = token * args.n_slots + slot % args.n_active;
-        if (args.mode == GemmMode::down) row_weight = args.slot_weights[slot];
-      } else {
-        out_row = token * args.n_slots + args.n_active;
-      }
-    }
-    if (gathered) {
-      meet<kProducers, 128>();  // the last item's tokens have been read
-      s.tokens[thread] = token;
-      meet<kProducers, 128>();
-    }
-    // A bulk copy costs its thread some hundred cycles, so each warp has a part of them: some tiles of W, and x or its scales.
-    constexpr int kOwn = kWeightTiles<Blocks> / 4;
-    const int n_own = max(0, min(kOwn, args.weight.n_tiles - item.weight_tile - kOwn * warp));
-    const bool takes_x = !gathered && warp == 0, takes_scales = scaled && !gathered && warp == 1;
-    uint32_t own_bytes = n_own * kChunkRun;
-    if (takes_x) own_bytes += n_operand * 128;
-    if (takes_scales) own_bytes += n_operand * 4;
-    const uint8_t* source = reinterpret_cast<const uint8_t*>(weight_of(args, rows.expert).tiles) +
-                            static_cast<size_t>(item.weight_tile + kOwn * warp + lane) * n_blocks * kChunkRun;
-    uint32_t source_step = kChunkRun, bytes = lane < n_own ? kChunkRun : 0;
-    uint8_t* target = s.w[0] + (kOwn * warp + lane) * kChunkRun;
-    uint32_t target_step = kWeightTiles<Blocks> * kChunkRun;
-    if (lane == 4 && takes_x) {
-      source = args.x.data + static_cast<size_t>(rows.packed_row) * 128, source_step = args.x.stride * 128;
-      target = s.x[0], target_step = kTileRows * 128, bytes = n_operand * 128;
-    } else if (lane == 4 && takes_scales) {
-      source = reinterpret_cast<const uint8_t*>(args.x.scales + rows.packed_row), source_step = args.x.stride * 4;
-      target = reinterpret_cast<uint8_t*>(s.x_scales[0]), target_step = kTileRows * 4, bytes = n_operand * 4;
-    }
-    source += static_cast<size_t>(range.begin) * source_step;
-    for (int kb = range.begin; kb < range.end; ++kb) {
-      barrier_wait(&s.empty[at.stage], at.parity ^ 1);
-      if (kb == range.begin) {
-        s.out_rows[info][thread] = out_row;
-        s.row_weights[info][thread] = row_weight;
-      }
-      uint64_t* full = &s.full[at.stage];
-      __syncwarp();
-      if (lane == 0) barrier_expect(full, own_bytes);
-      if (bytes > 0) bulk_load(target + at.stage * target_step, source, bytes, full);
-      source += source_step;
-      if (gathered) {
-        const size_t x_block = static_cast<size_t>(kb) * args.x.stride;
-#pragma unroll
-        for (int i = 0; i < kTileRows / 16; ++i)
-          if (16 * i < n_operand)
-            copy_16_bytes(s.x[at.stage] + swizzled(thread / 8 + 16 * i, thread % 8),
-                          args.x.data + x_block * 128 + swizzled(s.tokens[thread / 8 + 16 * i], thread % 8));
-        if (scaled && thread < n_operand) copy_4_bytes(&s.x_scales[at.stage][thread], args.x.scales + x_block + token);
-        commit_copies();
-        if (pending[1] >= 0) {
-          wait_for_copies_but<2>();
-          publish_to_async();
-          __syncwarp();
-          if (lane == 0) barrier_arrive(&s.full[pending[1]]);
-        }
-        pending[1] = pending[0];
-        pending[0] = at.stage;
-      }
-      at.next();
-    }
-    if (++info == kInfos) info = 0;
-  }
-  if (gathered) {
-    wait_for_copies();
-    publish_to_async();
-    __syncwarp();
-    for (int i = 1; i >= 0; --i)
-      if (pending[i] >= 0 && lane == 0) barrier_arrive(&s.full[pending[i]]);
-  }
-}
-
-// ---- consumers -------------------------------------------------------------------------------------------------------
 
 // The scales of a warpgroup's rows of W: of rows 0-7 and of rows 8-15 of its tiles (gate and up differ) per k block, or of each
 // row, when one covers all of k: then they wait for the end.
@@ -247,13 +52,13 @@ __device__ inline void release(Shared<Blocks>& s, int stage) {
   if (threadIdx.x % 32 == 0) barrier_arrive(&s.empty[stage]);
 }
 
-// sum = the products of the item, FP8. The rows of x go in two halves: one's sums are scaled while the other's are computed,
-// and the last while the other warpgroup multiplies. PairScales: rows 0-7 and 8-15 of a tile have scales of their own (gate,
-// up).
+// sum = the products of the item, FP8. Sums are scaled while the other warpgroup multiplies; where the registers allow it the
+// rows of x go in two halves, and one is scaled while the other is multiplied. PairScales: rows 0-7 and 8-15 of a tile have
+// scales of their own (gate, up), which take those registers.
 template <int N, bool PairScales, int Blocks>
 __device__ void multiply_fp8(const TensorGemmArgs& args, Shared<Blocks>& s, Position& at, const KRange& range,
                              const WeightScales& scales, Sums<N, Blocks>& sum) {
-  constexpr int kParts = N >= 64 ? 2 : 1, kPart = N / kParts;
+  constexpr int kParts = N >= 64 && !PairScales ? 2 : 1, kPart = N / kParts;
   const int q = threadIdx.x % 4;
 #pragma unroll
   for (int b = 0; b < Blocks; ++b)
@@ -273,23 +78,18 @@ __device__ void multiply_fp8(const TensorGemmArgs& args, Shared<Blocks>& s, Posi
       wgmma_commit();
     }
   };
-  // Scales of the half's rows of x, read while the tensor core works.
-  float2 x_scales[kPart / 8];
-  const auto load_scales = [&](int stage, int p) {
-#pragma unroll
-    for (int j = 0; j < kPart / 8; ++j)
-      x_scales[j] = *reinterpret_cast<const float2*>(s.x_scales[stage] + p * kPart + 8 * j + 2 * q);
-  };
-  const auto promote = [&](int p, float(&to)[N / 2], float2 scale) {
+  const auto promote = [&](int stage, int p, float* to, float2 scale) {
     pin(part[p]);
+    const float* x_scales = s.x_scales[stage] + p * kPart + 2 * q;
+    to += p * (kPart / 2);
 #pragma unroll
     for (int j = 0; j < kPart / 8; ++j) {
-      const float low = x_scales[j].x * scale.x, low_odd = x_scales[j].y * scale.x;
-      float* sums = to + p * (kPart / 2) + 4 * j;
-      sums[0] += part[p][4 * j] * low;
-      sums[1] += part[p][4 * j + 1] * low_odd;
-      sums[2] += part[p][4 * j + 2] * (PairScales ? x_scales[j].x * scale.y : low);
-      sums[3] += part[p][4 * j + 3] * (PairScales ? x_scales[j].y * scale.y : low_odd);
+      const float2 x = *reinterpret_cast<const float2*>(x_scales + 8 * j);
+      const float low = x.x * scale.x, low_odd = x.y * scale.x;
+      to[4 * j] += part[p][4 * j] * low;
+      to[4 * j + 1] += part[p][4 * j + 1] * low_odd;
+      to[4 * j + 2] += part[p][4 * j + 2] * (PairScales ? x.x * scale.y : low);
+      to[4 * j + 3] += part[p][4 * j + 3] * (PairScales ? x.y * scale.y : low_odd);
     }
   };
   float2 scale = scales.of_block(args.weight, range.begin);
@@ -300,12 +100,9 @@ __device__ void multiply_fp8(const TensorGemmArgs& args, Shared<Blocks>& s, Posi
 #pragma unroll
     for (int block = 0; block < Blocks; ++block) {
       multiply(stage);
-      load_scales(stage, 0);
       if constexpr (kParts == 2) {
         wgmma_wait<1>();
-        promote(0, sum[block], scale);
-        pin(sum[block]);  // or the compiler waits for the other half first
-        load_scales(stage, 1);
+        promote(stage, 0, sum[block], scale);
       }
       wgmma_wait<0>();
       if (block + 1 < Blocks) {
@@ -317,7 +114,7 @@ __device__ void multiply_fp8(const TensorGemmArgs& args, Shared<Blocks>& s, Posi
           a.load(s, at.stage, 0);
         }
       }
-      promote(kParts - 1, sum[block], scale);
+      promote(stage, kParts - 1, sum[block], scale);
     }
     release(s, stage);
     scale = scales.of_block(args.weight, min(kb + 1, range.end - 1));
@@ -391,20 +188,5 @@ int n_multiprocessors();
 // tensor_split.cu: blocks that divide k of a linear layer, 1 for none; and the launch when there are several.
 int tensor_splits(const WeightView& weight, int n_rows);
 void launch_tensor_split(const Queue& queue, const TensorGemmArgs& args);
-
-// Start of a kernel: the block's shared memory with its barriers.
-template <int Blocks, bool Gathered>
-__device__ Shared<Blocks>& prepare(uint8_t* raw) {
-  Shared<Blocks>& s = *reinterpret_cast<Shared<Blocks>*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < kStages; ++i) {
-      barrier_init(&s.full[i], Gathered ? 8 : 4);
-      barrier_init(&s.empty[i], kGroups * 4);
-    }
-    publish_to_async();
-  }
-  __syncthreads();
-  return s;
-}
 
 }  // namespace sigmoe::cuda

@@ -133,6 +133,8 @@ __device__ inline void wgmma_fp8(float (&d)[N / 2], const uint4& a, uint64_t b, 
   if constexpr (N == 32) SIGMOE_WGMMA("m64n32k32", "e4m3.e4m3", 32, "", 16, 17, 18, 19, 20, 21);
   if constexpr (N == 48) SIGMOE_WGMMA("m64n48k32", "e4m3.e4m3", 48, "", 24, 25, 26, 27, 28, 29);
   if constexpr (N == 64) SIGMOE_WGMMA("m64n64k32", "e4m3.e4m3", 64, "", 32, 33, 34, 35, 36, 37);
+  if constexpr (N == 96) SIGMOE_WGMMA("m64n96k32", "e4m3.e4m3", 96, "", 48, 49, 50, 51, 52, 53);
+  if constexpr (N == 128) SIGMOE_WGMMA("m64n128k32", "e4m3.e4m3", 128, "", 64, 65, 66, 67, 68, 69);
 #endif
 }
 template <int N>

@@ -164,7 +164,7 @@ test('speculation of a shape: the replayed acceptance comes out, and what does n
     ['--draft', nano],
   ]) {
     const refused = await run(...wrong);
-    expect(refused.code).not.toBe(0);
+    expect(refused.status).not.toBe(0);
     expect(refused.stderr).not.toBe('');
   }
   expect((await sigmoe(['bench', 'speculation', nano, '--acceptance', '3'])).stderr).toContain('--shape');

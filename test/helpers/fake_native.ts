@@ -135,6 +135,7 @@ export class FakeNative implements NativeModel {
       deviceReason: 'asked for',
       kernels: 'reference',
       compute: 'float32',
+      kvCacheDtype: 'float32',
       weightFormat: 'bf16',
       context: 64,
       vocabSize: 6144,

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <fstream>
 
+#include "backend/registry.h"
 #include "doctest/doctest.h"
 #include "golden.h"
 #include "nlohmann/json.hpp"
