@@ -10,6 +10,7 @@
 // copying its own activations a group ahead.
 #include <algorithm>
 
+#include "cuda/early_linear.h"
 #include "cuda/gemm_tile.cuh"
 #include "cuda/stream_gemm.h"
 
@@ -473,6 +474,7 @@ void launch_format(const Queue& queue, GemmArgs& args, bool x_is_float) {
 }  // namespace
 
 void launch_gemm(const Queue& queue, GemmArgs args, bool x_is_float) {
+  if (launch_early_linear(queue, args, x_is_float)) return;
   if (!x_is_float && launch_stream_gemm(queue, args)) return;
   switch (args.dense.tiles ? args.dense.format : args.routed.format) {
     case WeightFormat::f32: return launch_format<WeightFormat::f32>(queue, args, x_is_float);

@@ -163,6 +163,27 @@ TEST_CASE("cuda linear: every format and shape agrees with the reference, and no
   });
 }
 
+TEST_CASE("cuda linear: whole weights in shared memory ahead of the rows, with the bits of the kernel that streams them") {
+  on_cuda([](Backend& backend, DType compute) {
+    constexpr int kMost = 9, k = 4096;
+    for (const int n : {1, 16, 1000, 5120, 6500}) {
+      CAPTURE(n);
+      const HostWeight host = random_weight(WeightFormat::fp8, n, k, blocks_of(k, 128), 128, 11);
+      const auto weight = host.put(backend);
+      const std::vector<float> x = gaussian(kMost * k, 3), together = linear(backend, *weight, x, kMost, n);
+      if (n <= 1000)
+        CHECK(relative_error(together, linear(*reference(), *host.put(*reference()), x, kMost, n)) <
+              bound(compute, Tolerance::kBf16Linear));
+      for (int rows = 1; rows <= 5; ++rows)
+        for (const int first : {0, kMost - rows}) {
+          CAPTURE(rows);
+          CHECK(linear(backend, *weight, {x.begin() + first * k, x.begin() + (first + rows) * k}, rows, n) ==
+                std::vector<float>(together.begin() + first * n, together.begin() + (first + rows) * n));
+        }
+    }
+  });
+}
+
 TEST_CASE("cuda linear: hundreds of rows and thousands, k divided among blocks or not") {
   on_cuda([](Backend& backend, DType) {
     for (const WeightFormat format : {WeightFormat::fp8, WeightFormat::bf16}) {

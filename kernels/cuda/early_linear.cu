@@ -1,0 +1,184 @@
+// y = x W^T for up to four rows of x and FP8 weights of k 4096 (qkv, attention out): all of W on its way before x exists.
+//
+// Bound: memory, the bytes of W; but a kernel that is over in five microseconds spends as long again starting its stream. So
+// the grid fits the device whole, three blocks to an SM, and a block asks for every byte of its 16 rows at once, 64 KB, before
+// it waits for the kernel ahead: the bytes arrive while that one (a norm, attention) works. What registers hold is expanded to
+// BF16 meanwhile, too. After the wait are left: x from L2, the tensor core, one meeting of the four warps.
+//
+// A warp has one of the four slices of k that gemm.cu's few_kernel has, adds in its order and meets the others in its order:
+// the bits are the same.
+#include <algorithm>
+
+#include "cuda/bulk_copy.cuh"
+#include "cuda/early_linear.h"
+#include "cuda/gemm_tile.cuh"
+
+namespace sigmoe::cuda {
+namespace {
+
+constexpr WeightFormat kFormat = WeightFormat::fp8;
+using S = Stream<kFormat>;
+constexpr int kWarps = 4, kBlocksPerSm = 3, kMostTokens = 4;
+constexpr int kGroups = 32, kSliceGroups = kGroups / kWarps;  // of k: 4096
+constexpr int kSliceK = kSliceGroups * kGroup;
+constexpr int kHeldGroups = 3;  // of a slice, expanded in registers before the wait
+constexpr int kGroupBytes = 16 * kGroup, kSliceBytes = kSliceGroups * kGroupBytes;
+constexpr int kRowElements = kSliceK + 32;  // of a token: 64 bytes more, so that tokens lie in different banks
+static_assert(slices_for(kGroups) == kWarps);
+
+// Of a warp: its slice of the weights, then of the activations.
+constexpr int warp_bytes(int n_tokens) {
+  return kSliceBytes + n_tokens * kRowElements * static_cast<int>(sizeof(__nv_bfloat16));
+}
+
+struct EarlyArgs {
+  WeightView w;
+  const void* x;
+  const int32_t* row_ids;
+  float* out;
+  int n_tokens;
+};
+
+// The lane's part of what its warp needs of a token's activations, to shared memory in BF16.
+__device__ inline void stage(__nv_bfloat16* to, const float* from, int lane) {
+  float4 v[kSliceK / 128];
+#pragma unroll
+  for (int i = 0; i < kSliceK / 128; ++i) v[i] = reinterpret_cast<const float4*>(from)[lane + 32 * i];
+#pragma unroll
+  for (int i = 0; i < kSliceK / 128; ++i)
+    reinterpret_cast<uint2*>(to)[lane + 32 * i] = {pack_bf16(v[i].x, v[i].y), pack_bf16(v[i].z, v[i].w)};
+}
+__device__ inline void stage(__nv_bfloat16* to, const __nv_bfloat16* from, int lane) {
+#pragma unroll
+  for (int i = 0; i < kSliceK / 256; ++i) copy_16_bytes(to + 8 * (lane + 32 * i), from + 8 * (lane + 32 * i));
+}
+
+template <typename X>
+__global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const __grid_constant__ EarlyArgs args) {
+#if __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(128) char shared[];
+  __shared__ uint64_t arrived[kWarps][2];
+  __shared__ float scale[kWarps][kSliceGroups][16];
+  let_next_start();
+  const WeightView& w = args.w;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4, tile = blockIdx.x;
+  char* own = shared + warp * warp_bytes(args.n_tokens);
+  if (lane == 0) {  // the groups that are expanded first arrive on a barrier of their own
+    barrier_init(&arrived[warp][0], 1);
+    barrier_init(&arrived[warp][1], 1);
+    publish_barriers();
+    const char* source =
+        reinterpret_cast<const char*>(w.tiles) + (static_cast<size_t>(tile) * kGroups + warp * kSliceGroups) * kGroupBytes;
+    constexpr int kFirst = kHeldGroups * kGroupBytes;
+    barrier_expect(&arrived[warp][0], kFirst);
+    bulk_copy(own, source, kFirst, &arrived[warp][0]);
+    barrier_expect(&arrived[warp][1], kSliceBytes - kFirst);
+    bulk_copy(own + kFirst, source + kFirst, kSliceBytes - kFirst, &arrived[warp][1]);
+  }
+  // Of rows g and g + 8; the lanes of a row share out its groups.
+  for (const int row : {g, g + 8}) {
+    const float* scales = w.scales + static_cast<size_t>(max(row_in_tile(w, tile, row), 0) >> w.row_shift) * w.scale_columns;
+#pragma unroll
+    for (int i = q; i < kSliceGroups; i += 4) scale[warp][i][row] = scales[(warp * kSliceGroups + i) * kGroup >> w.k_shift];
+  }
+  __syncwarp();
+  const auto weights = [&](int group, int chunk) {
+    return reinterpret_cast<const uint4*>(own)[(group * S::kChunks + chunk) * 32 + lane];
+  };
+  uint32_t held[kHeldGroups][S::kChunks][S::kProducts][4];
+  barrier_wait(&arrived[warp][0], 0);
+#pragma unroll
+  for (int i = 0; i < kHeldGroups; ++i)
+#pragma unroll
+    for (int c = 0; c < S::kChunks; ++c) unpack<kFormat>(weights(i, c), held[i][c]);
+  wait_for_previous();
+
+  auto* x = reinterpret_cast<__nv_bfloat16*>(own + kSliceBytes);
+  for (int t = 0; t < args.n_tokens; ++t)
+    stage(x + t * kRowElements,
+          static_cast<const X*>(args.x) + static_cast<int64_t>(args.row_ids ? args.row_ids[t] : t) * w.k + warp * kSliceK,
+          lane);
+  wait_for_copies();
+  __syncwarp();
+  const __nv_bfloat16* from = x + g * kRowElements + q * S::kLaneK;
+  const auto load = [&](int group, int chunk, uint32_t(&b)[S::kLaneK / 2]) {
+    if (g < args.n_tokens)
+      load_x<S::kLaneK>(from, group * kGroup + chunk * chunk_k(kFormat), 0, true, b);
+    else
+#pragma unroll
+      for (uint32_t& pair : b) pair = 0;
+  };
+  float sum[4] = {};
+#pragma unroll
+  for (int i = 0; i < kSliceGroups; ++i) {
+    if (i == kHeldGroups) barrier_wait(&arrived[warp][1], 0);
+    float unscaled[4] = {};
+#pragma unroll
+    for (int c = 0; c < S::kChunks; ++c) {
+      uint32_t b[S::kLaneK / 2];
+      load(i, c, b);
+      if (i < kHeldGroups) {
+        multiply<kFormat>(unscaled, held[i < kHeldGroups ? i : 0][c], b);
+      } else {
+        uint32_t a[S::kProducts][4];
+        unpack<kFormat>(weights(i, c), a);
+        multiply<kFormat>(unscaled, a, b);
+      }
+    }
+#pragma unroll
+    for (int e = 0; e < 4; ++e) sum[e] += unscaled[e] * scale[warp][i][g + e / 2 * 8];
+  }
+  __syncwarp();  // the weights have been read: the sums take their place
+#pragma unroll
+  for (int e = 0; e < 4; ++e) reinterpret_cast<float*>(own)[e * 32 + lane] = sum[e];
+  __syncthreads();
+  if (threadIdx.x >= 64) return;
+  const int column = warp, t = 2 * q + column, n = tile * 16 + g;
+  if (t >= args.n_tokens) return;
+  float low = 0.0f, high = 0.0f;
+#pragma unroll
+  for (int s = 0; s < kWarps; ++s) {
+    const auto* partial = reinterpret_cast<const float*>(shared + s * warp_bytes(args.n_tokens));
+    low += partial[column * 32 + lane];
+    high += partial[(column + 2) * 32 + lane];
+  }
+  float* out = args.out + static_cast<int64_t>(t) * w.n;
+  if (n < w.n) out[n] = low;
+  if (n + 8 < w.n) out[n + 8] = high;
+#endif
+}
+
+// Blocks that run at once with so much shared memory each; 0 where this build has no kernel for the device.
+int most_blocks(int n_tokens) {
+  static const struct Device {
+    int n_sms = 0, shared_bytes = 0;
+    Device() {
+      cudaFuncAttributes attributes;
+      int device = 0;
+      CUDA_CHECK(cudaFuncGetAttributes(&attributes, early_kernel<float>));
+      if (attributes.binaryVersion < 90) return;
+      CUDA_CHECK(cudaGetDevice(&device));
+      CUDA_CHECK(cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device));
+      CUDA_CHECK(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device));
+    }
+  } device;
+  constexpr int kOwn = 3200;  // of a block: what the kernel declares, and the system's kilobyte
+  return device.n_sms * std::min(kBlocksPerSm, device.shared_bytes / (kWarps * warp_bytes(n_tokens) + kOwn));
+}
+
+}  // namespace
+
+bool launch_early_linear(const Queue& queue, const GemmArgs& gemm, bool x_is_float) {
+  const WeightView& w = gemm.dense;
+  if (!queue.overlap || gemm.mode != GemmMode::linear || !w.tiles || gemm.routed.n > 0 || gemm.n_tokens > kMostTokens ||
+      w.format != kFormat || w.k != kGroups * kGroup || w.n_tiles > most_blocks(gemm.n_tokens))
+    return false;
+  const auto kernel = x_is_float ? early_kernel<float> : early_kernel<__nv_bfloat16>;
+  const int bytes = kWarps * warp_bytes(gemm.n_tokens);
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  launch(queue, kernel, w.n_tiles, kWarps * 32, bytes,
+         EarlyArgs{w, gemm.dense_x, gemm.row_ids, static_cast<float*>(gemm.dense_out), gemm.n_tokens});
+  return true;
+}
+
+}  // namespace sigmoe::cuda
