@@ -98,6 +98,7 @@ std::unique_ptr<Backend> make_backend(const WorldSpec& spec, int rank = 0) {
   options.compute = spec.compute;
   options.n_threads = spec.n_threads;
   options.kv_cache = spec.kv_cache;
+  options.deterministic = spec.deterministic;
   if (is_device(spec.kernels)) return create_backend(spec.kernels, options);
   options.kernels = spec.kernels;
   return create_backend("cpu", options);
@@ -152,7 +153,13 @@ const std::vector<Ranks>& all_worlds() {
 EngineOptions on_test_device(EngineOptions options) {
   const char* device = std::getenv("SIGMOE_TEST_DEVICE");
   if (device && *device && options.device == "auto") options.device = device;
+  if (options.device == "cuda") options.deterministic = true;
   return options;
+}
+
+bool has_w8a8(const WorldSpec& spec) {
+  return spec.kernels == "cuda" && spec.compute == DType::bf16 && !spec.deterministic &&
+         create_backend("cuda", {})->info().kernels == "sm_90";
 }
 
 TestModel::TestModel(const std::string& folder, const WorldSpec& spec, int64_t n_positions) {

@@ -41,7 +41,8 @@ class GoldenFile {
 // it is named there.
 std::vector<std::string> available_paths(DType compute);
 
-// The device of SIGMOE_TEST_DEVICE in place of "auto": the engine's tests on another device.
+// The device of SIGMOE_TEST_DEVICE in place of "auto": the engine's tests on another device. On a GPU with deterministic
+// kernels, because these tests compare bits across batches and chunks.
 EngineOptions on_test_device(EngineOptions options);
 // False where that device has fewer pieces than an engine of so many ranks takes.
 bool enough_gpus(int world);
@@ -60,6 +61,7 @@ struct WorldSpec {
   std::string kernels = "reference";  // a CPU path, or a device: "cuda", "ascend", "ascend-twin"
   DType compute = DType::f32;
   std::string kv_cache = "auto";
+  bool deterministic = false;  // one class of kernels at every number of rows; the CPU has no other
   int world = 1;
   bool expert_parallel = false;
   int n_threads = 2;
@@ -67,6 +69,9 @@ struct WorldSpec {
   int64_t max_tokens = 512;
   FeatureTap features;  // kept for a draft model
 };
+
+// Whether steps of many rows multiply FP8 weights with FP8 activations there (W8A8): CUDA on Hopper, unless deterministic.
+bool has_w8a8(const WorldSpec& spec);
 
 // A checkpoint folder loaded into a world of ranks, with pages enough for a few sequences of n_positions tokens.
 struct TestModel {
