@@ -259,11 +259,12 @@ struct BackendOptions {
   int n_threads = 0;             // host backends: threads of this rank; 0 = all the process may use
   std::string kernels = "auto";  // cpu: auto | reference | generic | avx2 | avx512 | avx512bf16 | amx
   DType compute = DType::bf16;   // bf16: multiply in BF16 where the path can; f32: the float32 mode; i8: W8A8, Ascend alone
-  // What the KV cache holds: auto is the compute type's own, bfloat16 that or an error, fp8 E4M3 with a scale per token and head.
+  // What the KV cache holds: auto is the compute type's own, bfloat16 that or an error, fp8 E4M3 with a scale per token and
+  // head.
   std::string kv_cache = "auto";
-  int device_index = 0;          // which of several accelerators; a rank has its own
-  bool deterministic = false;    // a row's bits must depend neither on the step's other rows nor on how a prompt was cut: one
-                                 // kernel class at every row count. CPU paths and float32 modes are so anyway
+  int device_index = 0;        // which of several accelerators; a rank has its own
+  bool deterministic = false;  // a row's bits must depend neither on the step's other rows nor on how a prompt was cut: one
+                               // kernel class at every row count. CPU paths and float32 modes are so anyway
 };
 
 // What a cache holds as options.kv_cache asks: `own`, or FP8 where has_fp8. Throws when the backend has not what is asked for.

@@ -18,24 +18,24 @@
 namespace sigmoe {
 
 struct EngineOptions {
-  std::string device = "auto";       // auto | cpu | cuda | ascend | ascend-twin
-  std::string kernels = "auto";      // cpu path: auto | reference | generic | avx2 | avx512 | avx512bf16 | amx
-  std::string compute = "bfloat16";  // bfloat16 | float32 | int8 (Ascend)
+  std::string device = "auto";          // auto | cpu | cuda | ascend | ascend-twin
+  std::string kernels = "auto";         // cpu path: auto | reference | generic | avx2 | avx512 | avx512bf16 | amx
+  std::string compute = "bfloat16";     // bfloat16 | float32 | int8 (Ascend)
   std::string kv_cache_dtype = "auto";  // auto (of the compute type) | bfloat16 | fp8 (CUDA)
-  bool deterministic = false;        // bits of an answer depend neither on its neighbours nor on chunking; the CPU is always so
-  int n_threads = 0;                 // per rank; 0 = cores the process may use, shared by all ranks of all copies
-  int tensor_parallel = 1;           // ranks; the CPU runs them as threads of one process
-  bool expert_parallel = false;      // ranks hold whole experts instead of a part of each
-  int data_parallel = 1;             // copies of the model, of tensor_parallel ranks each, that share the requests
-  int first_device = 0;              // of the accelerators the ranks take, one each
-  int64_t max_model_len = 0;         // tokens; 0 = the model's context
-  int max_num_seqs = 32;             // sequences in one step of one copy
-  int max_batched_tokens = 512;      // token budget of one step: prefill is cut into chunks of at most this
-  int64_t kv_cache_tokens = 0;       // capacity over all sequences; 0 = chosen from max_model_len and memory_utilization
-  double memory_utilization = 0;     // share of the free memory that weights and KV cache may take; 0 = the device's default
-  int max_waiting = 1024;            // requests beyond those running that are accepted before submit says busy
-  bool prefix_cache = true;          // pages of ended sequences are found again by prompts that begin alike
-  bool with_mtp = false;             // load MTP layers, so that logits(mtp) works
+  bool deterministic = false;     // bits of an answer depend neither on its neighbours nor on chunking; the CPU is always so
+  int n_threads = 0;              // per rank; 0 = cores the process may use, shared by all ranks of all copies
+  int tensor_parallel = 1;        // ranks; the CPU runs them as threads of one process
+  bool expert_parallel = false;   // ranks hold whole experts instead of a part of each
+  int data_parallel = 1;          // copies of the model, of tensor_parallel ranks each, that share the requests
+  int first_device = 0;           // of the accelerators the ranks take, one each
+  int64_t max_model_len = 0;      // tokens; 0 = the model's context
+  int max_num_seqs = 32;          // sequences in one step of one copy
+  int max_batched_tokens = 512;   // token budget of one step: prefill is cut into chunks of at most this
+  int64_t kv_cache_tokens = 0;    // capacity over all sequences; 0 = chosen from max_model_len and memory_utilization
+  double memory_utilization = 0;  // share of the free memory that weights and KV cache may take; 0 = the device's default
+  int max_waiting = 1024;         // requests beyond those running that are accepted before submit says busy
+  bool prefix_cache = true;       // pages of ended sequences are found again by prompts that begin alike
+  bool with_mtp = false;          // load MTP layers, so that logits(mtp) works
   // Speculation: tokens are drafted ahead and checked several in one step. It changes how fast tokens come, never which.
   std::string speculation = "none";  // none | auto | eagle3 (needs draft) | mtp (the checkpoint's own layer) | ngram
   std::string draft;                 // folder of an EAGLE3 draft

@@ -12,7 +12,7 @@ namespace {
 
 constexpr size_t kLandingBytes = 64 << 10;
 constexpr size_t kMaxRecorded = 256;
-constexpr int kMostTwinTokens = 128;                 // longer steps quantise or convert for themselves
+constexpr int kMostTwinTokens = 128;                     // longer steps quantise or convert for themselves
 constexpr size_t kMaxSplitBytes = size_t{64} << 20;      // attention partials; longer batches take several launches
 constexpr size_t kMaxChainBytes = size_t{256} << 20;     // likewise
 constexpr size_t kMaxExpandedBytes = size_t{512} << 20;  // FP8 pages as BF16; more sequences take several launches
@@ -66,7 +66,8 @@ CudaBackend::CudaBackend(const BackendOptions& options)
   info_.compute = exact_ ? DType::f32 : DType::bf16;
   info_.kv_dtype = kv_cache_dtype(options, info_.compute, !exact_ && sm_ == 90);
   if (deterministic_ && info_.kv_dtype == DType::f8_e4m3)
-    throw EngineError(ErrorCode::unsupported, "deterministic with an FP8 KV cache was asked for: its kernels are of two classes",
+    throw EngineError(ErrorCode::unsupported,
+                      "deterministic with an FP8 KV cache was asked for: its kernels are of two classes",
                       "use KV cache type bfloat16");
   info_.n_threads = options.n_threads;
 }

@@ -121,7 +121,7 @@ class CudaBackend : public Backend {
   // Every op runs its few-row kernels at every row count: the same bits whatever else is in a step.
   bool deterministic_ = false;
   int device_ = 0;
-  int sm_ = 0;                         // compute capability, 90 for Hopper
+  int sm_ = 0;  // compute capability, 90 for Hopper
   Stream compute_, loading_;
   Queue queue_;
   WeightArena arena_;
@@ -130,12 +130,11 @@ class CudaBackend : public Backend {
 
   Twin twin_;
   Scratch x_{"activations in BF16"}, normed_{"activations in BF16"}, inner_{"expert activations"},
-      shared_inner_{"shared expert activations"}, partial_attention_{"attention splits"},
-      expanded_{"FP8 pages as BF16"}, chain_rows_{"attention rows"}, arrivals_{"attention splits"},
-      partial_logits_{"router logits"}, router_arrivals_{"router logits"}, packed_{"packed activations"},
-      packed_scales_{"activation scales"}, packed_inner_{"packed expert activations"},
-      inner_scales_{"expert activation scales"}, row_tiles_{"expert row tiles"}, forced_{"forced experts"},
-      penalised_{"penalised logits"}, group_bests_{"penalised logits"}, history_{"token history"},
+      shared_inner_{"shared expert activations"}, partial_attention_{"attention splits"}, expanded_{"FP8 pages as BF16"},
+      chain_rows_{"attention rows"}, arrivals_{"attention splits"}, partial_logits_{"router logits"},
+      router_arrivals_{"router logits"}, packed_{"packed activations"}, packed_scales_{"activation scales"},
+      packed_inner_{"packed expert activations"}, inner_scales_{"expert activation scales"}, row_tiles_{"expert row tiles"},
+      forced_{"forced experts"}, penalised_{"penalised logits"}, group_bests_{"penalised logits"}, history_{"token history"},
       gathered_{"sums over ranks"};
 
   struct Recorded {

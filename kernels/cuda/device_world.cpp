@@ -170,8 +170,8 @@ void DeviceWorld::reduce_add_rms_norm(const Queue& queue, const ReduceArgs& args
   if (nccl_) {
     launch_sum_slots(queue, args.addend, args.n_slots, args.n_tokens, args.width, sums);
     nccl_->all_reduce(sums, static_cast<size_t>(args.n_tokens) * args.width, queue.stream);
-    return launch_reduce_add_rms_norm(queue, args.residual, sums, 1, args.weight, args.eps, args.n_tokens, args.width,
-                                      args.out, nullptr);
+    return launch_reduce_add_rms_norm(queue, args.residual, sums, 1, args.weight, args.eps, args.n_tokens, args.width, args.out,
+                                      nullptr);
   }
   reserve(args.width);
   const int one_shot = one_shot_rows_ == 0 ? best_one_shot_rows(view_.world) : std::min(one_shot_rows_, kOneShotRows);

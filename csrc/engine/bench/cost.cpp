@@ -34,7 +34,8 @@ Cost Costs::attention(int n_seqs, int n_tokens, int64_t context) const {
   const double before = static_cast<double>(context) - n_tokens;
   const double pairs = n_tokens * before + n_tokens * (n_tokens + 1.0) / 2;  // of queries and keys, causal
   Cost cost;
-  cost.bytes = static_cast<double>(c_.n_kv_heads) * static_cast<double>(kv_head_bytes(kv_dtype_, c_.head_dim)) * static_cast<double>(context) * n_seqs;
+  cost.bytes = static_cast<double>(c_.n_kv_heads) * static_cast<double>(kv_head_bytes(kv_dtype_, c_.head_dim)) *
+               static_cast<double>(context) * n_seqs;
   cost.flop = 4 * q_width * pairs * n_seqs;
   return cost;
 }
