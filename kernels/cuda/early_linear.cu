@@ -21,7 +21,7 @@ using S = Stream<kFormat>;
 constexpr int kWarps = 4, kBlocksPerSm = 3, kMostTokens = 4;
 constexpr int kGroups = 32, kSliceGroups = kGroups / kWarps;  // of k: 4096
 constexpr int kSliceK = kSliceGroups * kGroup;
-constexpr int kHeldGroups = 3;  // of a slice, expanded in registers before the wait
+[[maybe_unused]] constexpr int kHeldGroups = 3;  // of a slice, expanded in registers before the wait
 constexpr int kGroupBytes = 16 * kGroup, kSliceBytes = kSliceGroups * kGroupBytes;
 constexpr int kRowElements = kSliceK + 32;  // of a token: 64 bytes more, so that tokens lie in different banks
 static_assert(slices_for(kGroups) == kWarps);
@@ -40,7 +40,7 @@ struct EarlyArgs {
 };
 
 // The lane's part of what its warp needs of a token's activations, to shared memory in BF16.
-__device__ inline void stage(__nv_bfloat16* to, const float* from, int lane) {
+[[maybe_unused]] __device__ inline void stage(__nv_bfloat16* to, const float* from, int lane) {
   float4 v[kSliceK / 128];
 #pragma unroll
   for (int i = 0; i < kSliceK / 128; ++i) v[i] = reinterpret_cast<const float4*>(from)[lane + 32 * i];
@@ -48,7 +48,7 @@ __device__ inline void stage(__nv_bfloat16* to, const float* from, int lane) {
   for (int i = 0; i < kSliceK / 128; ++i)
     reinterpret_cast<uint2*>(to)[lane + 32 * i] = {pack_bf16(v[i].x, v[i].y), pack_bf16(v[i].z, v[i].w)};
 }
-__device__ inline void stage(__nv_bfloat16* to, const __nv_bfloat16* from, int lane) {
+[[maybe_unused]] __device__ inline void stage(__nv_bfloat16* to, const __nv_bfloat16* from, int lane) {
 #pragma unroll
   for (int i = 0; i < kSliceK / 256; ++i) copy_16_bytes(to + 8 * (lane + 32 * i), from + 8 * (lane + 32 * i));
 }
