@@ -36,7 +36,8 @@ struct EngineOptions {
   int max_waiting = 1024;         // requests beyond those running that are accepted before submit says busy
   bool prefix_cache = true;       // pages of ended sequences are found again by prompts that begin alike
   bool with_mtp = false;          // load MTP layers, so that logits(mtp) works
-  // Speculation: tokens are drafted ahead and checked several in one step. It changes how fast tokens come, never which.
+  // Speculation: tokens are drafted ahead and checked several in one step. It changes how fast tokens come, never which
+  // (on a GPU: with deterministic).
   std::string speculation = "none";  // none | auto | eagle3 (needs draft) | mtp (the checkpoint's own layer) | ngram
   std::string draft;                 // folder of an EAGLE3 draft
   int max_draft = 0;                 // most tokens drafted at once; 0 = what suits the method

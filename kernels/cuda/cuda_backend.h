@@ -1,8 +1,9 @@
 // The CUDA backend: one device, one queue of kernels. Ops check shapes, pick a kernel and enqueue it; nothing waits for the
 // device but download(), synchronize() and the end of a weight's upload.
 //
-// compute bf16: products in BF16 on tensor cores (weights expanded in registers), sums in float32, a BF16 KV cache.
-// compute f32: the naive kernels of exact.cu and a float32 cache. Norms, router and sampler are float32 in both.
+// compute bf16: products on tensor cores, in BF16 (weights expanded in registers) or, in large steps on Hopper, FP8 by FP8;
+// sums in float32, a KV cache in BF16 or FP8. compute f32: the naive kernels of exact.cu and a float32 cache. Norms, router and
+// sampler are float32 in both.
 #pragma once
 
 #include <array>
