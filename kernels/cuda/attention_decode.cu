@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         barrier_init(&shared.empty[stream][s], 4);
       }
     }
-    barrier_init_done();
+    publish_barriers();
   }
   wait_for_previous();
   shared.table.load(args.batch, args.first_seq, args.n_seqs);
@@ -224,8 +224,8 @@ __global__ void __launch_bounds__(kThreads, 1)
             if constexpr (kFp8) {
               const auto* codes = static_cast<const std::byte*>(values ? args.kv.v : args.kv.k);
               const float* scales = values ? args.kv.v_scales : args.kv.k_scales;
-              copy_bytes(tile, codes + static_cast<int64_t>(row) * HD, kKeys * HD, full);
-              copy_bytes(tile + kKeys * HD, scales + row, kKeys * 4, full);
+              bulk_copy(tile, codes + static_cast<int64_t>(row) * HD, kKeys * HD, full);
+              bulk_copy(tile + kKeys * HD, scales + row, kKeys * 4, full);
             } else {
               for (int box = 0; box < HD / 64; ++box)
                 copy_box(tile + box * Rows::kBoxBytes, values ? &value_map : &key_map, box * 64, row, full);

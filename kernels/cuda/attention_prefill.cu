@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       barrier_init(&shared.keys_empty[s], kGroups * 4);
       barrier_init(&shared.values_empty[s], kGroups * 4);
     }
-    barrier_init_done();
+    publish_barriers();
   }
   wait_for_previous();
   shared.table.load(args.batch, args.first_seq, args.n_seqs);

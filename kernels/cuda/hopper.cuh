@@ -1,11 +1,13 @@
-// Hopper's asynchronous units as the attention kernels use them: mbarriers, pages by the tensor copy engine, warpgroup
-// products. Only sm_90a code may call these; kernels for other targets compile to nothing (kHopperCode) and are never launched.
+// Hopper's asynchronous units as the attention kernels use them, beside the barriers and copies of bulk_copy.cuh: pages by the
+// tensor copy engine, warpgroup products. Only sm_90a code may call these; kernels for other targets compile to nothing
+// (SIGMOE_HOPPER_CODE) and are never launched.
 #pragma once
 
 #include <cuda.h>
 
 #include <cstdint>
 
+#include "cuda/bulk_copy.cuh"
 #include "cuda/device.cuh"
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -22,7 +24,8 @@ __device__ inline float exp2_fast(float x) {
   return y;
 }
 
-// Adds one to a counter in device memory: what this block's barriers have shown this thread is visible to whoever adds after it.
+// Adds one to a counter in device memory: what this block's barriers have shown this thread is visible to whoever adds after
+// it.
 __device__ inline int arrive_on_device(int32_t* counter) {
   int before;
   asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
@@ -30,38 +33,6 @@ __device__ inline int arrive_on_device(int32_t* counter) {
 }
 
 #if SIGMOE_HOPPER_CODE
-
-__device__ inline uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
-}
-
-// ---- mbarriers: a phase ends when all arrivals and all announced bytes are in -------------------------------------------
-
-__device__ inline void barrier_init(uint64_t* barrier, int n_arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(n_arrivals));
-}
-__device__ inline void barrier_init_done() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-__device__ inline void barrier_arrive(uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
-}
-__device__ inline void barrier_expect(uint64_t* barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes) : "memory");
-}
-__device__ inline bool barrier_passed(uint64_t* barrier, int parity) {
-  uint32_t passed;
-  asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}\n"
-               : "=r"(passed)
-               : "r"(shared_address(barrier)), "r"(parity)
-               : "memory");
-  return passed != 0;
-}
-// Waits for the end of the phase of this parity. A wait of seconds is a bug in the kernel: better an error than a hung device.
-__device__ inline void barrier_wait(uint64_t* barrier, int parity) {
-  if (barrier_passed(barrier, parity)) return;
-  const long long start = clock64();
-  while (!barrier_passed(barrier, parity))
-    if (clock64() - start > (1ll << 33)) __trap();
-}
 
 // Position in a ring of stages, each with a barrier "full" and one "empty". A fresh ring's stages are empty: its filler waits
 // with the opposite parity.
@@ -89,14 +60,6 @@ __device__ inline void copy_box(void* to, const CUtensorMap* map, int column, in
                    shared_address(to)),
                "l"(map), "r"(shared_address(barrier)), "r"(column), "r"(row)
                : "memory");
-}
-
-// `bytes` as they lie, a multiple of 16.
-__device__ inline void copy_bytes(void* to, const void* from, int bytes, uint64_t* barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
-      "l"(from), "r"(bytes), "r"(shared_address(barrier))
-      : "memory");
 }
 
 __device__ inline void prefetch_map(const CUtensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
