@@ -62,9 +62,10 @@ class OnDevice {
 constexpr float kPoison = -12345.0f;  // outputs start as this: an element nothing wrote shows
 
 // SIGMOE_TEST_SMALL: fewer sizes of everything, no kernel left out; for sanitizers, which slow kernels down a hundred times.
+inline bool small_run() { return std::getenv("SIGMOE_TEST_SMALL") != nullptr; }
 template <typename T>
 std::vector<T> sizes(std::vector<T> all, std::vector<T> few) {
-  return std::getenv("SIGMOE_TEST_SMALL") ? few : all;
+  return small_run() ? few : all;
 }
 
 // fn(backend, compute) on the device in both compute types.

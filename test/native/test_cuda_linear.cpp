@@ -11,7 +11,7 @@ using namespace sigmoe::testing;
 namespace {
 
 struct Format {
-  const char* name;
+  std::string name;
   WeightFormat format;
   int64_t k;
   std::vector<int64_t> bounds;
@@ -44,6 +44,7 @@ TEST_CASE("cuda linear: every format and shape agrees with the reference, and no
          sizes<Shape>({{1, 1}, {37, 51}, {100, 77}, {77, 131}, {256, 384}, {96, 1024}, {48, 2100}, {64, 4096}},
                       {{37, 51}, {96, 1024}, {64, 4096}}))
       for (const Format& f : formats(k)) {
+        if (small_run() && compute == DType::f32 && k > 100) continue;
         CAPTURE(f.name);
         CAPTURE(n);
         CAPTURE(k);
@@ -117,9 +118,7 @@ TEST_CASE("cuda linear: products are exact where activations are BF16 already") 
     for (const int64_t k : {64, 384, 1100})
       for (const Format& f : formats(k)) {
         // Expanded weights are rounded to BF16 themselves, and so are F32 ones.
-        if (f.format == WeightFormat::f32 || std::string(f.name) == "fp8 slice inside a block" ||
-            std::string(f.name) == "int4 groups of 32")
-          continue;
+        if (f.format == WeightFormat::f32 || f.name == "fp8 slice inside a block" || f.name == "int4 groups of 32") continue;
         CAPTURE(f.name);
         CAPTURE(k);
         const HostWeight host = random_weight(f.format, 80, k, f.bounds, f.block_n, 8);

@@ -36,12 +36,13 @@ RouterShape router(int n_experts, int n_active, int n_groups, int n_kept, bool n
 }  // namespace
 
 TEST_CASE("cuda route: choices, weights and lists equal the reference's, ties and forced choices included") {
-  on_cuda([](Backend& backend, DType) {
+  on_cuda([](Backend& backend, DType compute) {
+    if (small_run() && compute == DType::f32) return;  // the same kernels
     for (const RouterShape& shape :
          {router(256, 8, 8, 4, true, 2.5f), router(16, 4, 4, 2, true, 1.0f), router(16, 4, 1, 1, false, 1.0f),
           router(24, 3, 3, 2, true, 2.0f), router(60, 6, 6, 3, true, 1.0f), router(1, 1, 1, 1, true, 1.0f),
           router(512, 22, 16, 8, true, 2.0f), router(8, 2, 8, 4, true, 1.0f)})
-      for (const int n_tokens : sizes<int>({1, 2, 7, 40, 128, 200}, {1, 40, 200}))
+      for (const int n_tokens : sizes<int>({1, 2, 7, 40, 128, 200}, {2, 40}))
         for (const bool ties : {false, true})
           for (const WeightFormat format : {WeightFormat::bf16, WeightFormat::f32}) {
             CAPTURE(shape.n_experts);
@@ -120,7 +121,7 @@ TEST_CASE("cuda sample: the very tokens of the reference, over every option, spr
   std::mt19937_64 random(77);
   const auto uniform = [&] { return std::uniform_real_distribution<float>(0.0f, 1.0f)(random); };
   for (const int vocab : sizes<int>({1, 2, 320, 6144, 157184}, {320, 6144, 157184}))
-    for (int round = 0; round < (vocab > 10000 ? 4 : 12); ++round) {
+    for (int round = 0; round < (vocab > 10000 ? 4 : 12) / (small_run() ? 4 : 1); ++round) {
       CAPTURE(vocab);
       CAPTURE(round);
       constexpr int kRows = 8;
