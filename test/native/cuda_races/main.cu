@@ -16,7 +16,8 @@ using namespace sigmoe::cuda;
 
 namespace {
 
-constexpr int kStages = 2, kTiles = 16, kFloats = 32;  // a tile: one float per lane
+[[maybe_unused]] constexpr int kStages = 2;
+constexpr int kTiles = 16, kFloats = 32;  // a tile: one float per lane
 
 enum class Copy { bulk, bulk_of_other_lane, small, small_all_arrive };
 
