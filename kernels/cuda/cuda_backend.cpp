@@ -58,6 +58,10 @@ CudaBackend::CudaBackend(const BackendOptions& options)
   weights_ = std::make_unique<UploadQueue>(loading_.handle);
   CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&landing_), kLandingBytes));
   for (cudaEvent_t& mark : marks_) CUDA_CHECK(cudaEventCreate(&mark));
+  for (Landing& landing : landings_) {
+    CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&landing.host), kMostDownloadBytes));
+    CUDA_CHECK(cudaEventCreateWithFlags(&landing.landed, cudaEventDisableTiming));
+  }
   use_many_row_kernels(!deterministic_);
   info_.device = "cuda";
   info_.name = properties.name;
@@ -76,6 +80,10 @@ CudaBackend::~CudaBackend() {
   cudaSetDevice(device_);
   forget_recorded();
   for (const cudaEvent_t mark : marks_) cudaEventDestroy(mark);
+  for (const Landing& landing : landings_) {
+    cudaEventDestroy(landing.landed);
+    cudaFreeHost(landing.host);
+  }
   cudaFreeHost(landing_);
 }
 
@@ -102,6 +110,20 @@ void CudaBackend::download(void* host, const void* device, size_t bytes) {
   CUDA_CHECK(cudaMemcpyAsync(small ? landing_ : host, device, bytes, cudaMemcpyDeviceToHost, queue_.stream));
   synchronize();
   if (small && bytes > 0) std::memcpy(host, landing_, bytes);
+}
+
+void CudaBackend::start_download(int place, const void* device, size_t bytes) {
+  enter();
+  SIGMOE_CHECK(bytes <= kMostDownloadBytes, "a download is larger than its place");
+  CUDA_CHECK(cudaMemcpyAsync(landings_[place].host, device, bytes, cudaMemcpyDeviceToHost, queue_.stream));
+  CUDA_CHECK(cudaEventRecord(landings_[place].landed, queue_.stream));
+}
+
+std::byte* CudaBackend::finish_download(int place) {
+  enter();
+  CUDA_CHECK(cudaEventSynchronize(landings_[place].landed));
+  if (world_) world_->check();
+  return landings_[place].host;
 }
 
 void CudaBackend::zero(void* device, size_t bytes) {

@@ -6,7 +6,8 @@
 // Where SIGMOE_LOSSLESS_FOLDER is set, continuations are kept there part by part and those of earlier runs are not drawn again:
 // a run that was cut off goes on where it stood. The folder belongs to one build; draws of other code are not told apart.
 // With SIGMOE_LOSSLESS_SHARD=i/n a process draws every n-th part from part i on, and compares nothing: n processes
-// share the work, and a last one without the variable compares.
+// share the work, and a last one without the variable compares. SIGMOE_LOSSLESS_KERNELS names the CPU path, so that processors
+// of several kinds may draw for one folder: a path's bits are the same on all of them.
 #include <algorithm>
 #include <cmath>
 #include <condition_variable>
@@ -89,6 +90,7 @@ std::vector<Continuation> draw_part(const std::string& method, const std::vector
   EngineOptions options;
   options.max_num_seqs = 64;
   options.max_waiting = n;
+  if (const char* kernels = std::getenv("SIGMOE_LOSSLESS_KERNELS")) options.kernels = kernels;
   if (!method.empty()) {
     options.speculation = method;
     options.max_draft = kTokens - 1;
