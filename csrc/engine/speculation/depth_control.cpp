@@ -20,7 +20,8 @@ constexpr double kLeastSpread = 1.25;       // of sizes, before the cost of a ro
 constexpr int kPlainEvery = 32;             // drafting steps before one goes without drafts
 constexpr int kSteady = 32;                 // drafting steps before one goes a place deeper, to see what that is worth
 constexpr int kLeastPatience = 8, kMostPatience = 1024;
-constexpr int kFollowOneIn = 8;  // new sequences, while drafting does not pay
+constexpr int kFollowOneIn = 8;  // new sequences, while drafting does not pay; half as many after each, down to the second
+constexpr int kFollowRarely = 64;
 constexpr double kRarely = 0.05;
 constexpr int kMostRest = 256;      // choices that are known ahead
 constexpr int kMostBarrenRest = 8;  // likewise, where nothing could be drafted
@@ -81,6 +82,7 @@ double CostBySize::at(int size) const {
 DepthControl::DepthControl(int max_depth, bool adaptive)
     : max_depth_(std::min(max_depth, kMaxDraftDepth)), adaptive_(adaptive) {
   rate_.fill(kFirstRate);
+  follow_one_in_ = kFollowOneIn;
 }
 
 DraftRecord DepthControl::begin() const {
@@ -91,8 +93,10 @@ DraftRecord DepthControl::begin() const {
 }
 
 bool DepthControl::worth_following() {
-  if (!adaptive_ || paying_ > kRarely) return true;
-  if (++n_unfollowed_ < kFollowOneIn) return false;
+  const bool pays = !adaptive_ || paying_ > kRarely;
+  if (pays) follow_one_in_ = kFollowOneIn;
+  if (!pays && ++n_unfollowed_ < follow_one_in_) return false;
+  if (!pays) follow_one_in_ = std::min(2 * follow_one_in_, kFollowRarely);
   n_unfollowed_ = 0;
   return true;
 }

@@ -90,7 +90,7 @@ class DepthControl {
   CostBySize steps_, passes_;
   std::array<float, kMaxDraftDepth> rate_;  // over all sequences
   double paying_ = 1.0;                     // share of recent choices in which drafting paid
-  int n_unfollowed_ = 0, n_since_plain_ = 0;
+  int follow_one_in_, n_unfollowed_ = 0, n_since_plain_ = 0;
   int n_barren_ = 0;  // steps since anything could be drafted
 };
 
