@@ -11,6 +11,8 @@ namespace sigmoe::cuda {
 namespace {
 
 constexpr size_t kLandingBytes = 64 << 10;
+constexpr size_t kBusRowBytes = 1024;       // what a block of a copying kernel takes
+constexpr size_t kMostBusBytes = 64 << 10;  // longer copies are sooner by a copy engine
 constexpr size_t kMaxRecorded = 256;
 constexpr int kMostTwinTokens = 128;                     // longer steps quantise or convert for themselves
 constexpr size_t kMaxSplitBytes = size_t{64} << 20;      // attention partials; longer batches take several launches
@@ -101,7 +103,17 @@ DeviceBuffer CudaBackend::alloc(size_t bytes, const char* what) {
 void CudaBackend::upload(void* device, const void* host, size_t bytes) {
   enter();
   writes(device);
-  steps_->copy(device, host, bytes);
+  if (bytes % kBusRowBytes != 0 || bytes > kMostBusBytes) return steps_->copy(device, host, bytes);
+  steps_->lend(host, bytes, [&](const std::byte* pinned) { copy_by_kernel(pinned, device, bytes); });
+}
+
+// Small copies between a step and the next are kernels of the steps' own queue: a copy engine has to be waited for twice, once
+// before it starts and once when it is done.
+void CudaBackend::copy_by_kernel(const void* from, void* to, size_t bytes) {
+  const bool rows = bytes % kBusRowBytes == 0;
+  const int width = static_cast<int>((rows ? kBusRowBytes : bytes) / sizeof(float));
+  launch_copy_rows(queue_, static_cast<const float*>(from), nullptr, width, static_cast<float*>(to), nullptr, width,
+                   rows ? static_cast<int>(bytes / kBusRowBytes) : 1, width);
 }
 
 void CudaBackend::download(void* host, const void* device, size_t bytes) {
@@ -115,7 +127,8 @@ void CudaBackend::download(void* host, const void* device, size_t bytes) {
 void CudaBackend::start_download(int place, const void* device, size_t bytes) {
   enter();
   SIGMOE_CHECK(bytes <= kMostDownloadBytes, "a download is larger than its place");
-  CUDA_CHECK(cudaMemcpyAsync(landings_[place].host, device, bytes, cudaMemcpyDeviceToHost, queue_.stream));
+  SIGMOE_CHECK(bytes % sizeof(float) == 0, "a download of part of a word");
+  if (bytes > 0) copy_by_kernel(device, landings_[place].host, bytes);
   CUDA_CHECK(cudaEventRecord(landings_[place].landed, queue_.stream));
 }
 

@@ -76,6 +76,7 @@ class CudaBackend : public Backend {
   void use_many_row_kernels(bool on) { many_rows_ = on && !exact_ && has_tensor_gemm(); }
 
  private:
+  void copy_by_kernel(const void* from, void* to, size_t bytes);
   void enter() const;  // before the runtime is asked for anything: any thread may call, with any GPU as its own
 
   struct Stream {  // owns the compute or the upload stream

@@ -88,6 +88,7 @@ std::vector<int32_t> context_of(size_t sampler) {
 std::vector<Continuation> draw_part(const std::string& method, const std::vector<int32_t>& context, const Sampler& sampler,
                                     uint64_t first_seed, int n) {
   EngineOptions options;
+  options.device = "cpu";
   options.max_num_seqs = 64;
   options.max_waiting = n;
   if (const char* kernels = std::getenv("SIGMOE_LOSSLESS_KERNELS")) options.kernels = kernels;

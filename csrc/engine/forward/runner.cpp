@@ -114,6 +114,7 @@ RankRunner::DeviceStep RankRunner::upload(const StepInputs& inputs) {
   }
   const size_t from_at = packer.put(drafted_from), to_at = packer.put(drafted_to), masks = packer.put(inputs.masks),
                logits_row_ids = packer.put(inputs.logits_row_ids), mtp_row_ids = packer.put(inputs.mtp_row_ids);
+  packer.end();
   if (step_input_.bytes() < staging_.size()) step_input_ = backend_->alloc(staging_.size() * 2, "step inputs");
   backend_->upload(step_input_.data(), staging_.data(), staging_.size());
 
