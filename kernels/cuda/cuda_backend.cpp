@@ -103,7 +103,7 @@ DeviceBuffer CudaBackend::alloc(size_t bytes, const char* what) {
 void CudaBackend::upload(void* device, const void* host, size_t bytes) {
   enter();
   writes(device);
-  if (bytes % kBusRowBytes != 0 || bytes > kMostBusBytes) return steps_->copy(device, host, bytes);
+  if (bytes == 0 || bytes % kBusRowBytes != 0 || bytes > kMostBusBytes) return steps_->copy(device, host, bytes);
   steps_->lend(host, bytes, [&](const std::byte* pinned) { copy_by_kernel(pinned, device, bytes); });
 }
 

@@ -130,6 +130,7 @@ int DepthControl::choose(std::vector<DraftCandidate>& candidates, int n_rows, in
     candidate.most = std::clamp(candidate.most, 0, max_depth_);
     candidate.depth = adaptive_ ? 0 : candidate.most;
   }
+  paying_ += ((pays_ ? 1.0 : 0.0) - paying_) * (1 - std::pow(1.0 - kCommonBlend, n_steps));
   if (candidates.empty()) return kMostRest;
   if (!adaptive_) return 0;
   if (++n_since_plain_ > kPlainEvery) {  // what a step without drafts costs changes too
@@ -146,7 +147,7 @@ int DepthControl::choose(std::vector<DraftCandidate>& candidates, int n_rows, in
     if (rate > best) best = rate, best_depth = depth;
   }
   try_depth(candidates, n_rows, best_depth, plain);
-  paying_ += ((best_depth > 0 ? 1.0 : 0.0) - paying_) * (1 - std::pow(1.0 - kCommonBlend, n_steps));
+  pays_ = best_depth > 0;
   int n_drafting = 0;
   const TrialCost cost = trial_cost(n_rows);
   for (DraftCandidate& candidate : candidates) {

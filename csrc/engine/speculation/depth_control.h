@@ -89,7 +89,8 @@ class DepthControl {
   bool adaptive_;
   CostBySize steps_, passes_;
   std::array<float, kMaxDraftDepth> rate_;  // over all sequences
-  double paying_ = 1.0;                     // share of recent choices in which drafting paid
+  double paying_ = 1.0;                     // share of recent steps for which drafting paid
+  bool pays_ = true;                        // for those since the last choice
   int follow_one_in_, n_unfollowed_ = 0, n_since_plain_ = 0;
   int n_barren_ = 0;  // steps since anything could be drafted
 };
