@@ -4,7 +4,8 @@
 // lengths, and the tokens lie on the device when they are needed, where the sampler leaves them. So the device never waits for
 // the host, which is one step behind. A sequence that turns out to have ended (a stop id, an abort, a deadline) has a row too
 // many in that step: its token is dropped, its pages are given back with the others, and whoever gets them writes them later.
-// What is known to end has no row. Everything that needs the host between two steps keeps them apart: may_run_behind().
+// What is known to end has no row. A request that arrives meanwhile is admitted a step later. Everything that needs the host
+// between two steps keeps them apart: may_run_behind().
 #pragma once
 
 #include <exception>
