@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "backend/node_comm.h"
 #include "cuda/comm.h"
 #include "cuda/nccl.h"
 #include "cuda/ops.h"
@@ -69,6 +70,15 @@ bool some_share(const std::vector<Place>& places) {
   return devices.size() < places.size();
 }
 
+// GPUs of several processes are told apart by what they are called everywhere.
+bool some_share(NodeComm& comm, int device) {
+  cudaDeviceProp properties;
+  CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+  std::set<std::string> names;
+  for (const std::string& name : comm.exchange_bytes({properties.uuid.bytes, sizeof properties.uuid.bytes})) names.insert(name);
+  return static_cast<int>(names.size()) < comm.world();
+}
+
 }  // namespace
 
 ExchangeLayout::ExchangeLayout(int width, int world) : width(width) {
@@ -90,6 +100,9 @@ ExchangeLayout::ExchangeLayout(int width, int world) : width(width) {
 }
 
 std::unique_ptr<DeviceWorld> DeviceWorld::join(Comm& comm, int device, cudaStream_t stream) {
+  // What another process has is out of our kernels' reach.
+  if (auto* nodes = dynamic_cast<NodeComm*>(&comm))
+    return some_share(*nodes, device) ? nullptr : std::make_unique<DeviceWorld>(comm, device, stream, Way::nccl);
   const std::vector<Place> places = places_of(comm, device);
   if (some_share(places)) return nullptr;
   bool reach = comm.world() <= kMaxRanks;
