@@ -65,8 +65,10 @@ void Node::check_secret() const {
 
 void Node::lead(const std::string& facts) {
   const wire::Address address{options_.address, options_.port};
-  const wire::Socket listener = wire::listen_on(address);
   const auto until = Clock::now() + Milliseconds(options_.join_ms);
+  while (!wire::is_known(address) && Clock::now() < until && !is_cancelled(cancelled_))
+    std::this_thread::sleep_for(kAgain);  // where machines come and go, a name may come after its machine
+  const wire::Socket listener = wire::listen_on(address);
   peers_.resize(options_.count - 1);
   int n_joined = 0, n_refused = 0;
   std::string last_refusal;

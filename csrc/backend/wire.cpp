@@ -105,6 +105,11 @@ bool is_loopback(const Address& address) {
   return true;
 }
 
+bool is_known(const Address& address) {
+  std::string why;
+  return resolve(address, false, why) != nullptr;
+}
+
 Socket listen_on(const Address& address) {
   const std::string asked = "the leader's address " + address.text() + " asked for: ";
   std::string why;

@@ -60,6 +60,7 @@ struct Address {
 };
 
 bool is_loopback(const Address& address);  // every address that the host name stands for
+bool is_known(const Address& address);     // the host name stands for some address
 // Listens on that address alone. Throws io when it is none of this machine or the port is taken.
 Socket listen_on(const Address& address);
 // The next connection, and who it is from; empty when none has come in time.

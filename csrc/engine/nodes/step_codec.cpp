@@ -174,7 +174,9 @@ DecodedDrafts decode_drafts(std::string_view bytes, const CommandLimits& limits)
     require_all(sequence->pages, 0, limits.runner.n_pages, "a page is outside the cache");
     require(static_cast<int64_t>(sequence->pages.size()) * kPageTokens >= task.end + std::max(0, task.depth - 1),
             "a sequence to draft for lacks pages");
-    require(task.feature_rows >= 0 && task.ring_row >= 0 && task.first_feature_row >= 0, "a feature row is outside its memory");
+    const auto known = [&](int32_t row) { return row >= 0 && row < limits.runner.features.n_rows; };
+    require(task.feature_rows >= 0 && known(task.feature_rows > 0 ? task.ring_row : task.first_feature_row),
+            "a feature row is outside its memory");
     for (int64_t p = task.begin; p < task.end; ++p)
       require(task.feature_row(p) >= 0 && task.feature_row(p) < limits.runner.features.n_rows,
               "a feature row is outside its memory");
