@@ -23,11 +23,25 @@ Node::Node(const NodeOptions& options, int ranks_each, const std::string& facts,
   start();
 }
 
+void Node::end() {
+  {
+    const std::lock_guard lock(mutex_);
+    if (failure_ || ended_ || !leads()) return;
+    ended_ = true;
+  }
+  for (const auto& peer : peers_) try {
+      const std::lock_guard lock(peer->sending);
+      wire::send(peer->socket, wire::Kind::ended, {}, patience());
+    } catch (const EngineError&) {  // it has gone, too
+    }
+}
+
 Node::~Node() {
+  end();
   bool failed = false;
   {
     const std::lock_guard lock(mutex_);
-    failed = failure_.has_value() || leader_ended_;
+    failed = failure_.has_value() || ended_;
   }
   if (!failed && !leads()) fail(EngineError(ErrorCode::device, name_of(index()) + " was told to end"));
   {
@@ -37,10 +51,6 @@ Node::~Node() {
   changed_.notify_all();
   if (pulse_.joinable()) pulse_.join();
   for (const auto& peer : peers_) {
-    if (!failed && leads()) try {
-        send(*peer, wire::Kind::ended, {});
-      } catch (const EngineError&) {  // it has gone, too
-      }
     shutdown(peer->socket.fd(), SHUT_RDWR);
     if (peer->reader.joinable()) peer->reader.join();
   }
@@ -71,7 +81,7 @@ void Node::read_from(Peer& peer) {
       if (frame.kind == wire::Kind::failed) return fail(EngineError(ErrorCode::device, frame.body));
       const std::lock_guard lock(mutex_);
       if (frame.kind == wire::Kind::ended && !leads()) {
-        leader_ended_ = true;
+        ended_ = true;
         return changed_.notify_all();
       }
       const bool expected =
@@ -95,7 +105,7 @@ void Node::keep_pulse() {
   name_this_thread("sigmoe-pulse");
   const wire::Milliseconds each = patience() / 4;
   std::unique_lock lock(mutex_);
-  while (!changed_.wait_for(lock, each, [this] { return closing_ || failure_ || leader_ended_; })) {
+  while (!changed_.wait_for(lock, each, [this] { return closing_ || failure_ || ended_; })) {
     lock.unlock();
     for (const auto& peer : peers_) try {
         const std::unique_lock free(peer->sending, std::try_to_lock);  // whoever has it shows life, too
@@ -111,7 +121,7 @@ void Node::fail(const EngineError& why) {
   std::vector<std::function<void()>> listeners;
   {
     const std::lock_guard lock(mutex_);
-    if (failure_ || leader_ended_ || closing_) return;
+    if (failure_ || ended_ || closing_) return;
     failure_.emplace(ErrorCode::device, why.what(), why.hint());
     listeners.swap(listeners_);
   }
@@ -155,7 +165,7 @@ void Node::send(Peer& peer, wire::Kind kind, std::string_view body) {
 
 wire::Frame Node::wait_for(Peer& peer, wire::Kind kind) {
   std::unique_lock lock(mutex_);
-  while (!changed_.wait_for(lock, kGlance, [&] { return failure_ || leader_ended_ || !peer.heard.empty(); }))
+  while (!changed_.wait_for(lock, kGlance, [&] { return failure_ || ended_ || !peer.heard.empty(); }))
     if (is_cancelled(cancelled_)) throw EngineError(ErrorCode::aborted, "loading was aborted");
   if (failure_) throw *failure_;
   if (peer.heard.empty()) throw EngineError(ErrorCode::device, "the leader has ended in the middle of a step");
@@ -195,7 +205,7 @@ void Node::tell(std::string_view command) {
 std::optional<std::string> Node::next(const std::atomic<bool>* cancelled) {
   {
     std::unique_lock lock(mutex_);
-    while (!changed_.wait_for(lock, kGlance, [&] { return failure_ || leader_ended_ || !peers_[0]->heard.empty(); }))
+    while (!changed_.wait_for(lock, kGlance, [&] { return failure_ || ended_ || !peers_[0]->heard.empty(); }))
       if (is_cancelled(cancelled)) throw EngineError(ErrorCode::aborted, "this node was told to end");
     if (!failure_ && peers_[0]->heard.empty()) return std::nullopt;
   }

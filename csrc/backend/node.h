@@ -47,6 +47,7 @@ class Node {
   std::string meet(std::string own, const Combine& combine);
 
   void tell(std::string_view command);  // leader: to all followers
+  void end();                           // leader: the followers end, too; nothing is told any more
   // Follower: the next command; nothing when the leader has ended. Throws aborted once `cancelled` is set.
   std::optional<std::string> next(const std::atomic<bool>* cancelled);
 
@@ -92,7 +93,7 @@ class Node {
   std::condition_variable changed_;
   std::optional<EngineError> failure_;
   std::vector<std::function<void()>> listeners_;
-  bool leader_ended_ = false, closing_ = false;
+  bool ended_ = false, closing_ = false;
 };
 
 }  // namespace sigmoe

@@ -92,6 +92,8 @@ ExchangeLayout::ExchangeLayout(int width, int world) : width(width) {
   two_shot_counters = take(kTwoShotBlocks, 4);
   gather_counters = take(kGatherBlocks, 4);
   gather_flags = take(2 * kGatherBlocks * kMaxRanks, 4);
+  meeting_counter = take(1, 4);
+  meeting_flags = take(kMaxRanks, 4);
   partial_flags = take(kTwoShotRows * kMaxRanks, 4);
   reduced_flags = take(kTwoShotRows * kMaxRanks, 4);
   one_shot = take(2 * kOneShotRows * R * 2 * n, 16);
@@ -250,6 +252,21 @@ void DeviceWorld::gather(const Queue& queue, const std::vector<int64_t>& widths,
   int64_t column = 0;
   for (size_t r = 0; r < widths.size(); from += counts[r], column += widths[r], ++r)
     launch_copy_rows(queue, from, nullptr, widths[r], out + column, nullptr, args.total, n_rows, static_cast<int>(widths[r]));
+}
+
+void DeviceWorld::meet(const Queue& queue) {
+  reserve(layout_.width > 0 ? layout_.width : 4);
+  launch_meeting(queue, view_, layout_);
+}
+
+void DeviceWorld::read_next(const Queue& queue, size_t bytes) {
+  if (yardstick_bytes_ < bytes) {
+    yardsticks_ = share(2 * bytes, "memory to measure the links with");
+    yardstick_bytes_ = bytes;
+  }
+  const auto* next = static_cast<const std::byte*>(yardsticks_[(view_.rank + 1) % view_.world]->data);
+  auto* own = static_cast<std::byte*>(yardsticks_[view_.rank]->data) + yardstick_bytes_;
+  CUDA_CHECK(cudaMemcpyAsync(own, next, bytes, cudaMemcpyDeviceToDevice, queue.stream));
 }
 
 void DeviceWorld::check() const {

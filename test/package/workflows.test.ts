@@ -160,7 +160,9 @@ describe('deploy/kubernetes', () => {
     const place = { LWS_GROUP_SIZE: String(size), LWS_LEADER_ADDRESS: 'sigmoe-0.sigmoe.sigmoe' };
     const flagsOf = (rank: number): ServeFlags => {
       const values: Record<string, string> = { ...place, LWS_WORKER_INDEX: String(rank) };
-      const filled = args.slice(1).map((arg) => arg.replace(/\$\((\w+)\)/g, (_, name: string) => values[name] ?? expect.fail(name)));
+      const filled = args
+        .slice(1)
+        .map((arg) => arg.replace(/\$\((\w+)\)/g, (_, name: string) => values[name] ?? expect.fail(name)));
       command.parse(filled, { from: 'user' });
       return command.opts<ServeFlags>();
     };

@@ -305,7 +305,15 @@ World::World(int n_ranks, const MakeRank& make_rank, std::shared_ptr<Node> node)
   }
 }
 
-World::~World() { stop(); }
+World::~World() {
+  // Said before anything goes that nodes hold together: NCCL would wait for those that do not know.
+  if (node_ && std::uncaught_exceptions() > 0)
+    node_->fail(
+        EngineError(ErrorCode::device, node_->name_of(node_->index()) + " ended with an error; its own log says which"));
+  else if (node_)
+    node_->end();
+  stop();
+}
 
 void World::stop() {
   {

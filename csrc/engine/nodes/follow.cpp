@@ -82,8 +82,8 @@ void follow(const std::string& folder, const EngineOptions& options, const Engin
   const CommandLimits limits{model.world->rank(0).limits(), model.info.vocab_size};
   Node& node = *model.node;
   bool ready = false;
-  while (const std::optional<std::string> command = node.next(cancelled)) {
-    try {
+  try {
+    while (const std::optional<std::string> command = node.next(cancelled)) {
       if (command_of(*command) == NodeCommand::step) {
         StepOutputs ignored;
         model.world->run(decode_step(*command, limits), ignored);
@@ -91,12 +91,12 @@ void follow(const std::string& folder, const EngineOptions& options, const Engin
         DecodedDrafts drafts = decode_drafts(*command, limits);
         model.drafter->draft(drafts.tasks);
       }
-    } catch (const EngineError& error) {
-      node.fail(EngineError(error.code(), node.name_of(node.index()) + " failed: " + error.what()));
-      throw;
+      if (!ready && on_ready) on_ready(model.info);  // the leader's first step, which nobody asked for, went well
+      ready = true;
     }
-    if (!ready && on_ready) on_ready(model.info);  // the leader's first step, which nobody asked for, went well
-    ready = true;
+  } catch (const EngineError& error) {
+    node.fail(EngineError(error.code(), node.name_of(node.index()) + " failed: " + error.what()));
+    throw;
   }
 }
 
