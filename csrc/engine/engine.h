@@ -206,8 +206,8 @@ class Engine {
   virtual void shut_down() = 0;
 };
 
-// A process of several (EngineOptions::node) that does not lead: computes what the leader says, until the leader ends. Throws when
-// the world fails on any node, and aborted once `cancelled` is set. The other options must be those of the leader.
+// A process of several (EngineOptions::node) that does not lead: computes what the leader says, until the leader ends. Throws
+// when the world fails on any node, and aborted once `cancelled` is set. The other options must be those of the leader.
 void follow(const std::string& folder, const EngineOptions& options, const Engine::ProgressFn& on_progress,
             const std::function<void(const EngineInfo&)>& on_ready, const std::atomic<bool>* cancelled);
 
