@@ -33,6 +33,7 @@ export {
   OutOfMemoryError,
   UnsupportedError,
 } from './errors.js';
+export { follow } from './follow.js';
 export type { Generation } from './generate.js';
 export {
   type ModelSource,
@@ -75,6 +76,7 @@ export type {
   ChatTemplateSource,
   Chunk,
   DeviceStatus,
+  FollowOptions,
   FunctionCall,
   GenerateRequest,
   GenerateResult,
@@ -87,6 +89,7 @@ export type {
   Message,
   ModelInfo,
   ModelStats,
+  NodeOptions,
   Prompt,
   PromptRequest,
   SamplingOptions,

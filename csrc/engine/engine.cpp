@@ -421,7 +421,14 @@ std::unique_ptr<Engine> Engine::load(const std::string& folder, const EngineOpti
   const auto load_one = [&](const EngineOptions& one, const ProgressFn& progress) -> std::unique_ptr<Engine> {
     return std::make_unique<EngineImpl>(load_model(folder, one, progress, cancelled));
   };
+  if (options.node.index > 0)
+    throw EngineError(ErrorCode::invalid_argument, "a node that does not lead was loaded as a model of its own",
+                      "requests go to the node of rank 0");
   if (options.data_parallel == 1) return load_one(options, on_progress);
+  if (options.node.count > 1)
+    throw EngineError(ErrorCode::unsupported,
+                      "dataParallelSize " + std::to_string(options.data_parallel) + " asked for on several nodes",
+                      "run one server for each copy, and balance between them");
   if (options.data_parallel < 1 || options.data_parallel > 64)
     throw EngineError(ErrorCode::invalid_argument,
                       "dataParallelSize is " + std::to_string(options.data_parallel) + ", outside [1, 64]");

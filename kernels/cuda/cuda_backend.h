@@ -71,6 +71,7 @@ class CudaBackend : public Backend {
                  int64_t to_stride, int n_rows, int width) override;
 
   const Queue& queue() const { return queue_; }
+  DeviceWorld* world() const { return world_.get(); }
 
   // Off: one set of kernels at every number of rows, so that results do not depend on how tokens were cut into steps.
   void use_many_row_kernels(bool on) { many_rows_ = on && !exact_ && has_tensor_gemm(); }

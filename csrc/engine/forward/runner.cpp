@@ -6,10 +6,12 @@
 #include <initializer_list>
 #include <utility>
 
+#include "backend/node_comm.h"
 #include "backend/thread_name.h"
 #include "engine/forward/bucket.h"
 #include "engine/forward/packer.h"
 #include "engine/forward/sampled_block.h"
+#include "engine/nodes/step_codec.h"
 
 namespace sigmoe {
 namespace {
@@ -277,11 +279,13 @@ void RankRunner::download_logits(const int32_t* row_ids, int n_rows, std::vector
       [&](int first, int n) { backend_->download(out.data() + first * vocab, logits_.data(), n * vocab * sizeof(float)); });
 }
 
-World::World(int n_ranks, const MakeRank& make_rank) {
-  if (n_ranks > 1) comms_ = make_thread_world(n_ranks);
-  for (int rank = 0; rank < n_ranks; ++rank) runners_.push_back(make_rank(rank, comms_.empty() ? nullptr : comms_[rank].get()));
+World::World(int n_ranks, const MakeRank& make_rank, std::shared_ptr<Node> node) : node_(std::move(node)) {
+  const int n_here = node_ ? n_ranks / node_->count() : n_ranks, first = node_ ? node_->index() * n_here : 0;
+  if (n_ranks > 1) comms_ = node_ ? make_node_world(node_, n_here) : make_thread_world(n_here);
+  for (int rank = 0; rank < n_here; ++rank)
+    runners_.push_back(make_rank(first + rank, comms_.empty() ? nullptr : comms_[rank].get()));
   if (n_ranks == 1) return;
-  for (int rank = 1; rank < n_ranks; ++rank) threads_.emplace_back([this, rank] { rank_loop(rank); });
+  for (int rank = 1; rank < n_here; ++rank) threads_.emplace_back([this, rank] { rank_loop(rank); });
   try {
     on_every_rank([this](int rank) { runners_[rank]->backend().join(*comms_[rank]); });
   } catch (...) {
@@ -290,7 +294,15 @@ World::World(int n_ranks, const MakeRank& make_rank) {
   }
 }
 
-World::~World() { stop(); }
+World::~World() {
+  // Said before anything goes that nodes hold together: NCCL would wait for those that do not know.
+  if (node_ && std::uncaught_exceptions() > 0)
+    node_->fail(
+        EngineError(ErrorCode::device, node_->name_of(node_->index()) + " ended with an error; its own log says which"));
+  else if (node_)
+    node_->end();
+  stop();
+}
 
 void World::stop() {
   {
@@ -302,7 +314,13 @@ void World::stop() {
   threads_.clear();
 }
 
+void World::tell_nodes(const std::function<std::string()>& command) {
+  if (node_ && node_->leads()) node_->tell(command());
+}
+
 void World::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace) {
+  SIGMOE_CHECK(!trace || !node_, "traces are of one process");
+  tell_nodes([&] { return encode_step(inputs); });
   on_every_rank([&](int rank) {
     if (rank == 0) return runners_[0]->run(inputs, outputs, trace);
     StepOutputs ignored;
@@ -313,7 +331,7 @@ void World::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace) {
 }
 
 void World::launch(const StepInputs& inputs, StepOutputs& outputs) {
-  if (size() == 1) return runners_[0]->launch(inputs, outputs);
+  if (comms_.empty()) return runners_[0]->launch(inputs, outputs);
   run(inputs, outputs);
 }
 
@@ -332,9 +350,10 @@ void World::on_every_rank(const std::function<void(int rank)>& work) {
   } catch (...) {
     own_failure = std::current_exception();
   }
-  if (own_failure && !threads_.empty()) fail(0, own_failure);
+  if (own_failure && !comms_.empty()) fail(0, own_failure);
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return n_unfinished_ == 0; });
+  if (node_) node_->check();  // what a rank elsewhere failed with is the cause of what failed here
   if (failure_) throw_broken();
   if (own_failure) std::rethrow_exception(own_failure);
 }
@@ -345,6 +364,11 @@ void World::fail(int rank, std::exception_ptr failure) {
     const std::lock_guard lock(mutex_);
     if (!failure_) failure_ = failure;
   }
+  if (node_) try {
+      std::rethrow_exception(failure);
+    } catch (const std::exception& error) {
+      node_->fail(EngineError(ErrorCode::device, node_->name_of(node_->index()) + " failed: " + error.what()));
+    }
   comms_[rank]->shut_down();
 }
 

@@ -7,10 +7,12 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/node.h"
 #include "engine/forward/graph.h"
 
 namespace sigmoe {
@@ -98,6 +100,7 @@ class RankRunner {
   Graph& graph() { return graph_; }
   const ModelConfig& config() const { return config_; }
   Comm* comm() const { return comm_; }
+  const RunnerLimits& limits() const { return limits_; }
   const ModelWeights& weights() const { return weights_; }
   Workspace& workspace() { return workspace_; }
   const float* features() const { return features_.as<float>(); }  // (limits.features.n_rows, its width)
@@ -136,12 +139,14 @@ class RankRunner {
   int n_launched_ = 0;  // recorded steps; their samples land in turns
 };
 
-// All ranks of a model in one process. Rank 0 runs on the caller's thread, the others on threads of their own.
+// All ranks of a model in one process. Rank 0 runs on the caller's thread, the others on threads of their own. Of a model on
+// several nodes (backend/node.h): the ranks of this one, counted from 0 here; what the leader's run, those of the others run,
+// too.
 class World {
  public:
-  // Makes rank r's runner; called on the constructing thread, in rank order.
+  // Makes rank r's runner, r counted over all nodes; called on the constructing thread, in rank order.
   using MakeRank = std::function<std::unique_ptr<RankRunner>(int rank, Comm* comm)>;
-  World(int n_ranks, const MakeRank& make_rank);
+  World(int n_ranks, const MakeRank& make_rank, std::shared_ptr<Node> node = nullptr);
   ~World();
 
   void run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace = nullptr);
@@ -153,6 +158,9 @@ class World {
 
   RankRunner& rank(int index) { return *runners_[index]; }
   int size() const { return static_cast<int>(runners_.size()); }
+  Node* node() const { return node_.get(); }  // null: one process
+  // Of the leader of several nodes: has the others do what on_every_rank() does next. Elsewhere nothing.
+  void tell_nodes(const std::function<std::string()>& command);
 
  private:
   void rank_loop(int rank);
@@ -160,6 +168,7 @@ class World {
   [[noreturn]] void throw_broken();
   void stop();
 
+  std::shared_ptr<Node> node_;
   std::vector<std::unique_ptr<Comm>> comms_;  // empty for one rank
   std::vector<std::unique_ptr<RankRunner>> runners_;
   std::vector<std::thread> threads_;
