@@ -488,7 +488,7 @@ void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights,
   down.experts = table.down_tiles.as<ExpertTiles>();
   up.x = packed_rows(packed_, packed_scales_, up.weight, n_tokens);
   up.inner = down.x = packed_rows(packed_inner_, inner_scales_, down.weight, most_packed_rows(n_routed, n_experts, n_shared));
-  down.out = out;
+  down.slots = reinterpret_cast<__nv_bfloat16*>(out);
 
   TilePlan plan;
   plan.expert_offsets = routing.expert_offsets;
