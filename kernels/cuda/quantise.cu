@@ -63,7 +63,7 @@ __device__ void make_plan(const TilePlan& plan) {
 
 template <WeightFormat F>
 __global__ void __launch_bounds__(kWarps * 32) pack_rows_kernel(const __grid_constant__ PackArgs args) {
-  __shared__ float warp_largest[kWarps];
+  __shared__ float of_warp[kWarps];
   let_next_start();
   wait_for_previous();
   if (args.plan.tiles) {
@@ -80,37 +80,21 @@ __global__ void __launch_bounds__(kWarps * 32) pack_rows_kernel(const __grid_con
   float inverse = 1.0f;
   if constexpr (F == WeightFormat::fp8) {
     float largest = 0.0f;
-    for (int group = warp; group < args.n_groups; group += kWarps) {
-      const float4 v = load(group);
-      largest = fmaxf(fmaxf(largest, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));
-    }
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
-    if (lane == 0) warp_largest[warp] = largest;
+    for (int group = warp; group < args.n_groups; group += kWarps) largest = fmaxf(largest, largest_of(load(group)));
+    largest = warp_largest(largest);
+    if (lane == 0) of_warp[warp] = largest;
     __syncthreads();
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) largest = fmaxf(largest, warp_largest[w]);
+    for (int w = 0; w < kWarps; ++w) largest = fmaxf(largest, of_warp[w]);
     const float2 scale = fp8_scale(largest);
     inverse = scale.y;
     if (threadIdx.x == 0) args.out.scales[r] = scale.x;
   }
   for (int group = warp; group < args.n_groups; group += kWarps) {
-    const float4 v = load(group);
-    if constexpr (F == WeightFormat::fp8) {
-      // the lane's four k fill one word, its middle bytes swapped
-      const uint32_t word = pack_fp8(v.x * inverse, v.z * inverse) | pack_fp8(v.y * inverse, v.w * inverse) << 16;
-      const int64_t at = static_cast<int64_t>(group) * args.out.stride + r;
-      const int piece = lane / 8 * 2 + lane % 2;
-      *reinterpret_cast<uint32_t*>(args.out.data + at * 128 + ((piece ^ (r & 7)) * 16 + lane % 8 / 2 * 4)) = word;
-    } else {
-      const int64_t at = static_cast<int64_t>(group * 2 + lane / 16) * args.out.stride + r;
-      const uint32_t words[2] = {pack_bf16(v.x, v.y), pack_bf16(v.z, v.w)};
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int piece = lane % 16 / 4 * 2 + half;
-        *reinterpret_cast<uint32_t*>(args.out.data + at * 128 + ((piece ^ (r & 7)) * 16 + lane % 4 * 4)) = words[half];
-      }
-    }
+    if constexpr (F == WeightFormat::fp8)
+      pack_group_fp8(args.out, r, group, load(group), inverse);
+    else
+      pack_group_bf16(args.out, r, group, load(group));
   }
 }
 
