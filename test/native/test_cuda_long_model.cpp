@@ -1,4 +1,4 @@
-// A whole model at the longest context: two layers with the real shape of a KV head (8 query heads of 128 dims on it), YaRN, a
+// A whole model at the longest context: two layers with the real shape of a KV head (heads of 128 dims, several query heads on it), YaRN, a
 // prompt of 131,072 tokens read in chunks. The CUDA kernels in BF16 are compared with CUDA's own float32 mode (naive kernels,
 // no tensor cores) over the whole length, that mode with the CPU in float32 over as many tokens as a CPU can read. Without a
 // device the case prints why and returns.
@@ -18,7 +18,7 @@ constexpr int kChunk = 8192, kLast = 64, kThreads = 16;
 ModelConfig small_model() {
   ModelConfig config = shape_config("ling-flash-2.0:2");
   config.vocab_size = 512, config.hidden_size = 256;
-  config.n_heads = 8, config.n_kv_heads = 1;
+  config.n_heads = 4, config.n_kv_heads = 1;
   config.dense_width = 256, config.expert_width = config.shared_width = 128;
   config.n_experts = config.n_active = 8;  // all of them: no rounding can change a choice
   config.n_groups = config.n_groups_kept = 1;
