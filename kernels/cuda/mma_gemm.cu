@@ -53,15 +53,14 @@ __device__ inline void list_rows(const MmaGemmArgs& args, const RowTile& rows, S
   } else if (args.tiles) {
     out_row = token * args.n_slots + args.n_active;
   }
-  if (args.mode == GemmMode::down) x_row = rows.packed_row + min(r, rows.n_rows - 1);
-  s.pieces[r] = static_cast<uint32_t>(x_row) * (args.weight.k / 8);
+  if (args.mode == GemmMode::gate_up) s.pieces[r] = static_cast<uint32_t>(x_row) * (args.weight.k / 8);
   s.out_rows[r] = out_row;
   s.row_weights[r] = weight;
 }
 
 // Results as floats, a token's 128 of them 512 bytes of shared memory, then of its row of `out`.
 template <int N>
-__device__ void write_rows(const MmaGemmArgs& args, const Item& item, Shared& s, const float (&sum)[kWarpTiles][N / 8][4]) {
+__device__ void write_rows(const MmaGemmArgs& args, const Item& item, Shared& s, const Sums<N>& sum) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
   float* staged = reinterpret_cast<float*>(s.x);
   const auto at = [](int r, int n) { return r * 128 + (n ^ (r / 2 % 4 * 8)); };
@@ -92,7 +91,7 @@ __device__ void write_rows(const MmaGemmArgs& args, const Item& item, Shared& s,
 
 // SwiGLU in the registers of the lane that has gate and up, then 64 BF16 columns of each packed row.
 template <int N>
-__device__ void write_inner(const MmaGemmArgs& args, const Item& item, Shared& s, const float (&sum)[kWarpTiles][N / 8][4]) {
+__device__ void write_inner(const MmaGemmArgs& args, const Item& item, Shared& s, const Sums<N>& sum) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
   uint8_t* staged = s.x[0];
   const auto at = [](int r, int piece) { return r * 128 + (piece ^ (r / 2 % 8)) * 16; };
@@ -117,8 +116,17 @@ __device__ void write_inner(const MmaGemmArgs& args, const Item& item, Shared& s
 
 template <WeightFormat F, bool GateUp, int N>
 __device__ void run_item(const MmaGemmArgs& args, const WeightView& w, const Item& item, Shared& s) {
-  float sum[kWarpTiles][N / 8][4];
-  multiply<F, N>(w, item.weight_tile + threadIdx.x / 32 * kWarpTiles, static_cast<const uint4*>(args.x), s, sum);
+  Sums<N> sum;
+  CopiedRows<GateUp, N> rows;
+  rows.first = static_cast<const uint4*>(args.x);
+  rows.stride = 16 * (w.k / 8);
+  rows.n_real = GateUp ? N : item.rows.n_rows;
+  if constexpr (GateUp)
+#pragma unroll
+    for (int i = 0; i < N / 16; ++i) rows.pieces[i] = s.pieces[threadIdx.x / 8 + 16 * i];
+  else
+    rows.first += static_cast<size_t>(item.rows.packed_row + threadIdx.x / 8) * (w.k / 8);
+  multiply<F, N>(w, item.weight_tile + threadIdx.x / 32 * kWarpTiles, rows, s, sum);
   if constexpr (GateUp)
     write_inner<N>(args, item, s, sum);
   else
@@ -180,8 +188,9 @@ bool fits_mma_gemm(const WeightView& w) {
   if (w.k % 8 != 0) return false;  // rows of x are copied by 16 bytes
   switch (w.format) {
     case WeightFormat::bf16: return true;
-    case WeightFormat::fp8:
-    case WeightFormat::int4: return w.k_shift >= 6;  // a stage has one scale
+    case WeightFormat::int4: return w.k_shift >= 6;  // a step has one scale of each row
+    case WeightFormat::fp8:  // one scale per row or tensor, or blocks of 128 of k that a warp's rows do not straddle
+      return w.k_shift >= 30 || (w.k_shift >= 7 && w.row_shift >= 5 && (!w.gate_up || w.n / 2 % 16 == 0));
     default: return false;
   }
 }

@@ -44,16 +44,27 @@ __device__ inline void wait_for_copies_but() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-// Starts the copies of k [64 step, 64 step + 64) of N rows.
-template <WeightFormat F, int N>
-__device__ inline void copy_stage(Shared& s, const uint4* x, int k, int step) {
-  const int piece = threadIdx.x % 8, k_piece = step * 8 + piece;
-  uint8_t* stage = s.x[step % kStages];
-#pragma unroll
-  for (int i = 0; i < N / 16; ++i) {
-    const int r = threadIdx.x / 8 + 16 * i;
-    copy_16_bytes_or_zero(stage + place<F>(r, piece), x + s.pieces[r] + k_piece, k_piece * 8 < k);
+// Where the rows of x that this thread copies begin, one of every 16 from threadIdx.x / 8 on.
+template <bool Gathered, int N>
+struct CopiedRows {
+  const uint4* first;  // of the run they lie in, or of all rows when they are gathered
+  int stride;          // 16-byte pieces to the row 16 rows on
+  int n_real;          // rows that there are, when they lie in a run: those past them are zeros
+  uint32_t pieces[Gathered ? N / 16 : 1];
+
+  __device__ const uint4* row(int i) const {
+    if constexpr (Gathered)
+      return first + pieces[i];
+    else
+      return first + i * stride;
   }
+};
+
+// Starts the copy of rows 16 i .. 16 i + 15, k [64 step, 64 step + 64).
+template <WeightFormat F, typename Rows>
+__device__ inline void copy_rows(Shared& s, const Rows& rows, int i, int k, int step) {
+  const int piece = threadIdx.x % 8, r = threadIdx.x / 8 + 16 * i, k_piece = step * 8 + piece;
+  copy_16_bytes_or_zero(s.x[step % kStages] + place<F>(r, piece), rows.row(i) + k_piece, k_piece * 8 < k && r < rows.n_real);
 }
 
 // 2^120 times a power of two, in both halves: what turns a shifted FP8 code into BF16 (gemm_tile.cuh), scaled.
@@ -101,85 +112,107 @@ __device__ inline void expand(const uint4& w, uint32_t low, uint32_t high, uint3
   }
 }
 
-// The lane's scales of its four rows of W: rows g and g + 8 of two tiles.
+// The scales of the lane's rows of W, a block of k at a time: of rows g and g + 8 of each of its tiles, or, where a block of W
+// has one scale (FP8), of all its tiles at once.
+template <WeightFormat F>
 struct Scales {
+  static constexpr int kTiles = F == WeightFormat::int4 ? kWarpTiles : 1;
   const float* base = nullptr;
-  int at[kWarpTiles][2];
-  float next[kWarpTiles][2];
-  Unit unit[kWarpTiles][2];
+  int at[kTiles][2];
+  float next[kTiles][2];
+  Unit unit[kTiles][2];
 
   __device__ void start(const WeightView& w, int first_tile) {
     base = w.scales;
 #pragma unroll
-    for (int m = 0; m < kWarpTiles; ++m)
+    for (int m = 0; m < kTiles; ++m)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int row = max(row_in_tile(w, min(first_tile + m, w.n_tiles - 1), threadIdx.x % 32 / 4 + 8 * h), 0);
         at[m][h] = (row >> w.row_shift) * w.scale_columns;
-        next[m][h] = base[at[m][h]];
+        next[m][h] = w.k_shift < 30 ? __ldg(base + at[m][h]) : 1.0f;
+        unit[m][h] = unit_of<F>(1.0f, {});
+      }
+  }
+  // Takes the scales of k [64 step, ...): what sums change by. Those of `next_step` are on their way.
+  __device__ void advance(const WeightView& w, int next_step, float (&change)[kTiles][2]) {
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m)
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const Unit fresh = unit_of<F>(next[m][h], unit[m][h]);
+        change[m][h] = __fdividef(unit[m][h].rest, fresh.rest);
+        unit[m][h] = fresh;
+        if (w.k_shift < 30) next[m][h] = __ldg(base + at[m][h] + (next_step * kStageK >> w.k_shift));
       }
   }
 };
 
-// sum (32 rows of W of this warp, N rows of x) = their products. All warps must have seen s.pieces.
-template <WeightFormat F, int N>
-__device__ void multiply(const WeightView& w, int first_tile, const uint4* x, Shared& s, float (&sum)[kWarpTiles][N / 8][4]) {
-  constexpr int kChunks = kStageK / chunk_k(F), kProducts = Stream<F>::kProducts;
-  constexpr bool kScaled = Stream<F>::kScaled;
-  const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4, n_steps = (w.k + kStageK - 1) / kStageK;
-#pragma unroll
-  for (int i = 0; i < kStages - 1; ++i) {
-    if (i < n_steps) copy_stage<F, N>(s, x, w.k, i);
-    commit_copies();
-  }
-  const size_t tile_run = static_cast<size_t>(w.n_groups) * (kGroup / chunk_k(F)) * 32;
-  const uint4* source[kWarpTiles];
-  uint4 raw[kChunks][kWarpTiles];
-#pragma unroll
-  for (int m = 0; m < kWarpTiles; ++m) {
-    source[m] = w.tiles + min(first_tile + m, w.n_tiles - 1) * tile_run + lane;
-#pragma unroll
-    for (int c = 0; c < kChunks; ++c) raw[c][m] = load_once(source[m] + 32 * c);
-  }
-  Scales scales;
-  if constexpr (kScaled) scales.start(w, first_tile);
+template <int N>
+using Sums = float[kWarpTiles][N / 8][4];  // of a warp: 32 rows of W, N rows of x
+
+// Scales that cover all of k wait for the end.
+template <int N>
+__device__ void scale_rows(const WeightView& w, int first_tile, Sums<N>& sum) {
 #pragma unroll
   for (int m = 0; m < kWarpTiles; ++m)
 #pragma unroll
-    for (int j = 0; j < N / 8; ++j)
+    for (int h = 0; h < 2; ++h) {
+      const int row = max(row_in_tile(w, min(first_tile + m, w.n_tiles - 1), threadIdx.x % 32 / 4 + 8 * h), 0);
+      const float scale = w.scales[static_cast<size_t>(row >> w.row_shift) * w.scale_columns];
 #pragma unroll
-      for (int i = 0; i < 4; ++i) sum[m][j][i] = 0.0f;
+      for (int j = 0; j < N / 8; ++j) sum[m][j][2 * h] *= scale, sum[m][j][2 * h + 1] *= scale;
+    }
+}
 
-  const int block_steps = kScaled ? w.k_shift >= 30 ? 1 << 30 : 1 << (w.k_shift - 6) : 0;  // that share a scale
-  for (int step = 0; step < n_steps; ++step) {
+// Steps that W is on its way ahead of its use: fewer registers are left where there are more sums.
+constexpr int steps_ahead(WeightFormat format, int n) {
+  if (format == WeightFormat::bf16) return n == 128 ? 1 : 2;
+  if (format == WeightFormat::fp8) return n == 128 ? 1 : n == 96 ? 2 : 4;
+  return n == 128 ? 2 : 4;
+}
+
+// A warp on its way along k.
+template <WeightFormat F, int N, bool Gathered>
+struct Walk {
+  static constexpr int kChunks = kStageK / chunk_k(F), kProducts = Stream<F>::kProducts, kRing = steps_ahead(F, N);
+  static constexpr int kScaleTiles = Scales<F>::kTiles;
+  const uint4* source[kWarpTiles];
+  uint4 raw[kRing][kChunks][kWarpTiles];
+  Scales<F> scales;
+  int n_steps;
+
+  // The lane's share of chunk c of block j of eight rows of x.
+  static __device__ void load(const uint8_t* stage, int c, int j, uint32_t (&b)[2 * kProducts]) {
+    const int lane = threadIdx.x % 32, q = lane % 4, r = 8 * j + lane / 4;
+    if constexpr (F == WeightFormat::bf16) {
+      const uint2 v = *reinterpret_cast<const uint2*>(stage + place<F>(r, 2 * c + q / 2) + q % 2 * 8);
+      b[0] = v.x, b[1] = v.y;
+    } else {
+#pragma unroll
+      for (int v = 0; v < kProducts / 2; ++v) {
+        const uint4 four = *reinterpret_cast<const uint4*>(stage + place<F>(r, F == WeightFormat::fp8 ? 4 * c + q : 2 * q + v));
+        b[4 * v] = four.x, b[4 * v + 1] = four.y, b[4 * v + 2] = four.z, b[4 * v + 3] = four.w;
+      }
+    }
+  }
+
+  // A step of k. Rescale: new scales begin here, or may.
+  template <bool Rescale>
+  __device__ __forceinline__ void run(const WeightView& w, const CopiedRows<Gathered, N>& rows, Shared& s, int step,
+                                      uint4 (&own)[kChunks][kWarpTiles], Sums<N>& sum) {
     wait_for_copies_but<kStages - 2>();
     __syncthreads();
-    if (step + kStages - 1 < n_steps) copy_stage<F, N>(s, x, w.k, step + kStages - 1);
-    commit_copies();
-    if constexpr (kScaled)
-      if ((step & (block_steps - 1)) == 0) {
-        const int next_step = min(step + block_steps, n_steps - 1), column = next_step * kStageK >> w.k_shift;
-#pragma unroll
-        for (int m = 0; m < kWarpTiles; ++m)
-#pragma unroll
-          for (int h = 0; h < 2; ++h) {
-            const Unit unit = unit_of<F>(scales.next[m][h], scales.unit[m][h]);
-            const float change = __fdividef(scales.unit[m][h].rest, unit.rest);
-            scales.unit[m][h] = unit;
-            scales.next[m][h] = scales.base[scales.at[m][h] + column];
-#pragma unroll
-            for (int j = 0; j < N / 8; ++j) sum[m][j][2 * h] *= change, sum[m][j][2 * h + 1] *= change;
-          }
-      }
+    float change[kScaleTiles][2];
+    if constexpr (Rescale) scales.advance(w, min(step + (F == WeightFormat::fp8 ? 2 : 1), n_steps - 1), change);
     const uint8_t* stage = s.x[step % kStages];
-    const bool more = step + 1 < n_steps;
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       uint32_t a[kWarpTiles][kProducts][4];
 #pragma unroll
       for (int m = 0; m < kWarpTiles; ++m) {
-        expand<F>(raw[c][m], scales.unit[m][0].factor, scales.unit[m][1].factor, a[m]);
-        if (more) raw[c][m] = load_once(source[m] + (static_cast<size_t>(step + 1) * kChunks + c) * 32);
+        expand<F>(own[c][m], scales.unit[m % kScaleTiles][0].factor, scales.unit[m % kScaleTiles][1].factor, a[m]);
+        if (step + kRing < n_steps) own[c][m] = load_once(source[m] + (static_cast<size_t>(step + kRing) * kChunks + c) * 32);
       }
       constexpr int kAtOnce = 2;  // blocks of eight rows of x: products that do not wait for each other
 #pragma unroll
@@ -187,19 +220,15 @@ __device__ void multiply(const WeightView& w, int first_tile, const uint4* x, Sh
         uint32_t b[kAtOnce][2 * kProducts];
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) {
-          const int r = 8 * (j + i) + g;
-          if constexpr (F == WeightFormat::bf16) {
-            const uint2 v = *reinterpret_cast<const uint2*>(stage + place<F>(r, 2 * c + q / 2) + q % 2 * 8);
-            b[i][0] = v.x, b[i][1] = v.y;
-          } else {
+          load(stage, c, j + i, b[i]);
+          if constexpr (Rescale)
+            if (c == 0)
 #pragma unroll
-            for (int v = 0; v < kProducts / 2; ++v) {
-              const uint4 four =
-                  *reinterpret_cast<const uint4*>(stage + place<F>(r, F == WeightFormat::fp8 ? 4 * c + q : 2 * q + v));
-              b[i][4 * v] = four.x, b[i][4 * v + 1] = four.y, b[i][4 * v + 2] = four.z, b[i][4 * v + 3] = four.w;
-            }
-          }
+              for (int m = 0; m < kWarpTiles; ++m)
+#pragma unroll
+                for (int e = 0; e < 4; ++e) sum[m][j + i][e] *= change[m % kScaleTiles][e / 2];
         }
+        if (c == 0) copy_rows<F>(s, rows, j / kAtOnce, w.k, step + kStages - 1);
 #pragma unroll
         for (int p = 0; p < kProducts; ++p)
 #pragma unroll
@@ -209,15 +238,64 @@ __device__ void multiply(const WeightView& w, int first_tile, const uint4* x, Sh
               mma_bf16(sum[m][j + i], a[m][p][0], a[m][p][1], a[m][p][2], a[m][p][3], b[i][2 * p], b[i][2 * p + 1]);
       }
     }
+    commit_copies();
   }
+};
+
+// sum = products of the warp's rows of W and N rows of x.
+template <WeightFormat F, int N, bool Gathered>
+__device__ void multiply(const WeightView& w, int first_tile, const CopiedRows<Gathered, N>& rows, Shared& s, Sums<N>& sum) {
+  using Path = Walk<F, N, Gathered>;
+  constexpr bool kScaled = Stream<F>::kScaled;
+  Path walk;
+  walk.n_steps = (w.k + kStageK - 1) / kStageK;
+#pragma unroll
+  for (int step = 0; step < kStages - 1; ++step) {
+#pragma unroll
+    for (int i = 0; i < N / 16; ++i) copy_rows<F>(s, rows, i, w.k, step);
+    commit_copies();
+  }
+  const size_t tile_run = static_cast<size_t>(w.n_groups) * (kGroup / chunk_k(F)) * 32;
+#pragma unroll
+  for (int m = 0; m < kWarpTiles; ++m) {
+    walk.source[m] = w.tiles + min(first_tile + m, w.n_tiles - 1) * tile_run + threadIdx.x % 32;
+#pragma unroll
+    for (int u = 0; u < Path::kRing; ++u)
+#pragma unroll
+      for (int c = 0; c < Path::kChunks; ++c)
+        if (u < walk.n_steps) walk.raw[u][c][m] = load_once(walk.source[m] + 32 * (u * Path::kChunks + c));
+  }
+  if constexpr (kScaled) walk.scales.start(w, first_tile);
+#pragma unroll
+  for (int m = 0; m < kWarpTiles; ++m)
+#pragma unroll
+    for (int j = 0; j < N / 8; ++j)
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sum[m][j][i] = 0.0f;
+
+  constexpr int kUnroll = F == WeightFormat::fp8 && Path::kRing == 1 ? 2 : Path::kRing;
+  for (int first = 0; first < walk.n_steps; first += kUnroll)
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      if (first + u >= walk.n_steps) break;
+      // FP8 scales hold for two steps.
+      constexpr bool kEach = F == WeightFormat::int4;
+      if (kEach || (F == WeightFormat::fp8 && u % 2 == 0))
+        walk.template run<kScaled>(w, rows, s, first + u, walk.raw[u % Path::kRing], sum);
+      else
+        walk.template run<false>(w, rows, s, first + u, walk.raw[u % Path::kRing], sum);
+    }
   if constexpr (kScaled)
 #pragma unroll
     for (int m = 0; m < kWarpTiles; ++m)
 #pragma unroll
       for (int j = 0; j < N / 8; ++j)
 #pragma unroll
-        for (int i = 0; i < 4; ++i) sum[m][j][i] *= scales.unit[m][i / 2].rest;
-  __syncthreads();  // nobody reads the stages any more
+        for (int i = 0; i < 4; ++i) sum[m][j][i] *= walk.scales.unit[m % Path::kScaleTiles][i / 2].rest;
+  if constexpr (F == WeightFormat::fp8)
+    if (w.k_shift >= 30) scale_rows<N>(w, first_tile, sum);
+  wait_for_copies();
+  __syncthreads();  // nobody reads or writes the stages any more
 }
 
 }  // namespace sigmoe::cuda::mma

@@ -14,8 +14,9 @@ namespace sigmoe::testing {
 // products rounded to 2^-9, and again between the two products of an expert.
 inline double bound(DType compute, double bf16) { return compute == DType::f32 ? Tolerance::kFloat32 : bf16; }
 
-inline std::unique_ptr<Backend> cuda(DType compute, const std::string& kv_cache = "auto") {
+inline std::unique_ptr<Backend> cuda(DType compute, const std::string& kv_cache = "auto", const std::string& kernels = "auto") {
   BackendOptions options;
+  options.kernels = kernels;
   options.compute = compute;
   options.kv_cache = kv_cache;
   return create_backend("cuda", options);
@@ -60,12 +61,13 @@ class OnDevice {
 
 constexpr float kPoison = -12345.0f;  // outputs start as this: an element nothing wrote shows
 
-// fn(backend, compute) on the device in both compute types.
+// fn(backend, compute) on the device in both compute types, and in BF16 with the kernels of cards before Hopper.
 inline void on_cuda(const std::function<void(Backend&, DType)>& fn) {
   if (!have_cuda()) return;
-  for (const DType compute : {DType::f32, DType::bf16}) {
+  for (const auto& [compute, kernels] : {std::pair{DType::f32, "auto"}, {DType::bf16, "auto"}, {DType::bf16, "mma"}}) {
     CAPTURE(dtype_name(compute));
-    fn(*cuda(compute), compute);
+    CAPTURE(kernels);
+    fn(*cuda(compute, "auto", kernels), compute);
   }
 }
 
