@@ -204,7 +204,7 @@ struct Walk {
     wait_for_copies_but<kStages - 2>();
     __syncthreads();
     float change[kScaleTiles][2];
-    if constexpr (Rescale) scales.advance(w, min(step + (F == WeightFormat::fp8 ? 2 : 1), n_steps - 1), change);
+    if constexpr (Rescale) scales.advance(w, min(step + (w.k_shift == 6 ? 1 : 2), n_steps - 1), change);
     const uint8_t* stage = s.x[step % kStages];
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
@@ -278,9 +278,8 @@ __device__ void multiply(const WeightView& w, int first_tile, const CopiedRows<G
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       if (first + u >= walk.n_steps) break;
-      // FP8 scales hold for two steps.
-      constexpr bool kEach = F == WeightFormat::int4;
-      if (kEach || (F == WeightFormat::fp8 && u % 2 == 0))
+      // Scales hold for two steps, but those of groups of 64.
+      if (u % 2 == 0 || (F == WeightFormat::int4 && w.k_shift == 6))
         walk.template run<kScaled>(w, rows, s, first + u, walk.raw[u % Path::kRing], sum);
       else
         walk.template run<false>(w, rows, s, first + u, walk.raw[u % Path::kRing], sum);
@@ -292,7 +291,7 @@ __device__ void multiply(const WeightView& w, int first_tile, const CopiedRows<G
       for (int j = 0; j < N / 8; ++j)
 #pragma unroll
         for (int i = 0; i < 4; ++i) sum[m][j][i] *= walk.scales.unit[m % Path::kScaleTiles][i / 2].rest;
-  if constexpr (F == WeightFormat::fp8)
+  if constexpr (kScaled)
     if (w.k_shift >= 30) scale_rows<N>(w, first_tile, sum);
   wait_for_copies();
   __syncthreads();  // nobody reads or writes the stages any more

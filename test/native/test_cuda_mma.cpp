@@ -25,7 +25,7 @@ TEST_CASE("cuda mma: products of tens to thousands of rows agree with the refere
       const std::vector<float> last(x.end() - kCompared * k, x.end());
       CHECK(relative_error({together.end() - kCompared * n, together.end()},
                            linear(*reference(), *expected_weight, last, kCompared, n)) < Tolerance::kBf16Linear);
-      for (const int rows : {24, 32, 33, 64, 65, 96, 97, 128, 129, 300, 1000})
+      for (const int rows : {128, 129, 200, 288, 300, 1000})
         for (const int first : {0, kMost - rows}) {
           CAPTURE(rows);
           const std::vector<float> part(x.begin() + first * k, x.begin() + (first + rows) * k);
@@ -39,7 +39,7 @@ TEST_CASE("cuda mma: scales of zero, of any size and of either sign") {
   if (!have_cuda()) return;
   const auto backend = cuda(DType::bf16, "auto", "mma");
   constexpr int64_t n = 40, k = 1280;
-  constexpr int kRows = 40;
+  constexpr int kRows = 140;
   for (const WeightFormat format : {WeightFormat::fp8, WeightFormat::int4})
     for (const std::vector<float>& sizes : {std::vector<float>{0.0f, 1.0f},
                                             {1.0f, 0.0f},
