@@ -1,8 +1,8 @@
 // y = x W^T for many rows of x by mma.sync. Bound: arithmetic from some 100 rows per weight on, the bytes of W below.
 //
-// A block takes one item: up to 128 rows of x that meet one weight, and 128 rows of that weight; two blocks run on an SM, so
-// that one multiplies while the other starts or writes. The row tiles of an expert follow each other, and those of a linear
-// layer go in bands of 16, so that W and x come from the cache. Results leave through shared memory as whole lines.
+// A block takes one item: up to 128 rows of x that meet one weight, and 256 rows of that weight. The row tiles of an expert
+// follow each other, and those of a linear layer go in bands of 16, so that W and x come from the cache. Results leave through
+// shared memory as whole lines.
 #include <algorithm>
 
 #include "cuda/mma_tile.cuh"
@@ -42,6 +42,7 @@ __device__ inline bool find_item(const MmaGemmArgs& args, Item& item) {
 
 // What each row of the item reads and where its result goes. Rows past the last repeat it; nobody writes their results.
 __device__ inline void list_rows(const MmaGemmArgs& args, const RowTile& rows, Shared& s) {
+  if (threadIdx.x >= kTileRows) return;
   const int r = threadIdx.x, token = rows.first + min(r, rows.n_rows - 1);
   int x_row = token, out_row = token;
   float weight = 1.0f;
@@ -58,43 +59,47 @@ __device__ inline void list_rows(const MmaGemmArgs& args, const RowTile& rows, S
   s.row_weights[r] = weight;
 }
 
-// Results as floats, a token's 128 of them 512 bytes of shared memory, then of its row of `out`.
+// Results as floats, 128 of a token's 256 at a time: 512 bytes of shared memory, then of its row of `out`.
 template <int N>
 __device__ void write_rows(const MmaGemmArgs& args, const Item& item, Shared& s, const Sums<N>& sum) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4, n = args.weight.n;
   float* staged = reinterpret_cast<float*>(s.x);
   const auto at = [](int r, int n) { return r * 128 + (n ^ (r / 2 % 4 * 8)); };
+  for (int half = 0; half < 2; ++half) {
+    if (half > 0) __syncthreads();
+    if (warp / 4 == half)
 #pragma unroll
-  for (int m = 0; m < kWarpTiles; ++m)
+      for (int m = 0; m < kWarpTiles; ++m)
 #pragma unroll
-    for (int j = 0; j < N / 8; ++j)
+        for (int j = 0; j < N / 8; ++j)
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        staged[at(8 * j + 2 * q + i % 2, (warp * kWarpTiles + m) * 16 + i / 2 * 8 + g)] = sum[m][j][i];
-  __syncthreads();
-  const int n = args.weight.n, first = item.weight_tile * 16 + 4 * lane;
-  for (int r = warp; r < item.rows.n_rows; r += kWarps) {
-    float4 v = *reinterpret_cast<const float4*>(staged + at(r, 4 * lane));
-    const float weight = s.row_weights[r];
-    v.x *= weight, v.y *= weight, v.z *= weight, v.w *= weight;
-    float* out = args.out + static_cast<int64_t>(s.out_rows[r]) * n + first;
-    if (n % 4 == 0) {
-      if (first < n) *reinterpret_cast<float4*>(out) = v;
-    } else {
-      const float values[4] = {v.x, v.y, v.z, v.w};
+          for (int i = 0; i < 4; ++i)
+            staged[at(8 * j + 2 * q + i % 2, (warp % 4 * kWarpTiles + m) * 16 + i / 2 * 8 + g)] = sum[m][j][i];
+    __syncthreads();
+    const int first = item.weight_tile * 16 + half * 128 + 4 * lane;
+    for (int r = warp; r < item.rows.n_rows; r += kWarps) {
+      float4 v = *reinterpret_cast<const float4*>(staged + at(r, 4 * lane));
+      const float weight = s.row_weights[r];
+      v.x *= weight, v.y *= weight, v.z *= weight, v.w *= weight;
+      float* out = args.out + static_cast<int64_t>(s.out_rows[r]) * n + first;
+      if (n % 4 == 0) {
+        if (first < n) *reinterpret_cast<float4*>(out) = v;
+      } else {
+        const float values[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        if (first + i < n) out[i] = values[i];
+        for (int i = 0; i < 4; ++i)
+          if (first + i < n) out[i] = values[i];
+      }
     }
   }
 }
 
-// SwiGLU in the registers of the lane that has gate and up, then 64 BF16 columns of each packed row.
+// SwiGLU in the registers of the lane that has gate and up, then 128 BF16 columns of each packed row.
 template <int N>
 __device__ void write_inner(const MmaGemmArgs& args, const Item& item, Shared& s, const Sums<N>& sum) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
   uint8_t* staged = s.x[0];
-  const auto at = [](int r, int piece) { return r * 128 + (piece ^ (r / 2 % 8)) * 16; };
+  const auto at = [](int r, int piece) { return r * 256 + (piece ^ (r / 2 % 8)) * 16; };
 #pragma unroll
   for (int m = 0; m < kWarpTiles; ++m)
 #pragma unroll
@@ -106,10 +111,10 @@ __device__ void write_inner(const MmaGemmArgs& args, const Item& item, Shared& s
             __float2bfloat16_rn(gate / (1.0f + __expf(-gate)) * up);
       }
   __syncthreads();
-  const int width = args.weight.n / 2, piece = threadIdx.x % 8, first = item.weight_tile * 8 + piece * 8;
+  const int width = args.weight.n / 2, piece = threadIdx.x % 16, first = item.weight_tile * 8 + piece * 8;
   if (first >= width) return;  // a multiple of 8: the down product's k
   auto* out = static_cast<__nv_bfloat16*>(args.inner) + first;
-  for (int r = threadIdx.x / 8; r < item.rows.n_rows; r += kThreads / 8)
+  for (int r = threadIdx.x / 16; r < item.rows.n_rows; r += kThreads / 16)
     *reinterpret_cast<uint4*>(out + static_cast<int64_t>(item.rows.packed_row + r) * width) =
         *reinterpret_cast<const uint4*>(staged + at(r, piece));
 }
@@ -119,11 +124,11 @@ __device__ void run_item(const MmaGemmArgs& args, const WeightView& w, const Ite
   Sums<N> sum;
   CopiedRows<GateUp, N> rows;
   rows.first = static_cast<const uint4*>(args.x);
-  rows.stride = 16 * (w.k / 8);
+  rows.stride = kCopied * (w.k / 8);
   rows.n_real = GateUp ? N : item.rows.n_rows;
   if constexpr (GateUp)
 #pragma unroll
-    for (int i = 0; i < N / 16; ++i) rows.pieces[i] = s.pieces[threadIdx.x / 8 + 16 * i];
+    for (int i = 0; i < N / kCopied; ++i) rows.pieces[i] = s.pieces[threadIdx.x / 8 + kCopied * i];
   else
     rows.first += static_cast<size_t>(item.rows.packed_row + threadIdx.x / 8) * (w.k / 8);
   multiply<F, N>(w, item.weight_tile + threadIdx.x / 32 * kWarpTiles, rows, s, sum);
@@ -134,7 +139,7 @@ __device__ void run_item(const MmaGemmArgs& args, const WeightView& w, const Ite
 }
 
 template <WeightFormat F, bool GateUp>
-__global__ void __launch_bounds__(kThreads, 2) mma_gemm_kernel(const __grid_constant__ MmaGemmArgs args) {
+__global__ void __launch_bounds__(kThreads, 1) mma_gemm_kernel(const __grid_constant__ MmaGemmArgs args) {
   extern __shared__ __align__(128) uint8_t raw[];
   Shared& s = *reinterpret_cast<Shared*>(raw);
   let_next_start();
@@ -175,7 +180,7 @@ int rows_of_tile(int n_rows, int n_weight_blocks) {
   double best_cost = 0;
   for (int size = kTileRows; size >= 32; size -= 32) {
     const double per_sm = divide_up(static_cast<int64_t>(divide_up(n_rows, size)) * n_weight_blocks, n_sms);
-    const double cost = std::max(per_sm, 1.3) * (size + 16);  // a block alone leaves some of the SM idle
+    const double cost = per_sm * (size + 16);
     if (size == kTileRows || cost < best_cost) best = size, best_cost = cost;
   }
   const int n_tiles = divide_up(n_rows, best);

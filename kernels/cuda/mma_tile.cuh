@@ -1,4 +1,4 @@
-// The main loop of the many-row products by mma.sync: 128 rows of W, 32 to each of four warps, times up to 128 rows of x.
+// The main loop of the many-row products by mma.sync: 256 rows of W, 32 to each of eight warps, times up to 128 rows of x.
 //
 // W goes from memory to registers in the order it lies in (weight.h) and is expanded there by the one warp that multiplies it;
 // x comes through shared memory by asynchronous copies, 64 of k a stage, and a lane reads its share of it as one run of bytes,
@@ -12,10 +12,10 @@
 
 namespace sigmoe::cuda::mma {
 
-constexpr int kWarps = 4;
+constexpr int kWarps = 8;
 constexpr int kWarpTiles = 2;                      // of 16 rows of W
 constexpr int kWeightTiles = kWarps * kWarpTiles;  // of a block
-constexpr int kStages = 4;
+constexpr int kStages = 6;                         // of x: two are multiplied between barriers, four are on their way
 constexpr int kStageK = 64;
 constexpr int kTileRows = 128;  // of x, at most
 static_assert(kMostTileRows == kTileRows, "the list of row tiles is made for tiles of this size");
@@ -44,13 +44,15 @@ __device__ inline void wait_for_copies_but() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-// Where the rows of x that this thread copies begin, one of every 16 from threadIdx.x / 8 on.
+constexpr int kCopied = kWarps * 4;  // rows of x that the block copies at a time, eight threads to a row
+
+// Where the rows of x that this thread copies begin, one of every kCopied from threadIdx.x / 8 on.
 template <bool Gathered, int N>
 struct CopiedRows {
   const uint4* first;  // of the run they lie in, or of all rows when they are gathered
-  int stride;          // 16-byte pieces to the row 16 rows on
+  int stride;          // 16-byte pieces to the row kCopied rows on
   int n_real;          // rows that there are, when they lie in a run: those past them are zeros
-  uint32_t pieces[Gathered ? N / 16 : 1];
+  uint32_t pieces[Gathered ? N / kCopied : 1];
 
   __device__ const uint4* row(int i) const {
     if constexpr (Gathered)
@@ -60,10 +62,10 @@ struct CopiedRows {
   }
 };
 
-// Starts the copy of rows 16 i .. 16 i + 15, k [64 step, 64 step + 64).
+// Starts the copy of rows kCopied i and on, k [64 step, 64 step + 64).
 template <WeightFormat F, typename Rows>
 __device__ inline void copy_rows(Shared& s, const Rows& rows, int i, int k, int step) {
-  const int piece = threadIdx.x % 8, r = threadIdx.x / 8 + 16 * i, k_piece = step * 8 + piece;
+  const int piece = threadIdx.x % 8, r = threadIdx.x / 8 + kCopied * i, k_piece = step * 8 + piece;
   copy_16_bytes_or_zero(s.x[step % kStages] + place<F>(r, piece), rows.row(i) + k_piece, k_piece * 8 < k && r < rows.n_real);
 }
 
@@ -197,12 +199,14 @@ struct Walk {
     }
   }
 
-  // A step of k. Rescale: new scales begin here, or may.
-  template <bool Rescale>
+  // A step of k. First: of a pair between barriers. Rescale: new scales begin here, or may.
+  template <bool First, bool Rescale>
   __device__ __forceinline__ void run(const WeightView& w, const CopiedRows<Gathered, N>& rows, Shared& s, int step,
                                       uint4 (&own)[kChunks][kWarpTiles], Sums<N>& sum) {
-    wait_for_copies_but<kStages - 2>();
-    __syncthreads();
+    if constexpr (First) {
+      wait_for_copies_but<kStages - 4>();
+      __syncthreads();
+    }
     float change[kScaleTiles][2];
     if constexpr (Rescale) scales.advance(w, min(step + (w.k_shift == 6 ? 1 : 2), n_steps - 1), change);
     const uint8_t* stage = s.x[step % kStages];
@@ -228,7 +232,7 @@ struct Walk {
 #pragma unroll
                 for (int e = 0; e < 4; ++e) sum[m][j + i][e] *= change[m % kScaleTiles][e / 2];
         }
-        if (c == 0) copy_rows<F>(s, rows, j / kAtOnce, w.k, step + kStages - 1);
+        if (c == 0 && j % (kCopied / 8) == 0) copy_rows<F>(s, rows, j / (kCopied / 8), w.k, step + kStages - 2);
 #pragma unroll
         for (int p = 0; p < kProducts; ++p)
 #pragma unroll
@@ -250,9 +254,9 @@ __device__ void multiply(const WeightView& w, int first_tile, const CopiedRows<G
   Path walk;
   walk.n_steps = (w.k + kStageK - 1) / kStageK;
 #pragma unroll
-  for (int step = 0; step < kStages - 1; ++step) {
+  for (int step = 0; step < kStages - 2; ++step) {
 #pragma unroll
-    for (int i = 0; i < N / 16; ++i) copy_rows<F>(s, rows, i, w.k, step);
+    for (int i = 0; i < N / kCopied; ++i) copy_rows<F>(s, rows, i, w.k, step);
     commit_copies();
   }
   const size_t tile_run = static_cast<size_t>(w.n_groups) * (kGroup / chunk_k(F)) * 32;
@@ -273,16 +277,19 @@ __device__ void multiply(const WeightView& w, int first_tile, const CopiedRows<G
 #pragma unroll
       for (int i = 0; i < 4; ++i) sum[m][j][i] = 0.0f;
 
-  constexpr int kUnroll = F == WeightFormat::fp8 && Path::kRing == 1 ? 2 : Path::kRing;
+  constexpr int kUnroll = Path::kRing == 1 ? 2 : Path::kRing;
   for (int first = 0; first < walk.n_steps; first += kUnroll)
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
       if (first + u >= walk.n_steps) break;
       // Scales hold for two steps, but those of groups of 64.
-      if (u % 2 == 0 || (F == WeightFormat::int4 && w.k_shift == 6))
-        walk.template run<kScaled>(w, rows, s, first + u, walk.raw[u % Path::kRing], sum);
+      uint4(&own)[Path::kChunks][kWarpTiles] = walk.raw[u % Path::kRing];
+      if (u % 2 == 0)
+        walk.template run<true, kScaled>(w, rows, s, first + u, own, sum);
+      else if (F == WeightFormat::int4 && w.k_shift == 6)
+        walk.template run<false, kScaled>(w, rows, s, first + u, own, sum);
       else
-        walk.template run<false>(w, rows, s, first + u, walk.raw[u % Path::kRing], sum);
+        walk.template run<false, false>(w, rows, s, first + u, own, sum);
     }
   if constexpr (kScaled)
 #pragma unroll
