@@ -56,7 +56,8 @@ CudaBackend::CudaBackend(const BackendOptions& options)
   cudaDeviceProp properties;
   CUDA_CHECK(cudaGetDeviceProperties(&properties, device_));
   queue_ = {compute_.handle, properties.major >= 9};
-  sm_ = before_hopper_ ? 80 : 10 * properties.major + properties.minor;
+  sm_ = 10 * properties.major + properties.minor;
+  if (before_hopper_ || (sm_ == 90 && !has_tensor_gemm())) sm_ = 80;
   steps_ = std::make_unique<UploadQueue>(compute_.handle);
   weights_ = std::make_unique<UploadQueue>(loading_.handle);
   CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&landing_), kLandingBytes));
