@@ -5,12 +5,17 @@
 
 #include "cuda/attention_decode.h"
 #include "cuda/attention_prefill.h"
+#include "cuda/mma_attention.h"
+#include "cuda/norm_many.h"
 #include "cuda/ops.h"
+#include "cuda/qk_store_many.h"
 
 namespace sigmoe::cuda {
 namespace {
 
 constexpr size_t kLandingBytes = 64 << 10;
+constexpr size_t kBusRowBytes = 1024;       // what a block of a copying kernel takes
+constexpr size_t kMostBusBytes = 64 << 10;  // longer copies are sooner by a copy engine
 constexpr size_t kMaxRecorded = 256;
 constexpr int kMostTwinTokens = 128;                     // longer steps quantise or convert for themselves
 constexpr size_t kMaxSplitBytes = size_t{64} << 20;      // attention partials; longer batches take several launches
@@ -45,23 +50,31 @@ CudaBackend::Stream::~Stream() {
 
 CudaBackend::CudaBackend(const BackendOptions& options)
     : exact_(options.compute == DType::f32),
+      before_hopper_(options.kernels == "mma"),
       deterministic_(options.deterministic),
       device_(select_device(options.device_index)) {
-  if (options.kernels != "auto")
+  if (options.kernels != "auto" && options.kernels != "mma")
     throw EngineError(ErrorCode::invalid_argument,
-                      "kernels '" + options.kernels + "' asked for; on cuda the only choice is auto");
+                      "kernels '" + options.kernels + "' asked for; on cuda there are auto and mma",
+                      "mma: many rows by the kernels of cards before Hopper, on any card");
   cudaDeviceProp properties;
   CUDA_CHECK(cudaGetDeviceProperties(&properties, device_));
   queue_ = {compute_.handle, properties.major >= 9};
   sm_ = 10 * properties.major + properties.minor;
+  if (before_hopper_ || (sm_ == 90 && !has_tensor_gemm())) sm_ = 80;
   steps_ = std::make_unique<UploadQueue>(compute_.handle);
   weights_ = std::make_unique<UploadQueue>(loading_.handle);
   CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&landing_), kLandingBytes));
   for (cudaEvent_t& mark : marks_) CUDA_CHECK(cudaEventCreate(&mark));
+  for (Landing& landing : landings_) {
+    CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&landing.host), kMostDownloadBytes));
+    CUDA_CHECK(cudaEventCreateWithFlags(&landing.landed, cudaEventDisableTiming));
+  }
   use_many_row_kernels(!deterministic_);
   info_.device = "cuda";
   info_.name = properties.name;
   info_.kernels = exact_ ? "exact" : "sm_" + std::to_string(properties.major) + std::to_string(properties.minor);
+  if (before_hopper_ && !exact_) info_.kernels += ", mma";
   if (deterministic_ && !exact_) info_.kernels += ", deterministic";
   info_.compute = exact_ ? DType::f32 : DType::bf16;
   info_.kv_dtype = kv_cache_dtype(options, info_.compute, !exact_ && sm_ == 90);
@@ -76,6 +89,10 @@ CudaBackend::~CudaBackend() {
   cudaSetDevice(device_);
   forget_recorded();
   for (const cudaEvent_t mark : marks_) cudaEventDestroy(mark);
+  for (const Landing& landing : landings_) {
+    cudaEventDestroy(landing.landed);
+    cudaFreeHost(landing.host);
+  }
   cudaFreeHost(landing_);
 }
 
@@ -93,15 +110,41 @@ DeviceBuffer CudaBackend::alloc(size_t bytes, const char* what) {
 void CudaBackend::upload(void* device, const void* host, size_t bytes) {
   enter();
   writes(device);
-  steps_->copy(device, host, bytes);
+  if (bytes == 0 || bytes % kBusRowBytes != 0 || bytes > kMostBusBytes) return steps_->copy(device, host, bytes);
+  steps_->lend(host, bytes, [&](const std::byte* pinned) { copy_by_kernel(pinned, device, bytes); });
+}
+
+// Small copies between a step and the next are kernels of the steps' own queue: a copy engine has to be waited for twice, once
+// before it starts and once when it is done.
+void CudaBackend::copy_by_kernel(const void* from, void* to, size_t bytes) {
+  const bool rows = bytes % kBusRowBytes == 0;
+  const int width = static_cast<int>((rows ? kBusRowBytes : bytes) / sizeof(float));
+  launch_copy_rows(queue_, static_cast<const float*>(from), nullptr, width, static_cast<float*>(to), nullptr, width,
+                   rows ? static_cast<int>(bytes / kBusRowBytes) : 1, width);
 }
 
 void CudaBackend::download(void* host, const void* device, size_t bytes) {
   enter();
+  if (slots_.holds(device)) expand_slots();
   const bool small = bytes <= kLandingBytes;
   CUDA_CHECK(cudaMemcpyAsync(small ? landing_ : host, device, bytes, cudaMemcpyDeviceToHost, queue_.stream));
   synchronize();
   if (small && bytes > 0) std::memcpy(host, landing_, bytes);
+}
+
+void CudaBackend::start_download(int place, const void* device, size_t bytes) {
+  enter();
+  SIGMOE_CHECK(bytes <= kMostDownloadBytes, "a download is larger than its place");
+  SIGMOE_CHECK(bytes % sizeof(float) == 0, "a download of part of a word");
+  if (bytes > 0) copy_by_kernel(device, landings_[place].host, bytes);
+  CUDA_CHECK(cudaEventRecord(landings_[place].landed, queue_.stream));
+}
+
+std::byte* CudaBackend::finish_download(int place) {
+  enter();
+  CUDA_CHECK(cudaEventSynchronize(landings_[place].landed));
+  if (world_) world_->check();
+  return landings_[place].host;
 }
 
 void CudaBackend::zero(void* device, size_t bytes) {
@@ -172,8 +215,10 @@ void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
     const cudaError_t status = cudaGraphInstantiate(&recorded_[key].graph, graph, 0);
     cudaGraphDestroy(graph);
     CUDA_CHECK(status);
+    recorded_[key].slots = slots_;
   }
   CUDA_CHECK(cudaGraphLaunch(recorded_[key].graph, queue_.stream));
+  slots_ = recorded_[key].slots;
 }
 
 bool CudaBackend::would_replay(uint64_t key) const {
@@ -264,6 +309,14 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
   if (n_tokens == 0 || (!addend && !out)) return;
   writes(residual);
   if (out) writes(out);
+  const bool packs = out && many_rows_ && packs_ && n_tokens >= kManyExpertRows && norm_packs(width) && !(addend && comm);
+  const bool addend_is_bf16 = addend && slots_.holds(addend);
+  if (addend_is_bf16 && !packs) {  // the other kernels read float32
+    float* sums = scratch<float>(slot_sums_, static_cast<size_t>(n_tokens) * width);
+    launch_sum_slots(queue_, addend, true, n_slots, n_tokens, width, sums);
+    addend = sums;
+    n_slots = 1;
+  }
   if (addend && comm && world_) {
     const ReduceArgs args{residual, addend, n_slots, n_tokens, width, weight, eps, out};
     return world_->reduce_add_rms_norm(
@@ -272,7 +325,7 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
   if (addend && comm) {  // through the host: right on any world of ranks, and only that
     const size_t n = static_cast<size_t>(n_tokens) * width;
     float* sums = scratch<float>(gathered_, n);
-    launch_sum_slots(queue_, addend, n_slots, n_tokens, width, sums);
+    launch_sum_slots(queue_, addend, false, n_slots, n_tokens, width, sums);
     std::vector<float> host(n);
     download(host.data(), sums, n * sizeof(float));
     comm->all_reduce_sum(host.data(), static_cast<int64_t>(n));
@@ -280,11 +333,29 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
     addend = sums;
     n_slots = 1;
   }
+  if (packs) {
+    ManyNormArgs args;
+    args.residual = residual;
+    args.addend = addend;
+    args.addend_is_bf16 = addend_is_bf16;
+    args.n_slots = n_slots;
+    args.weight = weight;
+    args.eps = eps;
+    args.n_tokens = n_tokens, args.width = width;
+    args.out = out;
+    WeightView multiplier;  // of any weight that `out` may meet
+    multiplier.format = args.format = *packs_;
+    multiplier.n_groups = width / kGroup;
+    args.packed = packed_rows(packed_normed_, normed_scales_, multiplier, n_tokens);
+    launch_many_norm(queue_, args);
+    twin_ = {out, n_tokens, width, nullptr, args.packed, args.format};
+    return;
+  }
   void* twin = nullptr;
-  const int most_twin_tokens = many_rows_ ? kManyExpertRows - 1 : kMostTwinTokens;
+  const int most_twin_tokens = many_rows_ ? kManyExpertRows - 1 : mma_rows_ ? n_tokens : kMostTwinTokens;
   if (out && !exact_ && n_tokens > 1 && n_tokens <= most_twin_tokens && norm_has_twin(width)) {
     twin = scratch<uint16_t>(normed_, static_cast<size_t>(n_tokens) * width);
-    twin_ = {out, n_tokens, width, twin};
+    twin_ = {out, n_tokens, width, twin, {}, {}};
   }
   launch_reduce_add_rms_norm(queue_, residual, addend, n_slots, weight, eps, n_tokens, width, out, twin);
 }
@@ -292,10 +363,26 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
 void CudaBackend::writes(const void* address) {
   const float* at = static_cast<const float*>(address);
   if (twin_.rows && at >= twin_.rows && at < twin_.rows + static_cast<size_t>(twin_.n_rows) * twin_.width) twin_ = {};
+  if (slots_.holds(address)) slots_ = {};
+}
+
+// Whoever reads the slots sees floats.
+void CudaBackend::expand_slots() {
+  const size_t n = slots_.bytes / sizeof(uint16_t);
+  float* floats = scratch<float>(slot_sums_, n);
+  launch_sum_slots(queue_, slots_.data, true, 1, 1, static_cast<int>(n), floats);
+  CUDA_CHECK(cudaMemcpyAsync(slots_.data, floats, n * sizeof(float), cudaMemcpyDeviceToDevice, queue_.stream));
+  slots_ = {};
 }
 
 const void* CudaBackend::twin_of(const float* x, int n_rows, int width) const {
   return twin_.rows == x && n_rows <= twin_.n_rows && width == twin_.width ? twin_.bf16 : nullptr;
+}
+
+const PackedRows* CudaBackend::packed_twin_of(const float* x, int n_rows, const WeightView& weight) {
+  packs_ = weight.format;
+  const bool fits = twin_.rows == x && n_rows <= twin_.n_rows && weight.k == twin_.width && weight.format == twin_.format;
+  return fits && twin_.packed.data ? &twin_.packed : nullptr;
 }
 
 const void* CudaBackend::to_bf16(const float* x, const int32_t* row_ids, int n_rows, int width) {
@@ -312,11 +399,24 @@ void CudaBackend::multiply(const float* x, const int32_t* row_ids, int n_rows, c
   if (takes_many_rows(n_rows, weight)) {
     TensorGemmArgs args;
     args.weight = weight;
-    args.x = packed_rows(packed_, packed_scales_, weight, n_rows);
     args.n_rows = n_rows;
     args.out = y;
-    launch_pack_rows(queue_, weight.format, x, row_ids, n_rows, weight.k, args.x, {});
+    if (const PackedRows* packed = row_ids ? nullptr : packed_twin_of(x, n_rows, weight)) {
+      args.x = *packed;
+    } else {
+      args.x = packed_rows(packed_, packed_scales_, weight, n_rows);
+      launch_pack_rows(queue_, weight.format, x, row_ids, n_rows, weight.k, args.x, {});
+    }
     return launch_tensor_gemm(queue_, args);
+  }
+  if (takes_mma_rows(n_rows, weight)) {
+    MmaGemmArgs args;
+    args.weight = weight;
+    const void* twin = row_ids ? nullptr : twin_of(x, n_rows, weight.k);
+    args.x = twin ? twin : to_bf16(x, row_ids, n_rows, weight.k);
+    args.n_rows = n_rows;
+    args.out = y;
+    return launch_mma_gemm(queue_, args);
   }
   GemmArgs args;
   args.n_tokens = n_rows;
@@ -344,7 +444,10 @@ void CudaBackend::qk_norm_rope_store(const BatchView& batch, const AttentionShap
                                      const float* k_norm, float eps, const float* cos, const float* sin, const KvView& kv,
                                      float* q_out) {
   writes(q_out);
-  if (batch.n_tokens > 0) launch_qk_norm_rope_store(queue_, batch, shape, qkv, q_norm, k_norm, eps, cos, sin, kv, q_out);
+  if (batch.n_tokens == 0) return;
+  if (many_rows_ && batch.n_tokens >= kManyExpertRows && fits_many_store(shape, kv.dtype))
+    return launch_many_qk_norm_rope_store(queue_, batch, shape, qkv, q_norm, k_norm, eps, cos, sin, kv, q_out);
+  launch_qk_norm_rope_store(queue_, batch, shape, qkv, q_norm, k_norm, eps, cos, sin, kv, q_out);
 }
 
 void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv, float* out) {
@@ -362,13 +465,21 @@ void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape,
   // sequences as one without drafts, so drafts change no class.
   const bool few = batch.n_seqs < 24 && batch.n_tokens <= kMostChainRows * batch.n_seqs;
   if (!deterministic_ && !few && has_chain_attention(shape, sm_)) return attention_by_rows(batch, shape, q, kv, out);
+  // Two classes of rows here too; only what may have both is split up.
+  int n_rows = batch.n_tokens, most_rows = 0;
+  if (mma_rows_ && batch.n_tokens - batch.n_seqs >= kMostChainRows && has_mma_attention(shape)) {
+    launch_mma_attention(queue_, batch, shape, kMostChainRows + 1, q, kv, out);
+    if (batch.n_seqs == 1) return;
+    n_rows = batch.n_seqs * kMostChainRows, most_rows = kMostChainRows;
+  }
   const size_t row_bytes = split_partial_bytes(shape, 1, batch.max_pages);
-  const int rows_at_once = static_cast<int>(std::clamp<size_t>(kMaxSplitBytes / row_bytes, 1, batch.n_tokens));
+  const int rows_at_once = static_cast<int>(std::clamp<size_t>(kMaxSplitBytes / row_bytes, 1, n_rows));
   SplitScratch split;
   split.partial = scratch<float>(partial_attention_, rows_at_once * row_bytes / sizeof(float));
   split.arrivals = scratch<int32_t>(arrivals_, static_cast<size_t>(rows_at_once) * shape.n_kv_heads);
-  for (int row = 0; row < batch.n_tokens; row += rows_at_once)
-    launch_split_attention(queue_, batch, shape, row, std::min(rows_at_once, batch.n_tokens - row), q, kv, split, out);
+  for (int row = 0; row < n_rows; row += rows_at_once)
+    launch_split_attention_of_few(queue_, batch, shape, most_rows, row, std::min(rows_at_once, n_rows - row), q, kv, split,
+                                  out);
 }
 
 // Two classes of rows: those of sequences with at most kMostChainRows rows in the step, and the others. Within a class a row's
@@ -422,7 +533,7 @@ void CudaBackend::route(const float* x, const LinearWeight& gate, const float* b
   RouterScratch split;
   split.partial = scratch<float>(partial_logits_, static_cast<size_t>(kRouterSlices) * n_tokens * shape.n_experts);
   split.arrivals = scratch<int32_t>(router_arrivals_, 1);
-  launch_route(queue_, x, view, bias, shape, n_tokens, forced, split, logits, out);
+  launch_route(queue_, x, view, bias, shape, n_tokens, many_rows_, forced, split, logits, out);
 }
 
 void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Routing& routing, int n_active, int n_tokens,
@@ -435,12 +546,17 @@ void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Ro
   if ((n_active > 0 && !table.complete) || nothing_shared)  // this rank's missing shares stay zero
     zero(out, static_cast<size_t>(n_tokens) * n_slots * width * sizeof(float));
   if (nothing_shared) return;
-  if (takes_many_experts(weights, table, n_active, n_tokens)) {
+  const auto tensor = [&](const WeightView& view) { return n_tokens >= kManyExpertRows && takes_many_rows(n_tokens, view); };
+  const auto mma = [&](const WeightView& view) { return n_tokens >= kMmaExpertRows && takes_mma_rows(n_tokens, view); };
+  const bool by_tensor = takes_many_experts(weights, table, n_active, tensor);
+  if (by_tensor || takes_many_experts(weights, table, n_active, mma)) {
+    const auto run = by_tensor ? &CudaBackend::run_many_experts : &CudaBackend::run_mma_experts;
     const bool routed = n_active > 0 && table.gate_up_shape.n > 0, shared = weights.shared_gate_up != nullptr;
     const bool alike = routed && shared && same_shape(view_of(*weights.shared_gate_up), table.gate_up_shape) &&
                        same_shape(view_of(*weights.shared_down), table.down_shape);
-    if (routed) run_many_experts(x, weights, table, routing, true, alike, n_active, n_tokens, n_slots, out);
-    if (shared && !alike) run_many_experts(x, weights, table, routing, false, true, n_active, n_tokens, n_slots, out);
+    if (routed) (this->*run)(x, weights, table, routing, true, alike, n_active, n_tokens, n_slots, out);
+    if (shared && !alike) (this->*run)(x, weights, table, routing, false, true, n_active, n_tokens, n_slots, out);
+    if (by_tensor) slots_ = {out, static_cast<size_t>(n_tokens) * n_slots * width * sizeof(uint16_t)};
     return;
   }
   if (!exact_ && (n_active == 0 || table.uniform))
@@ -463,11 +579,11 @@ void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Ro
                        out);
 }
 
-bool CudaBackend::takes_many_experts(const ExpertWeights& weights, const ExpertTable& table, int n_active, int n_tokens) const {
-  if (n_tokens < kManyExpertRows) return false;
+template <typename Takes>
+bool CudaBackend::takes_many_experts(const ExpertWeights& weights, const ExpertTable& table, int n_active,
+                                     const Takes& takes) const {
   const auto fits = [&](const WeightView& gate_up, const WeightView& down) {
-    return gate_up.n == 0 ||
-           (gate_up.format == down.format && takes_many_rows(n_tokens, gate_up) && takes_many_rows(n_tokens, down));
+    return gate_up.n == 0 || (gate_up.format == down.format && takes(gate_up) && takes(down));
   };
   return (n_active == 0 || (table.uniform && fits(table.gate_up_shape, table.down_shape))) &&
          (!weights.shared_gate_up || fits(view_of(*weights.shared_gate_up), view_of(*weights.shared_down)));
@@ -486,9 +602,10 @@ void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights,
   down.weight = shared ? view_of(*weights.shared_down) : table.down_shape;
   up.experts = table.gate_up_tiles.as<ExpertTiles>();
   down.experts = table.down_tiles.as<ExpertTiles>();
-  up.x = packed_rows(packed_, packed_scales_, up.weight, n_tokens);
+  const PackedRows* packed = packed_twin_of(x, n_tokens, up.weight);
+  up.x = packed ? *packed : packed_rows(packed_, packed_scales_, up.weight, n_tokens);
   up.inner = down.x = packed_rows(packed_inner_, inner_scales_, down.weight, most_packed_rows(n_routed, n_experts, n_shared));
-  down.out = out;
+  down.slots = reinterpret_cast<__nv_bfloat16*>(out);
 
   TilePlan plan;
   plan.expert_offsets = routing.expert_offsets;
@@ -506,9 +623,51 @@ void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights,
     args->n_active = n_active;
     args->n_slots = n_slots;
   }
-  launch_pack_rows(queue_, up.weight.format, x, nullptr, n_tokens, up.weight.k, up.x, plan);
+  launch_pack_rows(queue_, up.weight.format, x, nullptr, packed ? 0 : n_tokens, up.weight.k, up.x, plan);
   launch_tensor_gemm(queue_, up);
   launch_tensor_gemm(queue_, down);
+}
+
+// The same by mma.sync, from BF16 rows as they are.
+void CudaBackend::run_mma_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table,
+                                  const Routing& routing, bool routed, bool shared, int n_active, int n_tokens, int n_slots,
+                                  float* out) {
+  const int n_experts = routed ? static_cast<int>(weights.gate_up.size()) : 0, n_shared = shared ? n_tokens : 0;
+  const int n_routed = routed ? n_tokens * n_active : 0;
+  MmaGemmArgs up, down;
+  up.mode = GemmMode::gate_up;
+  down.mode = GemmMode::down;
+  up.weight = shared ? view_of(*weights.shared_gate_up) : table.gate_up_shape;
+  down.weight = shared ? view_of(*weights.shared_down) : table.down_shape;
+  up.experts = table.gate_up_tiles.as<ExpertTiles>();
+  down.experts = table.down_tiles.as<ExpertTiles>();
+
+  TilePlan plan;
+  plan.expert_offsets = routing.expert_offsets;
+  plan.experts = up.experts;
+  plan.n_experts = n_experts;
+  plan.n_shared = n_shared;
+  plan.tiles = scratch<RowTile>(row_tiles_, most_tiles(n_routed, n_experts, n_shared) + 1);
+  plan.n_tiles = reinterpret_cast<int32_t*>(plan.tiles++);  // the first place holds the count
+  for (MmaGemmArgs* args : {&up, &down}) {
+    args->tiles = plan.tiles;
+    args->n_tiles = plan.n_tiles;
+    args->most_tiles = most_tiles(n_routed, n_experts, n_shared);
+    args->n_experts = n_experts;
+    args->slot_order = routing.slot_order;
+    args->slot_weights = routing.weights;
+    args->n_active = n_active;
+    args->n_slots = n_slots;
+  }
+  const int width = up.weight.k;
+  const void* twin = twin_of(x, n_tokens, width);
+  up.x = twin ? twin : to_bf16(x, nullptr, n_tokens, width);
+  down.x = up.inner =
+      scratch<uint16_t>(inner_, static_cast<size_t>(most_packed_rows(n_routed, n_experts, n_shared)) * down.weight.k);
+  down.out = out;
+  launch_pack_rows(queue_, WeightFormat::bf16, nullptr, nullptr, 0, width, {}, plan);  // the list alone
+  launch_mma_gemm(queue_, up);
+  launch_mma_gemm(queue_, down);
 }
 
 // Gate-up with SwiGLU, then down: two launches, the shared expert beside the routed ones when both are stored alike.

@@ -15,8 +15,9 @@ namespace sigmoe::testing {
 // products rounded to 2^-9, and again between the two products of an expert.
 inline double bound(DType compute, double bf16) { return compute == DType::f32 ? Tolerance::kFloat32 : bf16; }
 
-inline std::unique_ptr<Backend> cuda(DType compute, const std::string& kv_cache = "auto") {
+inline std::unique_ptr<Backend> cuda(DType compute, const std::string& kv_cache = "auto", const std::string& kernels = "auto") {
   BackendOptions options;
+  options.kernels = kernels;
   options.compute = compute;
   options.kv_cache = kv_cache;
   return create_backend("cuda", options);
@@ -68,33 +69,32 @@ std::vector<T> sizes(std::vector<T> all, std::vector<T> few) {
   return small_run() ? few : all;
 }
 
-// fn(backend, compute) on the device in both compute types.
+// fn(backend, compute) on the device in both compute types, and in BF16 with the kernels of cards before Hopper.
 inline void on_cuda(const std::function<void(Backend&, DType)>& fn) {
   if (!have_cuda()) return;
-  for (const DType compute : {DType::f32, DType::bf16}) {
+  for (const auto& [compute, kernels] : {std::pair{DType::f32, "auto"}, {DType::bf16, "auto"}, {DType::bf16, "mma"}}) {
     CAPTURE(dtype_name(compute));
-    fn(*cuda(compute), compute);
+    CAPTURE(kernels);
+    fn(*cuda(compute, "auto", kernels), compute);
   }
 }
 
-// Rows of x on the grid of E4M3 with a scale per row and 128 of k, as the many-row kernels of FP8 weights round them: they then
-// compute what the reference does, and so do kernels that round to BF16, within its error.
+// Rows of x on the grid of E4M3 with a scale per row, as the many-row kernels of FP8 weights round them: they then compute what
+// the reference does, and so do kernels that round to BF16, within its error.
 inline std::vector<float> on_fp8_grid(std::vector<float> x, int64_t k) {
   std::vector<float> values;
   for (int code = 0; code < 0x7f; ++code) values.push_back(f8e4m3_to_f32(static_cast<uint8_t>(code)));
-  for (size_t row = 0; row < x.size(); row += k)
-    for (int64_t first = 0; first < k; first += 128) {
-      const int64_t last = std::min(k, first + 128);
-      float largest = 1e-10f;
-      for (int64_t i = first; i < last; ++i) largest = std::max(largest, std::fabs(x[row + i]));
-      const float scale = largest / 448.0f;
-      for (int64_t i = first; i < last; ++i) {
-        const float size = std::fabs(x[row + i]) / scale;
-        const auto above = std::min(std::lower_bound(values.begin(), values.end(), size), values.end() - 1);
-        const auto nearest = above != values.begin() && size - above[-1] < *above - size ? above - 1 : above;
-        x[row + i] = std::copysign(*nearest * scale, x[row + i]);
-      }
+  for (size_t row = 0; row < x.size(); row += k) {
+    float largest = 1e-10f;
+    for (int64_t i = 0; i < k; ++i) largest = std::max(largest, std::fabs(x[row + i]));
+    const float scale = largest / 448.0f;
+    for (int64_t i = 0; i < k; ++i) {
+      const float size = std::fabs(x[row + i]) / scale;
+      const auto above = std::min(std::lower_bound(values.begin(), values.end(), size), values.end() - 1);
+      const auto nearest = above != values.begin() && size - above[-1] < *above - size ? above - 1 : above;
+      x[row + i] = std::copysign(*nearest * scale, x[row + i]);
     }
+  }
   return x;
 }
 
