@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <functional>
 
 #include "cpu_testing.h"
@@ -59,6 +60,12 @@ class OnDevice {
 };
 
 constexpr float kPoison = -12345.0f;  // outputs start as this: an element nothing wrote shows
+
+// SIGMOE_TEST_SMALL: fewer sizes of everything, no kernel left out; for sanitizers, which slow kernels down a hundred times.
+template <typename T>
+std::vector<T> sizes(std::vector<T> all, std::vector<T> few) {
+  return std::getenv("SIGMOE_TEST_SMALL") ? few : all;
+}
 
 // fn(backend, compute) on the device in both compute types.
 inline void on_cuda(const std::function<void(Backend&, DType)>& fn) {
