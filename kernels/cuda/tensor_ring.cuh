@@ -34,9 +34,9 @@ struct Shared {
   uint8_t x[Stages][kTileRows * 128];
   uint8_t w[Stages][kWeightTiles<Blocks> * kChunkRun];
   uint8_t out[OutBytes];
-  float2 w_scales[Stages][kGroups];          // of a warpgroup's rows 0-7 and 8-15 of its tiles: gate and up differ
-  float scales[Stages][kGroups][kTileRows];  // down: of x times that of the warpgroup's rows of W
-  float largest[kGroups * 4][kTileRows];     // gate_up: per warp
+  __nv_bfloat16 x_scales[Stages][kTileRows];  // down
+  float2 w_scales[Stages][kGroups];           // of a warpgroup's rows 0-7 and 8-15 of its tiles: gate and up differ
+  float largest[kGroups * 4][kTileRows];      // gate_up: per warp
   float inverse[kTileRows];
   int32_t out_rows[kInfos][kTileRows];
   float factors[kInfos][kTileRows];  // of a row's results: its scale in x, or its expert's weight
@@ -154,9 +154,10 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
     // A bulk copy costs its thread some hundred cycles, so each warp has a part of them: some tiles of W, and x or its scales.
     constexpr int kOwn = kWeightTiles<Blocks> / 4;
     const int n_own = max(0, min(kOwn, args.weight.n_tiles - item.weight_tile - kOwn * warp));
-    const bool takes_x = !gathered && warp == 0;
+    const bool takes_x = !gathered && warp == 0, takes_scales = scaled && warp == 1;
     uint32_t own_bytes = n_own * kChunkRun;
     if (takes_x) own_bytes += n_operand * 128;
+    if (takes_scales) own_bytes += n_operand * 2;
     const uint8_t* source = reinterpret_cast<const uint8_t*>(weight_of(args, rows.expert).tiles) +
                             static_cast<size_t>(item.weight_tile + kOwn * warp + lane) * n_blocks * kChunkRun;
     uint32_t source_step = kChunkRun, bytes = lane < n_own ? kChunkRun : 0;
@@ -165,32 +166,21 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
     if (lane == kOwn && takes_x) {
       source = args.x.data + static_cast<size_t>(rows.packed_row) * 128, source_step = args.x.stride * 128;
       target = s.x[0], target_step = kTileRows * 128, bytes = n_operand * 128;
+    } else if (lane == kOwn && takes_scales) {
+      source = reinterpret_cast<const uint8_t*>(args.x.block_scales() + rows.packed_row), source_step = args.x.stride * 2;
+      target = reinterpret_cast<uint8_t*>(s.x_scales[0]), target_step = kTileRows * 2, bytes = n_operand * 2;
     }
     source += static_cast<size_t>(range.begin) * source_step;
-    // Scales are asked for a k block ahead. down: each thread has a row of x, and both warpgroups' rows of W; else four threads
-    // have a scale of W each.
-    const bool brings_scale = scaled || (warp == 3 && lane < 2 * kGroups);
-    const float* w_scales[kGroups] = {};
+    // The scales of W: four threads have one each, a k block ahead.
+    const bool brings_scale = warp == 3 && lane < 2 * kGroups;
+    const float* w_scales = nullptr;
     if (brings_scale && has_block_scales(args.weight)) {
-#pragma unroll
-      for (int i = 0; i < kGroups; ++i) {
-        const int group = scaled ? i : lane / 2, high = scaled ? 0 : lane % 2 * 8;
-        const int row = max(weight_row(args.weight, item.weight_tile + group * Blocks * 4, high), 0);
-        w_scales[i] =
-            weight_of(args, rows.expert).scales + static_cast<size_t>(row >> args.weight.row_shift) * args.weight.scale_columns;
-      }
+      const int row = max(weight_row(args.weight, item.weight_tile + lane / 2 * Blocks * 4, lane % 2 * 8), 0);
+      w_scales =
+          weight_of(args, rows.expert).scales + static_cast<size_t>(row >> args.weight.row_shift) * args.weight.scale_columns;
     }
-    float w_scale[kGroups], x_scale = 1.0f;
-    const auto ask_for_scales = [&](int kb) {
-      if (!brings_scale) return;
-#pragma unroll
-      for (int i = 0; i < (scaled ? kGroups : 1); ++i)
-        w_scale[i] = w_scales[i] ? __ldg(w_scales[i] + (kb * kGroup >> args.weight.k_shift)) : 1.0f;
-      if (scaled)
-        x_scale = __bfloat162float(
-            args.x.block_scales()[static_cast<size_t>(kb) * args.x.stride + rows.packed_row + min(thread, rows.n_rows - 1)]);
-    };
-    ask_for_scales(range.begin);
+    const auto w_scale_of = [&](int kb) { return w_scales ? __ldg(w_scales + (kb * kGroup >> args.weight.k_shift)) : 1.0f; };
+    float w_scale = w_scale_of(range.begin);
     for (int kb = range.begin; kb < range.end; ++kb) {
       barrier_wait(&s.empty[at.stage], at.parity ^ 1);
       if (kb == range.begin) {
@@ -198,12 +188,7 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
         s.factors[info][thread] = factor;
         if (thread == 0) s.items[info] = rows, s.weight_tiles[info] = item.weight_tile;
       }
-      if (scaled) {
-#pragma unroll
-        for (int i = 0; i < kGroups; ++i) s.scales[at.stage][i][thread] = w_scale[i] * x_scale;
-      } else if (brings_scale) {
-        reinterpret_cast<float*>(s.w_scales[at.stage])[lane] = w_scale[0];
-      }
+      if (brings_scale) reinterpret_cast<float*>(s.w_scales[at.stage])[lane] = w_scale;
       uint64_t* full = &s.full[at.stage];
       __syncwarp();
       if (lane == 0) barrier_expect(full, own_bytes);
@@ -224,7 +209,7 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
         pending[1] = pending[0];
         pending[0] = at.stage;
       }
-      if (kb + 1 < range.end) ask_for_scales(kb + 1);
+      if (kb + 1 < range.end) w_scale = w_scale_of(kb + 1);
       at.next(S::kStages);
     }
     if (++info == kInfos) info = 0;

@@ -41,8 +41,8 @@ __device__ void multiply_fp8(S& s, Position& at, const KRange& range, Sums<N, S:
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) sum[b][i] = 0.0f;
   float part[2][kPart / 2];
-  float2 scales[kPart / 8];  // of pairs of columns
-  Operand a;                 // a second one would not fit the registers
+  uint32_t x_scales[kPart / 8];  // a pair of columns each
+  Operand a;                     // a second one would not fit the registers
   const auto start = [&](int stage, int unit) {
     float(&to)[kPart / 2] = part[unit % 2];
     const uint64_t b = swizzled_operand(s.x[stage] + unit % kParts * kPart * 128);
@@ -54,9 +54,9 @@ __device__ void multiply_fp8(S& s, Position& at, const KRange& range, Sums<N, S:
   };
   const auto load_scales = [&](int stage, int unit) {
     if constexpr (BlockScales) {
-      const float* from = s.scales[stage][threadIdx.x / 128] + unit % kParts * kPart + 2 * q;
+      const auto* pairs = reinterpret_cast<const uint32_t*>(s.x_scales[stage] + unit % kParts * kPart) + q;
 #pragma unroll
-      for (int j = 0; j < kPart / 8; ++j) scales[j] = *reinterpret_cast<const float2*>(from + 8 * j);
+      for (int j = 0; j < kPart / 8; ++j) x_scales[j] = pairs[4 * j];
     }
   };
   const auto add = [&](int unit, float2 scale) {
@@ -65,8 +65,13 @@ __device__ void multiply_fp8(S& s, Position& at, const KRange& range, Sums<N, S:
     float* to = sum[unit / kParts] + unit % kParts * (kPart / 2);
 #pragma unroll
     for (int j = 0; j < kPart / 8; ++j) {
-      const float2 low = BlockScales ? scales[j] : float2{scale.x, scale.x};
-      const float2 high = PairScales ? float2{scale.y, scale.y} : low;
+      float2 low = {scale.x, scale.x}, high = {scale.y, scale.y};
+      if constexpr (BlockScales) {
+        const float2 x = {bf16_low(x_scales[j]), bf16_high(x_scales[j])};
+        low = {x.x * scale.x, x.y * scale.x};
+        high = {x.x * scale.y, x.y * scale.y};
+      }
+      if constexpr (!PairScales) high = low;
       to[4 * j] += from[4 * j] * low.x;
       to[4 * j + 1] += from[4 * j + 1] * low.y;
       to[4 * j + 2] += from[4 * j + 2] * high.x;
@@ -79,7 +84,7 @@ __device__ void multiply_fp8(S& s, Position& at, const KRange& range, Sums<N, S:
     const int stage = at.stage;
     barrier_wait(&s.full[stage], at.parity);
     a.load(s, stage, 0);
-    const float2 scale = BlockScales ? float2{} : s.w_scales[stage][threadIdx.x / 128];
+    const float2 scale = s.w_scales[stage][threadIdx.x / 128];
     start(stage, 0);
 #pragma unroll
     for (int unit = 0; unit < kUnits; ++unit) {
