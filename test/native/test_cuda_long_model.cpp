@@ -1,7 +1,8 @@
-// A whole model at the longest context: two layers with the real shape of a KV head (heads of 128 dims, several query heads on it), YaRN, a
-// prompt of 131,072 tokens read in chunks. The CUDA kernels in BF16 are compared with CUDA's own float32 mode (naive kernels,
-// no tensor cores) over the whole length, that mode with the CPU in float32 over as many tokens as a CPU can read. Without a
-// device the case prints why and returns.
+// A whole model at the longest context: two layers, heads of 128 dims that turn as the model's do, YaRN, a prompt of 131,072
+// tokens read in chunks. The CUDA kernels in BF16 are compared with CUDA's own float32 mode (naive kernels, no tensor cores)
+// over the whole length, that mode with the CPU in float32 over as many tokens as a CPU reads in a second. Two query heads, for
+// the naive kernels take the square of the length for each; attention of 32 heads over the same length: test_cuda_context.cpp.
+// Without a device the case prints why and returns.
 #include <numeric>
 
 #include "cuda_testing.h"
