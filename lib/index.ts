@@ -33,6 +33,7 @@ export {
   OutOfMemoryError,
   UnsupportedError,
 } from './errors.js';
+export { follow } from './follow.js';
 export type { Generation } from './generate.js';
 export {
   type ModelSource,
@@ -76,6 +77,7 @@ export type {
   ChatTemplateSource,
   Chunk,
   DeviceStatus,
+  FollowOptions,
   FunctionCall,
   GenerateRequest,
   GenerateResult,
@@ -88,6 +90,7 @@ export type {
   Message,
   ModelInfo,
   ModelStats,
+  NodeOptions,
   Prompt,
   PromptRequest,
   SamplingOptions,
