@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <numeric>
 
 #include "engine/bench/modes.h"
 #include "engine/bench/ops.h"
@@ -12,7 +13,8 @@ int chunk_of(const BenchModel& model, const Options& options) {
   return model.backend->info().device == "cpu" ? 512 : 8192;
 }
 
-constexpr int kLongChunks = 4;  // prompts of more take seconds
+constexpr int kLongChunks = 4;        // prompts of more take seconds
+constexpr int kCountedTokens = 1024;  // up to here not every expert need be touched
 
 void measure_prompt(BenchModel& model, const Options& options, Meter& meter, int n_tokens) {
   const int chunk = std::min(chunk_of(model, options), n_tokens);
@@ -26,11 +28,17 @@ void measure_prompt(BenchModel& model, const Options& options, Meter& meter, int
     return {{"phase", "prefill"}, {"part", part}, {"prompt", n_tokens}, {"chunk", chunk}, {"tokens", tokens}};
   };
 
-  // Every chunk of thousands of tokens touches every expert; of shorter ones, what the routed noise touched.
+  // Every chunk of thousands of tokens touches every expert. Those of shorter ones are counted in a pass of their own, for
+  // tokens need not spread as the routed noise does.
+  double touched = ops.touched();
+  if (last == 0 && n_tokens <= kCountedTokens) {
+    const std::vector<double> by_layer = step.touched_by_forward();
+    touched = std::accumulate(by_layer.begin(), by_layer.end(), 0.0);
+  }
   Cost whole = costs.head(1);
-  for (int i = 0; i <= last; ++i) whole += costs.trunk(1, step.view(i).n_tokens, step.context_after(i), ops.touched());
+  for (int i = 0; i <= last; ++i) whole += costs.trunk(1, step.view(i).n_tokens, step.context_after(i), touched);
   Json all = facts("whole", n_tokens);
-  all["distinctExperts"] = ops.touched() / std::max(1, ops.touched() > 0 ? ops.count(ops.op("route")) : 1);
+  all["distinctExperts"] = touched / std::max(1, touched > 0 ? ops.count(ops.op("route")) : 1);
   const auto prompt = [&](int n_chunks) {
     for (int i = 0; i < n_chunks; ++i) step.graph().forward(step.view(i));
     step.head();
