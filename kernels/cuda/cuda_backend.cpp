@@ -5,6 +5,7 @@
 
 #include "cuda/attention_decode.h"
 #include "cuda/attention_prefill.h"
+#include "cuda/narrow_experts.h"
 #include "cuda/ops.h"
 
 namespace sigmoe::cuda {
@@ -364,11 +365,17 @@ void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape,
   if (!deterministic_ && !few && has_chain_attention(shape, sm_)) return attention_by_rows(batch, shape, q, kv, out);
   const size_t row_bytes = split_partial_bytes(shape, 1, batch.max_pages);
   const int rows_at_once = static_cast<int>(std::clamp<size_t>(kMaxSplitBytes / row_bytes, 1, batch.n_tokens));
+  const int width = shape.n_heads * shape.head_dim;
+  uint16_t* twin = nullptr;
+  if (batch.n_tokens > 1 && batch.n_tokens <= (many_rows_ ? kManyRows - 1 : kMostTwinTokens)) {
+    twin = scratch<uint16_t>(normed_, static_cast<size_t>(batch.n_tokens) * width);
+    twin_ = {out, batch.n_tokens, width, twin};
+  }
   SplitScratch split;
   split.partial = scratch<float>(partial_attention_, rows_at_once * row_bytes / sizeof(float));
   split.arrivals = scratch<int32_t>(arrivals_, static_cast<size_t>(rows_at_once) * shape.n_kv_heads);
   for (int row = 0; row < batch.n_tokens; row += rows_at_once)
-    launch_split_attention(queue_, batch, shape, row, std::min(rows_at_once, batch.n_tokens - row), q, kv, split, out);
+    launch_split_attention(queue_, batch, shape, row, std::min(rows_at_once, batch.n_tokens - row), q, kv, split, out, twin);
 }
 
 // Two classes of rows: those of sequences with at most kMostChainRows rows in the step, and the others. Within a class a row's
@@ -473,10 +480,51 @@ bool CudaBackend::takes_many_experts(const ExpertWeights& weights, const ExpertT
          (!weights.shared_gate_up || fits(view_of(*weights.shared_gate_up), view_of(*weights.shared_down)));
 }
 
+// The same by narrow_experts.h: both products of steps that are not long, with lists of their own. False: it has no such kernel.
+bool CudaBackend::run_narrow_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table,
+                                     const Routing& routing, bool routed, bool shared, int n_active, int n_tokens, int n_slots,
+                                     float* out) {
+  NarrowArgs up, down;
+  GemmArgs& common = up.gemm;
+  common.n_tokens = n_tokens;
+  common.n_active = n_active;
+  common.n_slots = n_slots;
+  if (routed) {
+    common.n_experts = static_cast<int>(weights.gate_up.size());
+    common.expert_offsets = routing.expert_offsets;
+    common.slot_order = routing.slot_order;
+    common.slot_weights = routing.weights;
+  }
+  down.gemm = common;
+  up.gemm.mode = GemmMode::gate_up;
+  down.gemm.mode = GemmMode::down;
+  if (routed) {
+    up.gemm.routed = table.gate_up_shape;
+    down.gemm.routed = table.down_shape;
+    up.gemm.experts = table.gate_up_tiles.as<ExpertTiles>();
+    down.gemm.experts = table.down_tiles.as<ExpertTiles>();
+  }
+  if (shared) {
+    up.gemm.dense = view_of(*weights.shared_gate_up);
+    down.gemm.dense = view_of(*weights.shared_down);
+  }
+  const WeightView &wide = routed ? up.gemm.routed : up.gemm.dense, &back = routed ? down.gemm.routed : down.gemm.dense;
+  if (n_tokens > kMostNarrowRows || !fits_narrow_experts(wide, back, common.n_experts)) return false;
+  up.x = packed_rows(packed_, packed_scales_, wide, n_tokens);
+  up.inner = down.x = packed_rows(packed_inner_, inner_scales_, back,
+                                  narrow_packed_rows(routed ? n_tokens * n_active : 0, common.n_experts, shared ? n_tokens : 0));
+  down.out = out;
+  launch_pack_rows(queue_, wide.format, x, nullptr, n_tokens, wide.k, up.x, {});
+  launch_narrow_experts(queue_, up);
+  launch_narrow_experts(queue_, down);
+  return true;
+}
+
 // Packing and the list of row tiles, gate-up with SwiGLU, down: three launches, for the routed experts, the shared one or both.
 void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table,
                                    const Routing& routing, bool routed, bool shared, int n_active, int n_tokens, int n_slots,
                                    float* out) {
+  if (run_narrow_experts(x, weights, table, routing, routed, shared, n_active, n_tokens, n_slots, out)) return;
   const int n_experts = routed ? static_cast<int>(weights.gate_up.size()) : 0, n_shared = shared ? n_tokens : 0;
   const int n_routed = routed ? n_tokens * n_active : 0;
   TensorGemmArgs up, down;

@@ -90,7 +90,7 @@ class CudaBackend : public Backend {
   template <typename T>
   T* scratch(Scratch& scratch, size_t n);
 
-  // The BF16 copy that the last norm wrote beside its output, for the products that read it next: to_bf16() finds it by the
+  // The BF16 copy that the last norm or attention of few rows wrote beside its output, for the products that read it next: to_bf16() finds it by the
   // address of the float rows. Every op that writes floats gives them up first (writes()), and so do the ends of a recorded
   // step, because a replay sees only what it recorded.
   struct Twin {
@@ -114,6 +114,8 @@ class CudaBackend : public Backend {
   }
   PackedRows packed_rows(Scratch& data, Scratch& scales, const WeightView& weight, int n_rows);
   bool takes_many_experts(const ExpertWeights& weights, const ExpertTable& table, int n_active, int n_tokens) const;
+  bool run_narrow_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing,
+                          bool routed, bool shared, int n_active, int n_tokens, int n_slots, float* out);
   void run_many_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing,
                         bool routed, bool shared, int n_active, int n_tokens, int n_slots, float* out);
 

@@ -12,6 +12,7 @@
 
 #include "cuda/early_linear.h"
 #include "cuda/gemm_tile.cuh"
+#include "cuda/held_linear.h"
 #include "cuda/stream_gemm.h"
 
 namespace sigmoe::cuda {
@@ -474,7 +475,7 @@ void launch_format(const Queue& queue, GemmArgs& args, bool x_is_float) {
 }  // namespace
 
 void launch_gemm(const Queue& queue, GemmArgs args, bool x_is_float) {
-  if (launch_early_linear(queue, args, x_is_float)) return;
+  if (launch_early_linear(queue, args, x_is_float) || launch_held_linear(queue, args, x_is_float)) return;
   if (!x_is_float && launch_stream_gemm(queue, args)) return;
   switch (args.dense.tiles ? args.dense.format : args.routed.format) {
     case WeightFormat::f32: return launch_format<WeightFormat::f32>(queue, args, x_is_float);

@@ -16,8 +16,11 @@
 namespace sigmoe::cuda {
 namespace {
 
-using namespace stream;
+using stream::Lists, stream::list_items, stream::lists_bytes, stream::shape_of_item;
 
+constexpr int kThreads = 384;  // 168 registers each
+constexpr int kTokens = 8;     // of a block of them
+using Cursor = stream::Cursor<kTokens, 1>;
 constexpr int kWalkers = kThreads / 32 - 1;  // warps; the last one copies tokens
 constexpr int kMaxExperts = 1024;
 constexpr size_t kMostSharedBytes = size_t{220} << 10;  // of an SM, less what is declared below
@@ -123,7 +126,7 @@ __global__ void __launch_bounds__(kThreads, 1) stream_kernel(const __grid_consta
   // The lists are new to gate_up. Down may read them at once: gate_up lets it start only after waiting for them itself.
   if (gemm.mode == GemmMode::gate_up) wait_for_previous();
   let_next_start();
-  list_items(gemm, n_items, lists);
+  list_items<kTokens, 1>(gemm, n_items, lists);
   const int n_places = lists.starts[n_items];
   const int begin = static_cast<int>(static_cast<int64_t>(n_places) * blockIdx.x / gridDim.x);
   const int end = static_cast<int>(static_cast<int64_t>(n_places) * (blockIdx.x + 1) / gridDim.x);

@@ -1,0 +1,162 @@
+// y = x W^T for 5 to 23 rows of x and FP8 weights of k 4096 or 2048 (qkv, attention out, and their halves on two GPUs): all of
+// W in registers before x exists.
+//
+// Bound: memory, the bytes of W; but a kernel that is over in some microseconds spends as long again starting its stream. So
+// the grid fits the device whole, three blocks to an SM, and every warp asks for its 16 KB of W, 128 registers of each lane,
+// before it waits for the kernel ahead: they arrive while that one works. Shared memory is free for eight rows of x, copied
+// after the wait, and for the next eight while the sums of the last meet. early_linear.cu does the same for fewer rows with W
+// in shared memory, where more rows of x would not fit.
+//
+// A warp has one of gemm.cu's slices of k, adds in its order and meets the others in its order: the bits are the same.
+#include <algorithm>
+
+#include "cuda/bulk_copy.cuh"
+#include "cuda/gemm_tile.cuh"
+#include "cuda/held_linear.h"
+
+namespace sigmoe::cuda {
+namespace {
+
+constexpr WeightFormat kFormat = WeightFormat::fp8;
+using S = Stream<kFormat>;
+constexpr int kWarps = 4, kBlocksPerSm = 3, kTokens = 8, kLeastTokens = 5, kMostTokens = 23;
+constexpr int kSliceGroups = 8, kSliceK = kSliceGroups * kGroup;  // of k, held by a warp
+constexpr int kSliceBytes = kSliceK * static_cast<int>(sizeof(__nv_bfloat16));
+constexpr int kRowElements = kSliceK + 32;  // of a token: 64 bytes more, so that tokens lie in different banks
+constexpr int kXBytes = kTokens * kRowElements * static_cast<int>(sizeof(__nv_bfloat16));  // of a slice
+
+struct HeldArgs {
+  WeightView w;
+  const __nv_bfloat16* x;
+  const int32_t* row_ids;
+  float* out;
+  int n_tokens;
+};
+
+// Keeps the compiler from expanding what is held once for all rounds: BF16 would take twice the registers.
+[[maybe_unused]] __device__ inline void keep_packed(uint4& w) { asm volatile("" : "+r"(w.x), "+r"(w.y), "+r"(w.z), "+r"(w.w)); }
+
+template <int Slices>
+__global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) held_kernel(const __grid_constant__ HeldArgs args) {
+#if __CUDA_ARCH__ >= 900
+  static_assert(slices_for(Slices * kSliceGroups) == Slices);
+  constexpr int kTiles = kWarps / Slices;
+  extern __shared__ __align__(128) char shared[];
+  __shared__ uint64_t arrived[Slices];
+  __shared__ float scale[kWarps][kSliceGroups][16];
+  __shared__ float partial[2][kWarps][4][32];
+  let_next_start();
+  const WeightView& w = args.w;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
+  const int slice = warp % Slices, tile = min(static_cast<int>(blockIdx.x) * kTiles + warp / Slices, w.n_tiles - 1);
+  uint4 held[kSliceGroups][S::kChunks];
+  const uint4* source =
+      w.tiles + (static_cast<size_t>(tile) * (Slices * kSliceGroups) + slice * kSliceGroups) * S::kChunks * 32 + lane;
+#pragma unroll
+  for (int i = 0; i < kSliceGroups; ++i)
+#pragma unroll
+    for (int c = 0; c < S::kChunks; ++c) held[i][c] = load_once(source + (i * S::kChunks + c) * 32);
+  if (warp < Slices && lane == 0) {
+    barrier_init(&arrived[warp], 1);
+    publish_barriers();
+  }
+  // Of rows g and g + 8; the lanes of a row share out its groups.
+  for (const int row : {g, g + 8}) {
+    const float* scales = w.scales + static_cast<size_t>(max(row_in_tile(w, tile, row), 0) >> w.row_shift) * w.scale_columns;
+#pragma unroll
+    for (int i = q; i < kSliceGroups; i += 4) scale[warp][i][row] = scales[(slice * kSliceGroups + i) * kGroup >> w.k_shift];
+  }
+  __syncthreads();
+  wait_for_previous();
+
+  // The first warp that has a slice copies the rows' parts of it.
+  const auto copy_tokens = [&](int first) {
+    if (warp >= Slices) return;
+    const int n_here = min(kTokens, args.n_tokens - first);
+    if (lane == 0) barrier_expect(&arrived[slice], n_here * kSliceBytes);
+    __syncwarp();
+    if (lane < n_here) {
+      const int64_t row = args.row_ids ? args.row_ids[first + lane] : first + lane;
+      bulk_copy(shared + slice * kXBytes + lane * kRowElements * sizeof(__nv_bfloat16), args.x + row * w.k + slice * kSliceK,
+                kSliceBytes, &arrived[slice]);
+    }
+  };
+  copy_tokens(0);
+  const auto* x = reinterpret_cast<const __nv_bfloat16*>(shared + slice * kXBytes) + g * kRowElements + q * S::kLaneK;
+  for (int first = 0, round = 0; first < args.n_tokens; first += kTokens, ++round) {
+    const bool real = g < args.n_tokens - first;
+    barrier_wait(&arrived[slice], round % 2);
+    float sum[4] = {};
+#pragma unroll
+    for (int i = 0; i < kSliceGroups; ++i) {
+      float unscaled[4] = {};
+#pragma unroll
+      for (int c = 0; c < S::kChunks; ++c) {
+        uint32_t a[S::kProducts][4], b[S::kLaneK / 2] = {};
+        if (real) load_x<S::kLaneK>(x, i * kGroup + c * chunk_k(kFormat), 0, true, b);
+        keep_packed(held[i][c]);
+        unpack<kFormat>(held[i][c], a);
+        multiply<kFormat>(unscaled, a, b);
+      }
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sum[e] += unscaled[e] * scale[warp][i][g + e / 2 * 8];
+    }
+#pragma unroll
+    for (int e = 0; e < 4; ++e) partial[round % 2][warp][e][lane] = sum[e];
+    __syncthreads();
+    if (first + kTokens < args.n_tokens) copy_tokens(first + kTokens);
+    // A thread per pair of sums, rows g and g + 8 of a token.
+    if (threadIdx.x >= kTiles * 64) continue;
+    const int local = warp / 2, column = warp % 2, t = first + 2 * q + column;
+    const int own_tile = blockIdx.x * kTiles + local, n = own_tile * 16 + g;
+    if (t >= args.n_tokens) continue;
+    float low = 0.0f, high = 0.0f;
+#pragma unroll
+    for (int s = 0; s < Slices; ++s) {
+      low += partial[round % 2][local * Slices + s][column][lane];
+      high += partial[round % 2][local * Slices + s][column + 2][lane];
+    }
+    float* out = args.out + static_cast<int64_t>(t) * w.n;
+    if (n < w.n) out[n] = low;
+    if (n + 8 < w.n) out[n + 8] = high;
+  }
+#endif
+}
+
+// Blocks that run at once; 0 where this build has no kernel for the device.
+int most_blocks() {
+  static const int known = [] {
+    cudaFuncAttributes attributes;
+    int device = 0, n_sms = 0;
+    CUDA_CHECK(cudaFuncGetAttributes(&attributes, held_kernel<4>));
+    CUDA_CHECK(cudaGetDevice(&device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device));
+    return attributes.binaryVersion >= 90 ? n_sms * kBlocksPerSm : 0;
+  }();
+  return known;
+}
+
+template <int Slices>
+bool launch_slices(const Queue& queue, const GemmArgs& gemm) {
+  const int n_blocks = divide_up(gemm.dense.n_tiles, kWarps / Slices);
+  if (n_blocks > most_blocks()) return false;
+  constexpr int kBytes = Slices * kXBytes;
+  CUDA_CHECK(cudaFuncSetAttribute(held_kernel<Slices>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  launch(queue, held_kernel<Slices>, n_blocks, kWarps * 32, kBytes,
+         HeldArgs{gemm.dense, static_cast<const __nv_bfloat16*>(gemm.dense_x), gemm.row_ids,
+                  static_cast<float*>(gemm.dense_out), gemm.n_tokens});
+  return true;
+}
+
+}  // namespace
+
+bool launch_held_linear(const Queue& queue, const GemmArgs& gemm, bool x_is_float) {
+  const WeightView& w = gemm.dense;
+  if (!queue.overlap || x_is_float || gemm.mode != GemmMode::linear || !w.tiles || gemm.routed.n > 0 ||
+      gemm.n_tokens < kLeastTokens || gemm.n_tokens > kMostTokens || w.format != kFormat)
+    return false;
+  if (w.k == 4 * kSliceK) return launch_slices<4>(queue, gemm);
+  return w.k == 2 * kSliceK && launch_slices<2>(queue, gemm);
+}
+
+}  // namespace sigmoe::cuda

@@ -1,0 +1,233 @@
+// tensor_split.cu for FP8 weights whose share of a block fits its shared memory whole (qkv, attention out), and its bits.
+// Bound: the bytes of W, then those of x: 120 blocks of 128 rows of W read a third of x each, as many bytes again as W.
+//
+// All of a block's W is asked for at once, in eight long copies, before the wait for the kernel ahead; the rest of shared
+// memory is a ring of x. Sums meet as in tensor_split.cu, where W lay.
+#include <algorithm>
+
+#include "cuda/device.cuh"
+#include "cuda/tensor_resident.h"
+#include "cuda/wgmma.cuh"
+
+namespace sigmoe::cuda {
+namespace {
+
+constexpr int kGroups = 2, kMultipliers = kGroups * 128, kThreads = kMultipliers + 128;
+constexpr int kTiles = kGroups * 4;         // of W
+constexpr int kTileBytes = 16 * kGroup;     // of a k block
+constexpr int kMostRows = 128;              // of x
+constexpr int kMostStages = 8, kParts = 3;  // of x; barriers that W arrives on
+constexpr int kAtOnce = 8;                  // loads from a peer's memory, which is far
+constexpr int kSharedBytes = 227 << 10, kOwnBytes = 2048;
+enum Meeting { kMultiply = 1 };
+
+struct ResidentArgs {
+  WeightView w;
+  PackedRows x;
+  float* out;
+  int n_rows, n_row_tiles, row_tile;                // tiles of rows of x, and the rows of one
+  int n_splits, n_stages, stage_rows, most_blocks;  // most_blocks: of k, of any split
+};
+
+struct Barriers {
+  uint64_t weights[kParts], full[kMostStages], empty[kMostStages];
+};
+
+__host__ __device__ constexpr int stage_bytes(int rows) { return (rows * (128 + 4) + 1023) / 1024 * 1024; }
+
+struct Place {
+  int first, n_rows, begin, end;  // rows of x, blocks of k
+  int tile;                       // of W
+  __device__ explicit Place(const ResidentArgs& args) {
+    const int rank = blockIdx.x % args.n_splits, item = blockIdx.x / args.n_splits;
+    first = item % args.n_row_tiles * args.row_tile;
+    n_rows = min(args.row_tile, args.n_rows - first);
+    tile = item / args.n_row_tiles * kTiles;
+    begin = args.w.n_groups * rank / args.n_splits;
+    end = args.w.n_groups * (rank + 1) / args.n_splits;
+  }
+  // The part of W that block kb of k arrives with.
+  __device__ int part(int kb) const { return (kb - begin) * kParts / (end - begin); }
+};
+
+[[maybe_unused]] __device__ inline void copy_weights(const ResidentArgs& args, const Place& place, uint8_t* w,
+                                                     Barriers& barriers) {
+  const int lane = threadIdx.x % 32, n = place.end - place.begin;
+  const auto* source = reinterpret_cast<const uint8_t*>(args.w.tiles) +
+                       (static_cast<size_t>(place.tile + lane) * args.w.n_groups + place.begin) * kTileBytes;
+  for (int part = 0; part < kParts; ++part) {
+    const int from = (part * n + kParts - 1) / kParts, to = ((part + 1) * n + kParts - 1) / kParts;
+    if (lane == 0) barrier_expect(&barriers.weights[part], (to - from) * kTileBytes * kTiles);
+    __syncwarp();
+    if (lane < kTiles && to > from)
+      bulk_load(w + (lane * args.most_blocks + from) * kTileBytes, source + from * kTileBytes, (to - from) * kTileBytes,
+                &barriers.weights[part]);
+  }
+}
+
+template <int N>
+__device__ void run(const ResidentArgs& args, const Place& place, const uint8_t* w, const uint8_t* x, Barriers& barriers,
+                    float* parts) {
+  constexpr int kHalves = N >= 64 ? 2 : 1, kHalf = N / kHalves;  // one is scaled while the other is multiplied
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, q = lane % 4;
+  float sum[N / 2] = {}, part[kHalves][kHalf / 2];
+  const float* scales =
+      args.w.scales + static_cast<size_t>((place.tile * 16 + warp / 4 * 64) >> args.w.row_shift) * args.w.scale_columns;
+  const uint4* tile = reinterpret_cast<const uint4*>(w + warp * args.most_blocks * kTileBytes) + lane;
+  int stage = 0;
+  uint32_t parity = 0;
+  for (int kb = place.begin; kb < place.end; ++kb) {
+    const float scale = __ldg(scales + kb);
+    barrier_wait(&barriers.weights[place.part(kb)], 0);
+    uint4 a[4];
+#pragma unroll
+    for (int c = 0; c < 4; ++c) a[c] = tile[(kb - place.begin) * (kTileBytes / 16) + 32 * c];
+    barrier_wait(&barriers.full[stage], parity);
+    const uint8_t* rows = x + stage * stage_bytes(args.stage_rows);
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h) pin(part[h]);
+    wgmma_fence();
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h) {
+      const uint64_t b = swizzled_operand(rows + h * kHalf * 128);
+#pragma unroll
+      for (int c = 0; c < 4; ++c) wgmma_fp8<kHalf>(part[h], a[c], b + 2 * c, c > 0);
+      wgmma_commit();
+    }
+    const float* x_scales = reinterpret_cast<const float*>(rows + args.stage_rows * 128) + 2 * q;
+#pragma unroll
+    for (int h = 0; h < kHalves; ++h) {
+      if (h + 1 < kHalves)
+        wgmma_wait<1>();
+      else
+        wgmma_wait<0>();
+      pin(part[h]);
+#pragma unroll
+      for (int j = 0; j < kHalf / 8; ++j) {
+        const float2 of_x = *reinterpret_cast<const float2*>(x_scales + h * kHalf + 8 * j);
+        const float even = of_x.x * scale, odd = of_x.y * scale;
+        float* to = sum + h * (kHalf / 2) + 4 * j;
+        to[0] += part[h][4 * j] * even;
+        to[1] += part[h][4 * j + 1] * odd;
+        to[2] += part[h][4 * j + 2] * even;
+        to[3] += part[h][4 * j + 3] * odd;
+      }
+    }
+    __syncwarp();
+    if (lane == 0) barrier_arrive(&barriers.empty[stage]);
+    if (++stage == args.n_stages) stage = 0, parity ^= 1;
+  }
+  const int row = (place.tile + warp) * 16 + lane / 4, n = args.w.n, rank = blockIdx.x % args.n_splits;
+  meet<kMultiply, kMultipliers>();  // nobody reads W any more: the sums take its place
+#pragma unroll
+  for (int i = 0; i < N / 2; ++i) parts[i * kMultipliers + threadIdx.x] = sum[i];
+  cluster_meet();
+  const int begin = N / 2 * rank / args.n_splits, end = N / 2 * (rank + 1) / args.n_splits;
+  for (int first = begin; first < end; first += kAtOnce) {
+    float values[kMostSplits][kAtOnce];
+#pragma unroll
+    for (int from = 0; from < kMostSplits; ++from)
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i)
+        values[from][i] =
+            from < args.n_splits && first + i < end ? load_peer(parts + (first + i) * kMultipliers + threadIdx.x, from) : 0.0f;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int index = first + i, column = index / 4 * 8 + q * 2 + index % 2;
+      float total = values[0][i];
+#pragma unroll
+      for (int from = 1; from < kMostSplits; ++from) total += values[from][i];
+      if (index < end && column < place.n_rows)
+        args.out[static_cast<int64_t>(place.first + column) * n + row + index % 4 / 2 * 8] = total;
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kThreads, 1) resident_kernel(const __grid_constant__ ResidentArgs args) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ uint8_t raw[];
+  __shared__ Barriers barriers;
+  let_next_start();
+  const Place place(args);
+  uint8_t* x = raw + (1024 - shared_address(raw) % 1024) % 1024;  // the ring first: its stages must lie on whole kilobytes
+  uint8_t* w = x + args.n_stages * stage_bytes(args.stage_rows);
+  if (threadIdx.x == kMultipliers) {
+    for (uint64_t& barrier : barriers.weights) barrier_init(&barrier, 1);
+    for (int i = 0; i < kMostStages; ++i) {
+      barrier_init(&barriers.full[i], 1);
+      barrier_init(&barriers.empty[i], kGroups * 4);
+    }
+    publish_to_async();
+  }
+  if (threadIdx.x >= kMultipliers) {
+    const int lane = threadIdx.x % 32;
+    if (threadIdx.x < kMultipliers + 32) {
+      __syncwarp();
+      copy_weights(args, place, w, barriers);
+    }
+    __syncthreads();
+    give_registers<40>();
+    wait_for_previous();
+    if (threadIdx.x < kMultipliers + 32) {
+      const int bytes = (args.stage_rows) * 128, scale_bytes = args.stage_rows * 4;
+      int stage = 0;
+      uint32_t parity = 1;
+      for (int kb = place.begin; kb < place.end; ++kb) {
+        barrier_wait(&barriers.empty[stage], parity);
+        uint8_t* to = x + stage * stage_bytes(args.stage_rows);
+        const size_t from = static_cast<size_t>(kb) * args.x.stride + place.first;
+        if (lane == 0) barrier_expect(&barriers.full[stage], bytes + scale_bytes);
+        __syncwarp();
+        if (lane == 0) bulk_load(to, args.x.data + from * 128, bytes, &barriers.full[stage]);
+        if (lane == 1) bulk_load(to + bytes, args.x.scales + from, scale_bytes, &barriers.full[stage]);
+        if (++stage == args.n_stages) stage = 0, parity ^= 1;
+      }
+    }
+    __syncwarp();
+    cluster_meet();
+  } else {
+    __syncthreads();
+    take_registers<232>();
+    float* parts = reinterpret_cast<float*>(w);
+    switch (args.stage_rows) {
+      case 16: run<16>(args, place, w, x, barriers, parts); break;
+      case 32: run<32>(args, place, w, x, barriers, parts); break;
+      case 64: run<64>(args, place, w, x, barriers, parts); break;
+      case 96: run<96>(args, place, w, x, barriers, parts); break;
+      default: run<128>(args, place, w, x, barriers, parts);
+    }
+  }
+  cluster_meet();  // the others have read this block's sums
+#endif
+}
+
+}  // namespace
+
+bool launch_tensor_resident(const Queue& queue, const TensorGemmArgs& gemm) {
+  const WeightView& w = gemm.weight;
+  if (w.format != WeightFormat::fp8 || w.gate_up || w.n % (kTiles * 16) != 0 || w.k % kGroup != 0 || w.row_shift < 6 ||
+      w.k_shift != 7 || gemm.x.stride % 8 != 0)
+    return false;
+  ResidentArgs args = {};
+  args.w = w;
+  args.x = gemm.x;
+  args.out = gemm.out;
+  args.n_rows = gemm.n_rows;
+  args.n_row_tiles = divide_up(gemm.n_rows, kMostRows);
+  args.row_tile = divide_up(divide_up(gemm.n_rows, args.n_row_tiles), 16) * 16;
+  args.n_splits = gemm.n_splits;
+  args.stage_rows = args.row_tile <= 16 ? 16 : args.row_tile <= 32 ? 32 : divide_up(args.row_tile, 32) * 32;
+  args.most_blocks = divide_up(w.n_groups, args.n_splits);
+  const int weight_bytes =
+      std::max(args.most_blocks * kTileBytes * kTiles, args.stage_rows * 128 * static_cast<int>(sizeof(float)));
+  const int left = kSharedBytes - kOwnBytes - weight_bytes;
+  args.n_stages = std::min({left / stage_bytes(args.stage_rows), args.most_blocks, kMostStages});
+  if (args.n_stages < 2) return false;
+  const int bytes = 1024 + args.n_stages * stage_bytes(args.stage_rows) + weight_bytes;
+  CUDA_CHECK(cudaFuncSetAttribute(resident_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  launch_cluster(queue, resident_kernel, w.n_tiles / kTiles * args.n_row_tiles * args.n_splits, kThreads, bytes, args.n_splits,
+                 args);
+  return true;
+}
+
+}  // namespace sigmoe::cuda
