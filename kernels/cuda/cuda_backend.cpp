@@ -6,6 +6,7 @@
 #include "cuda/attention_decode.h"
 #include "cuda/attention_prefill.h"
 #include "cuda/narrow_experts.h"
+#include "cuda/norm_many.h"
 #include "cuda/ops.h"
 
 namespace sigmoe::cuda {
@@ -281,11 +282,28 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
     addend = sums;
     n_slots = 1;
   }
+  if (out && many_rows_ && packs_ && n_tokens >= kManyExpertRows && norm_packs(width)) {
+    ManyNormArgs args;
+    args.residual = residual;
+    args.addend = addend;
+    args.n_slots = n_slots;
+    args.weight = weight;
+    args.eps = eps;
+    args.n_tokens = n_tokens, args.width = width;
+    args.out = out;
+    WeightView multiplier;  // of any weight that `out` may meet
+    multiplier.format = args.format = *packs_;
+    multiplier.n_groups = width / kGroup;
+    args.packed = packed_rows(packed_normed_, normed_scales_, multiplier, n_tokens);
+    launch_many_norm(queue_, args);
+    twin_ = {out, n_tokens, width, nullptr, args.packed, args.format};
+    return;
+  }
   void* twin = nullptr;
   const int most_twin_tokens = many_rows_ ? kManyExpertRows - 1 : kMostTwinTokens;
   if (out && !exact_ && n_tokens > 1 && n_tokens <= most_twin_tokens && norm_has_twin(width)) {
     twin = scratch<uint16_t>(normed_, static_cast<size_t>(n_tokens) * width);
-    twin_ = {out, n_tokens, width, twin};
+    twin_ = {out, n_tokens, width, twin, {}, {}};
   }
   launch_reduce_add_rms_norm(queue_, residual, addend, n_slots, weight, eps, n_tokens, width, out, twin);
 }
@@ -297,6 +315,12 @@ void CudaBackend::writes(const void* address) {
 
 const void* CudaBackend::twin_of(const float* x, int n_rows, int width) const {
   return twin_.rows == x && n_rows <= twin_.n_rows && width == twin_.width ? twin_.bf16 : nullptr;
+}
+
+const PackedRows* CudaBackend::packed_twin_of(const float* x, int n_rows, const WeightView& weight) {
+  packs_ = weight.format;
+  const bool fits = twin_.rows == x && n_rows <= twin_.n_rows && weight.k == twin_.width && weight.format == twin_.format;
+  return fits && twin_.packed.data ? &twin_.packed : nullptr;
 }
 
 const void* CudaBackend::to_bf16(const float* x, const int32_t* row_ids, int n_rows, int width) {
@@ -313,10 +337,14 @@ void CudaBackend::multiply(const float* x, const int32_t* row_ids, int n_rows, c
   if (takes_many_rows(n_rows, weight)) {
     TensorGemmArgs args;
     args.weight = weight;
-    args.x = packed_rows(packed_, packed_scales_, weight, n_rows);
     args.n_rows = n_rows;
     args.out = y;
-    launch_pack_rows(queue_, weight.format, x, row_ids, n_rows, weight.k, args.x, {});
+    if (const PackedRows* packed = row_ids ? nullptr : packed_twin_of(x, n_rows, weight)) {
+      args.x = *packed;
+    } else {
+      args.x = packed_rows(packed_, packed_scales_, weight, n_rows);
+      launch_pack_rows(queue_, weight.format, x, row_ids, n_rows, weight.k, args.x, {});
+    }
     return launch_tensor_gemm(queue_, args);
   }
   GemmArgs args;
@@ -369,7 +397,7 @@ void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape,
   uint16_t* twin = nullptr;
   if (batch.n_tokens > 1 && batch.n_tokens <= (many_rows_ ? kManyRows - 1 : kMostTwinTokens)) {
     twin = scratch<uint16_t>(normed_, static_cast<size_t>(batch.n_tokens) * width);
-    twin_ = {out, batch.n_tokens, width, twin};
+    twin_ = {out, batch.n_tokens, width, twin, {}, {}};
   }
   SplitScratch split;
   split.partial = scratch<float>(partial_attention_, rows_at_once * row_bytes / sizeof(float));
@@ -429,7 +457,7 @@ void CudaBackend::route(const float* x, const LinearWeight& gate, const float* b
   RouterScratch split;
   split.partial = scratch<float>(partial_logits_, static_cast<size_t>(kRouterSlices) * n_tokens * shape.n_experts);
   split.arrivals = scratch<int32_t>(router_arrivals_, 1);
-  launch_route(queue_, x, view, bias, shape, n_tokens, forced, split, logits, out);
+  launch_route(queue_, x, view, bias, shape, n_tokens, many_rows_, forced, split, logits, out);
 }
 
 void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Routing& routing, int n_active, int n_tokens,
@@ -480,41 +508,37 @@ bool CudaBackend::takes_many_experts(const ExpertWeights& weights, const ExpertT
          (!weights.shared_gate_up || fits(view_of(*weights.shared_gate_up), view_of(*weights.shared_down)));
 }
 
-// The same by narrow_experts.h: both products of steps that are not long, with lists of their own. False: it has no such kernel.
+// The same by narrow_experts.h: steps that are not long, with lists of their own. False: it has no such kernel.
 bool CudaBackend::run_narrow_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table,
-                                     const Routing& routing, bool routed, bool shared, int n_active, int n_tokens, int n_slots,
-                                     float* out) {
+                                     const Routing& routing, bool shared, int n_active, int n_tokens, int n_slots, float* out) {
   NarrowArgs up, down;
   GemmArgs& common = up.gemm;
   common.n_tokens = n_tokens;
   common.n_active = n_active;
   common.n_slots = n_slots;
-  if (routed) {
-    common.n_experts = static_cast<int>(weights.gate_up.size());
-    common.expert_offsets = routing.expert_offsets;
-    common.slot_order = routing.slot_order;
-    common.slot_weights = routing.weights;
-  }
+  common.n_experts = static_cast<int>(weights.gate_up.size());
+  common.expert_offsets = routing.expert_offsets;
+  common.slot_order = routing.slot_order;
+  common.slot_weights = routing.weights;
   down.gemm = common;
   up.gemm.mode = GemmMode::gate_up;
   down.gemm.mode = GemmMode::down;
-  if (routed) {
-    up.gemm.routed = table.gate_up_shape;
-    down.gemm.routed = table.down_shape;
-    up.gemm.experts = table.gate_up_tiles.as<ExpertTiles>();
-    down.gemm.experts = table.down_tiles.as<ExpertTiles>();
-  }
+  up.gemm.routed = table.gate_up_shape;
+  down.gemm.routed = table.down_shape;
+  up.gemm.experts = table.gate_up_tiles.as<ExpertTiles>();
+  down.gemm.experts = table.down_tiles.as<ExpertTiles>();
   if (shared) {
     up.gemm.dense = view_of(*weights.shared_gate_up);
     down.gemm.dense = view_of(*weights.shared_down);
   }
-  const WeightView &wide = routed ? up.gemm.routed : up.gemm.dense, &back = routed ? down.gemm.routed : down.gemm.dense;
+  const WeightView &wide = up.gemm.routed, &back = down.gemm.routed;
   if (n_tokens > kMostNarrowRows || !fits_narrow_experts(wide, back, common.n_experts)) return false;
-  up.x = packed_rows(packed_, packed_scales_, wide, n_tokens);
+  const PackedRows* packed = packed_twin_of(x, n_tokens, wide);
+  up.x = packed ? *packed : packed_rows(packed_, packed_scales_, wide, n_tokens);
   up.inner = down.x = packed_rows(packed_inner_, inner_scales_, back,
-                                  narrow_packed_rows(routed ? n_tokens * n_active : 0, common.n_experts, shared ? n_tokens : 0));
+                                  narrow_packed_rows(n_tokens * n_active, common.n_experts, shared ? n_tokens : 0));
   down.out = out;
-  launch_pack_rows(queue_, wide.format, x, nullptr, n_tokens, wide.k, up.x, {});
+  if (!packed) launch_pack_rows(queue_, wide.format, x, nullptr, n_tokens, wide.k, up.x, {});
   launch_narrow_experts(queue_, up);
   launch_narrow_experts(queue_, down);
   return true;
@@ -524,7 +548,7 @@ bool CudaBackend::run_narrow_experts(const float* x, const ExpertWeights& weight
 void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table,
                                    const Routing& routing, bool routed, bool shared, int n_active, int n_tokens, int n_slots,
                                    float* out) {
-  if (run_narrow_experts(x, weights, table, routing, routed, shared, n_active, n_tokens, n_slots, out)) return;
+  if (routed && run_narrow_experts(x, weights, table, routing, shared, n_active, n_tokens, n_slots, out)) return;
   const int n_experts = routed ? static_cast<int>(weights.gate_up.size()) : 0, n_shared = shared ? n_tokens : 0;
   const int n_routed = routed ? n_tokens * n_active : 0;
   TensorGemmArgs up, down;
@@ -534,7 +558,8 @@ void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights,
   down.weight = shared ? view_of(*weights.shared_down) : table.down_shape;
   up.experts = table.gate_up_tiles.as<ExpertTiles>();
   down.experts = table.down_tiles.as<ExpertTiles>();
-  up.x = packed_rows(packed_, packed_scales_, up.weight, n_tokens);
+  const PackedRows* packed = packed_twin_of(x, n_tokens, up.weight);
+  up.x = packed ? *packed : packed_rows(packed_, packed_scales_, up.weight, n_tokens);
   up.inner = down.x = packed_rows(packed_inner_, inner_scales_, down.weight, most_packed_rows(n_routed, n_experts, n_shared));
   down.out = out;
 
@@ -554,7 +579,7 @@ void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights,
     args->n_active = n_active;
     args->n_slots = n_slots;
   }
-  launch_pack_rows(queue_, up.weight.format, x, nullptr, n_tokens, up.weight.k, up.x, plan);
+  launch_pack_rows(queue_, up.weight.format, x, nullptr, packed ? 0 : n_tokens, up.weight.k, up.x, plan);
   launch_tensor_gemm(queue_, up);
   launch_tensor_gemm(queue_, down);
 }

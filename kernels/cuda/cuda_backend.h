@@ -9,6 +9,7 @@
 #include <array>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -90,16 +91,19 @@ class CudaBackend : public Backend {
   template <typename T>
   T* scratch(Scratch& scratch, size_t n);
 
-  // The BF16 copy that the last norm or attention of few rows wrote beside its output, for the products that read it next: to_bf16() finds it by the
-  // address of the float rows. Every op that writes floats gives them up first (writes()), and so do the ends of a recorded
-  // step, because a replay sees only what it recorded.
+  // The copy that the last norm or attention wrote beside its output, for the products that read it next, in BF16 or, of many
+  // rows, packed: they find it by the address of the float rows. Every op that writes floats gives them up first (writes()),
+  // and so do the ends of a recorded step, because a replay sees only what it recorded.
   struct Twin {
     const float* rows = nullptr;  // (n_rows, width)
     int n_rows = 0, width = 0;
     const void* bf16 = nullptr;
+    PackedRows packed;  // for weights of `format`
+    WeightFormat format = WeightFormat::bf16;
   };
   void writes(const void* address);
-  const void* twin_of(const float* x, int n_rows, int width) const;  // null: there is none
+  const void* twin_of(const float* x, int n_rows, int width) const;                        // null: there is none
+  const PackedRows* packed_twin_of(const float* x, int n_rows, const WeightView& weight);  // likewise
   const void* to_bf16(const float* x, const int32_t* row_ids, int n_rows, int width);
 
   struct ExpertTable;
@@ -115,7 +119,7 @@ class CudaBackend : public Backend {
   PackedRows packed_rows(Scratch& data, Scratch& scales, const WeightView& weight, int n_rows);
   bool takes_many_experts(const ExpertWeights& weights, const ExpertTable& table, int n_active, int n_tokens) const;
   bool run_narrow_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing,
-                          bool routed, bool shared, int n_active, int n_tokens, int n_slots, float* out);
+                          bool shared, int n_active, int n_tokens, int n_slots, float* out);
   void run_many_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing,
                         bool routed, bool shared, int n_active, int n_tokens, int n_slots, float* out);
 
@@ -132,13 +136,14 @@ class CudaBackend : public Backend {
   std::byte* landing_ = nullptr;                  // pinned: small downloads land here
 
   Twin twin_;
+  std::optional<WeightFormat> packs_;  // the format of the last weight that met many rows: what the next norm packs for
   Scratch x_{"activations in BF16"}, normed_{"activations in BF16"}, inner_{"expert activations"},
       shared_inner_{"shared expert activations"}, partial_attention_{"attention splits"}, expanded_{"FP8 pages as BF16"},
       chain_rows_{"attention rows"}, arrivals_{"attention splits"}, partial_logits_{"router logits"},
-      router_arrivals_{"router logits"}, packed_{"packed activations"}, packed_scales_{"activation scales"},
-      packed_inner_{"packed expert activations"}, inner_scales_{"expert activation scales"}, row_tiles_{"expert row tiles"},
-      forced_{"forced experts"}, penalised_{"penalised logits"}, group_bests_{"penalised logits"}, history_{"token history"},
-      gathered_{"sums over ranks"};
+      router_arrivals_{"router logits"}, packed_{"packed activations"}, packed_normed_{"packed activations"},
+      normed_scales_{"activation scales"}, packed_scales_{"activation scales"}, packed_inner_{"packed expert activations"},
+      inner_scales_{"expert activation scales"}, row_tiles_{"expert row tiles"}, forced_{"forced experts"},
+      penalised_{"penalised logits"}, group_bests_{"penalised logits"}, history_{"token history"}, gathered_{"sums over ranks"};
 
   struct Recorded {
     int n_runs = 0;

@@ -2,9 +2,9 @@
 // W in registers before x exists.
 //
 // Bound: memory, the bytes of W; but a kernel that is over in some microseconds spends as long again starting its stream. So
-// the grid fits the device whole, three blocks to an SM, and every warp asks for its 16 KB of W, 128 registers of each lane,
-// before it waits for the kernel ahead: they arrive while that one works. Shared memory is free for eight rows of x, copied
-// after the wait, and for the next eight while the sums of the last meet. early_linear.cu does the same for fewer rows with W
+// the grid fits the device whole, a block to an SM, and every warp asks for its 16 KB of W, 128 registers of each lane, before
+// it waits for the kernel ahead: they arrive while that one works. Shared memory is free for x, all of it copied at once after
+// the wait; up to three tiles of 16 rows of W (six of k 2048) share it. early_linear.cu does the same for fewer rows with W
 // in shared memory, where more rows of x would not fit.
 //
 // A warp has one of gemm.cu's slices of k, adds in its order and meets the others in its order: the bits are the same.
@@ -19,10 +19,11 @@ namespace {
 
 constexpr WeightFormat kFormat = WeightFormat::fp8;
 using S = Stream<kFormat>;
-constexpr int kWarps = 4, kBlocksPerSm = 3, kTokens = 8, kLeastTokens = 5, kMostTokens = 23;
+constexpr int kWarps = 12, kTokens = 8, kLeastTokens = 5, kMostTokens = 23;
 constexpr int kSliceGroups = 8, kSliceK = kSliceGroups * kGroup;  // of k, held by a warp
 constexpr int kSliceBytes = kSliceK * static_cast<int>(sizeof(__nv_bfloat16));
 constexpr int kRowElements = kSliceK + 32;  // of a token: 64 bytes more, so that tokens lie in different banks
+constexpr int kMostRounds = (kMostTokens + kTokens - 1) / kTokens;
 constexpr int kXBytes = kTokens * kRowElements * static_cast<int>(sizeof(__nv_bfloat16));  // of a slice
 
 struct HeldArgs {
@@ -37,18 +38,18 @@ struct HeldArgs {
 [[maybe_unused]] __device__ inline void keep_packed(uint4& w) { asm volatile("" : "+r"(w.x), "+r"(w.y), "+r"(w.z), "+r"(w.w)); }
 
 template <int Slices>
-__global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) held_kernel(const __grid_constant__ HeldArgs args) {
+__global__ void __launch_bounds__(kWarps * 32, 1) held_kernel(const __grid_constant__ HeldArgs args) {
 #if __CUDA_ARCH__ >= 900
   static_assert(slices_for(Slices * kSliceGroups) == Slices);
-  constexpr int kTiles = kWarps / Slices;
+  const int tiles = blockDim.x / (32 * Slices);  // of the block
   extern __shared__ __align__(128) char shared[];
-  __shared__ uint64_t arrived[Slices];
+  __shared__ uint64_t arrived[Slices][kMostRounds];
   __shared__ float scale[kWarps][kSliceGroups][16];
   __shared__ float partial[2][kWarps][4][32];
   let_next_start();
   const WeightView& w = args.w;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
-  const int slice = warp % Slices, tile = min(static_cast<int>(blockIdx.x) * kTiles + warp / Slices, w.n_tiles - 1);
+  const int slice = warp % Slices, tile = min(static_cast<int>(blockIdx.x) * tiles + warp / Slices, w.n_tiles - 1);
   uint4 held[kSliceGroups][S::kChunks];
   const uint4* source =
       w.tiles + (static_cast<size_t>(tile) * (Slices * kSliceGroups) + slice * kSliceGroups) * S::kChunks * 32 + lane;
@@ -57,7 +58,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) held_kernel(const _
 #pragma unroll
     for (int c = 0; c < S::kChunks; ++c) held[i][c] = load_once(source + (i * S::kChunks + c) * 32);
   if (warp < Slices && lane == 0) {
-    barrier_init(&arrived[warp], 1);
+    for (int round = 0; round < kMostRounds; ++round) barrier_init(&arrived[warp][round], 1);
     publish_barriers();
   }
   // Of rows g and g + 8; the lanes of a row share out its groups.
@@ -70,22 +71,23 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) held_kernel(const _
   wait_for_previous();
 
   // The first warp that has a slice copies the rows' parts of it.
-  const auto copy_tokens = [&](int first) {
-    if (warp >= Slices) return;
-    const int n_here = min(kTokens, args.n_tokens - first);
-    if (lane == 0) barrier_expect(&arrived[slice], n_here * kSliceBytes);
-    __syncwarp();
-    if (lane < n_here) {
-      const int64_t row = args.row_ids ? args.row_ids[first + lane] : first + lane;
-      bulk_copy(shared + slice * kXBytes + lane * kRowElements * sizeof(__nv_bfloat16), args.x + row * w.k + slice * kSliceK,
-                kSliceBytes, &arrived[slice]);
+  const int n_rounds = (args.n_tokens + kTokens - 1) / kTokens;
+  if (warp < Slices)
+    for (int round = 0; round < n_rounds; ++round) {
+      const int t = round * kTokens + lane, n_here = min(kTokens, args.n_tokens - round * kTokens);
+      if (lane == 0) barrier_expect(&arrived[slice][round], n_here * kSliceBytes);
+      __syncwarp();
+      if (lane < n_here)
+        bulk_copy(shared + (round * Slices + slice) * kXBytes + lane * kRowElements * sizeof(__nv_bfloat16),
+                  args.x + static_cast<int64_t>(args.row_ids ? args.row_ids[t] : t) * w.k + slice * kSliceK, kSliceBytes,
+                  &arrived[slice][round]);
     }
-  };
-  copy_tokens(0);
-  const auto* x = reinterpret_cast<const __nv_bfloat16*>(shared + slice * kXBytes) + g * kRowElements + q * S::kLaneK;
-  for (int first = 0, round = 0; first < args.n_tokens; first += kTokens, ++round) {
+  for (int round = 0; round < n_rounds; ++round) {
+    const int first = round * kTokens;
     const bool real = g < args.n_tokens - first;
-    barrier_wait(&arrived[slice], round % 2);
+    const auto* x =
+        reinterpret_cast<const __nv_bfloat16*>(shared + (round * Slices + slice) * kXBytes) + g * kRowElements + q * S::kLaneK;
+    barrier_wait(&arrived[slice][round], 0);
     float sum[4] = {};
 #pragma unroll
     for (int i = 0; i < kSliceGroups; ++i) {
@@ -104,11 +106,10 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) held_kernel(const _
 #pragma unroll
     for (int e = 0; e < 4; ++e) partial[round % 2][warp][e][lane] = sum[e];
     __syncthreads();
-    if (first + kTokens < args.n_tokens) copy_tokens(first + kTokens);
     // A thread per pair of sums, rows g and g + 8 of a token.
-    if (threadIdx.x >= kTiles * 64) continue;
+    if (static_cast<int>(threadIdx.x) >= tiles * 64) continue;
     const int local = warp / 2, column = warp % 2, t = first + 2 * q + column;
-    const int own_tile = blockIdx.x * kTiles + local, n = own_tile * 16 + g;
+    const int own_tile = blockIdx.x * tiles + local, n = own_tile * 16 + g;
     if (t >= args.n_tokens) continue;
     float low = 0.0f, high = 0.0f;
 #pragma unroll
@@ -131,18 +132,18 @@ int most_blocks() {
     CUDA_CHECK(cudaFuncGetAttributes(&attributes, held_kernel<4>));
     CUDA_CHECK(cudaGetDevice(&device));
     CUDA_CHECK(cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device));
-    return attributes.binaryVersion >= 90 ? n_sms * kBlocksPerSm : 0;
+    return attributes.binaryVersion >= 90 ? n_sms : 0;
   }();
   return known;
 }
 
 template <int Slices>
 bool launch_slices(const Queue& queue, const GemmArgs& gemm) {
-  const int n_blocks = divide_up(gemm.dense.n_tiles, kWarps / Slices);
-  if (n_blocks > most_blocks()) return false;
-  constexpr int kBytes = Slices * kXBytes;
-  CUDA_CHECK(cudaFuncSetAttribute(held_kernel<Slices>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  launch(queue, held_kernel<Slices>, n_blocks, kWarps * 32, kBytes,
+  const int n_sms = most_blocks(), tiles = n_sms > 0 ? divide_up(gemm.dense.n_tiles, n_sms) : 0;
+  if (tiles == 0 || tiles > kWarps / Slices) return false;
+  const int bytes = divide_up(gemm.n_tokens, kTokens) * Slices * kXBytes;
+  CUDA_CHECK(cudaFuncSetAttribute(held_kernel<Slices>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  launch(queue, held_kernel<Slices>, divide_up(gemm.dense.n_tiles, tiles), tiles * Slices * 32, bytes,
          HeldArgs{gemm.dense, static_cast<const __nv_bfloat16*>(gemm.dense_x), gemm.row_ids,
                   static_cast<float*>(gemm.dense_out), gemm.n_tokens});
   return true;

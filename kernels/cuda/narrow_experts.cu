@@ -53,7 +53,7 @@ template <bool GateUp>
 __device__ void copy_tokens(const NarrowArgs& args, const stream::Lists& lists, int n_items, int begin, int end,
                             uint8_t* buffers, Shared& s) {
   const GemmArgs& gemm = args.gemm;
-  const int lane = threadIdx.x % 32, n_groups = (gemm.routed.n > 0 ? gemm.routed : gemm.dense).n_groups;
+  const int lane = threadIdx.x % 32, n_groups = gemm.routed.n_groups;
   Cursor at;
   int index = 0;
   for (int place = begin; place < end; place = at.segment_end, ++index) {
@@ -202,7 +202,7 @@ __global__ void __launch_bounds__(kThreads, 1) narrow_kernel(const __grid_consta
   __shared__ Shared s;
   uint8_t* buffers = raw + (1024 - shared_address(raw) % 1024) % 1024;
   const GemmArgs& gemm = args.gemm;
-  const WeightView& any = gemm.routed.n > 0 ? gemm.routed : gemm.dense;
+  const WeightView& any = gemm.routed;
   const int lane = threadIdx.x % 32, group = threadIdx.x / 128, q = lane % 4;
   const int n_items = gemm.n_experts + 1, n_groups = any.n_groups;
   const stream::Lists lists(reinterpret_cast<char*>(buffers + 2 * buffer_bytes(n_groups)), n_items);
@@ -342,8 +342,7 @@ int n_blocks() {
 
 template <bool GateUp>
 void launch_mode(const Queue& queue, const NarrowArgs& args) {
-  const WeightView& any = args.gemm.routed.n > 0 ? args.gemm.routed : args.gemm.dense;
-  const int bytes = 1024 + 2 * buffer_bytes(any.n_groups) + stream::lists_bytes(args.gemm.n_experts + 1);
+  const int bytes = 1024 + 2 * buffer_bytes(args.gemm.routed.n_groups) + stream::lists_bytes(args.gemm.n_experts + 1);
   CUDA_CHECK(cudaFuncSetAttribute(narrow_kernel<GateUp>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   launch(queue, narrow_kernel<GateUp>, n_blocks(), kThreads, bytes, args);
 }

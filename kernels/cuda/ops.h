@@ -55,13 +55,16 @@ struct ExactExperts {
 void launch_exact_experts(const Queue& queue, const ExactExperts& args, const float* x, float* inner, float* out);
 
 // ---- route.cu
-constexpr int kRouterSlices = 8;  // partial logits per (token, expert)
+constexpr int kRouterSlices = 8;     // partial logits per (token, expert)
+constexpr int kManyRouterRows = 64;  // steps of this many rows take the tensor cores
 struct RouterScratch {
   float* partial = nullptr;     // (kRouterSlices, T, E)
   int32_t* arrivals = nullptr;  // (1), zero between launches
 };
+// many_rows: the many-row kernels may run, there is a Hopper for them.
 void launch_route(const Queue& queue, const float* x, const WeightView& gate, const float* bias, const RouterShape& shape,
-                  int n_tokens, const int32_t* forced_ids, const RouterScratch& scratch, float* logits, const Routing& out);
+                  int n_tokens, bool many_rows, const int32_t* forced_ids, const RouterScratch& scratch, float* logits,
+                  const Routing& out);
 bool can_route(const RouterShape& shape);
 
 // ---- sample.cu

@@ -75,34 +75,17 @@ __global__ void __launch_bounds__(kWarps * 32) pack_rows_kernel(const __grid_con
   const int r = static_cast<int>(item / args.n_groups), group = static_cast<int>(item % args.n_groups);
   const float* row = args.x + static_cast<int64_t>(args.row_ids ? args.row_ids[r] : r) * args.k;
   const int k = group * kGroup + 4 * lane;
-  float v[4];
+  float4 v;
   if (args.k % 4 == 0) {
-    const float4 whole = k < args.k ? *reinterpret_cast<const float4*>(row + k) : float4{0, 0, 0, 0};
-    v[0] = whole.x, v[1] = whole.y, v[2] = whole.z, v[3] = whole.w;
+    v = k < args.k ? *reinterpret_cast<const float4*>(row + k) : float4{0, 0, 0, 0};
   } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) v[i] = k + i < args.k ? row[k + i] : 0.0f;
+    const auto at = [&](int i) { return k + i < args.k ? row[k + i] : 0.0f; };
+    v = {at(0), at(1), at(2), at(3)};
   }
-  if constexpr (F == WeightFormat::fp8) {
-    float largest = fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3])));
-#pragma unroll
-    for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
-    const float2 scale = fp8_scale(largest);
-    const int64_t at = static_cast<int64_t>(group) * args.out.stride + r;
-    if (lane == 0) args.out.scales[at] = scale.x;
-    // the lane's four k fill one word, its middle bytes swapped
-    const uint32_t word = pack_fp8(v[0] * scale.y, v[2] * scale.y) | pack_fp8(v[1] * scale.y, v[3] * scale.y) << 16;
-    const int piece = lane / 8 * 2 + lane % 2;
-    *reinterpret_cast<uint32_t*>(args.out.data + at * 128 + ((piece ^ (r & 7)) * 16 + lane % 8 / 2 * 4)) = word;
-  } else {
-    const int64_t at = static_cast<int64_t>(group * 2 + lane / 16) * args.out.stride + r;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int piece = lane % 16 / 4 * 2 + half;
-      *reinterpret_cast<uint32_t*>(args.out.data + at * 128 + ((piece ^ (r & 7)) * 16 + lane % 4 * 4)) =
-          pack_bf16(v[2 * half], v[2 * half + 1]);
-    }
-  }
+  if constexpr (F == WeightFormat::fp8)
+    pack_group_fp8(args.out, r, group, v);
+  else
+    pack_group_bf16(args.out, r, group, v);
 }
 
 }  // namespace

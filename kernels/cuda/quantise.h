@@ -59,7 +59,7 @@ struct TilePlan {
   int32_t* n_tiles = nullptr;
 };
 
-// Packs rows of x (., k) f32, picked by row_ids when given, and makes the plan.
+// Packs rows of x (., k) f32, picked by row_ids when given, and makes the plan. No rows: the plan alone.
 void launch_pack_rows(const Queue& queue, WeightFormat format, const float* x, const int32_t* row_ids, int n_rows, int k,
                       const PackedRows& out, const TilePlan& plan);
 

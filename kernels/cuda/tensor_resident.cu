@@ -17,7 +17,6 @@ constexpr int kTiles = kGroups * 4;         // of W
 constexpr int kTileBytes = 16 * kGroup;     // of a k block
 constexpr int kMostRows = 128;              // of x
 constexpr int kMostStages = 8, kParts = 3;  // of x; barriers that W arrives on
-constexpr int kAtOnce = 8;                  // loads from a peer's memory, which is far
 constexpr int kSharedBytes = 227 << 10, kOwnBytes = 2048;
 enum Meeting { kMultiply = 1 };
 
@@ -30,19 +29,35 @@ struct ResidentArgs {
 };
 
 struct Barriers {
-  uint64_t weights[kParts], full[kMostStages], empty[kMostStages];
+  uint64_t weights[kParts], full[kMostStages], empty[kMostStages], sums;
 };
 
 __host__ __device__ constexpr int stage_bytes(int rows) { return (rows * (128 + 4) + 1023) / 1024 * 1024; }
 
+// Kilobytes of sums, one per column pair's element: all of a block's, then what the others sent, each its part.
+__host__ __device__ constexpr int first_sum(int n, int rank, int n_splits) { return n / 2 * rank / n_splits; }
+__host__ __device__ constexpr int most_sums(int n, int n_splits) { return (n / 2 + n_splits - 1) / n_splits; }
+
+// All threads of the cluster have come here; says nothing of what they wrote.
+[[maybe_unused]] __device__ inline void meet_cluster() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
+}
+// Shared memory to where block `rank` of the cluster has `to`, counted on its `barrier`.
+[[maybe_unused]] __device__ inline void send(float* to, const float* from, int bytes, uint64_t* barrier, int rank) {
+  asm volatile(
+      "{ .reg .b32 to, barrier; mapa.shared::cluster.u32 to, %0, %4; mapa.shared::cluster.u32 barrier, %3, %4;\n"
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [to], [%1], %2, [barrier]; }" ::"r"(
+          shared_address(to)),
+      "r"(shared_address(from)), "r"(bytes), "r"(shared_address(barrier)), "r"(rank)
+      : "memory");
+}
+
 struct Place {
-  int first, n_rows, begin, end;  // rows of x, blocks of k
-  int tile;                       // of W
+  int begin, end;  // blocks of k
+  int tile;        // of W
   __device__ explicit Place(const ResidentArgs& args) {
-    const int rank = blockIdx.x % args.n_splits, item = blockIdx.x / args.n_splits;
-    first = item % args.n_row_tiles * args.row_tile;
-    n_rows = min(args.row_tile, args.n_rows - first);
-    tile = item / args.n_row_tiles * kTiles;
+    const int rank = blockIdx.x % args.n_splits;
+    tile = static_cast<int>(blockIdx.x) / args.n_splits * kTiles;
     begin = args.w.n_groups * rank / args.n_splits;
     end = args.w.n_groups * (rank + 1) / args.n_splits;
   }
@@ -118,28 +133,31 @@ __device__ void run(const ResidentArgs& args, const Place& place, const uint8_t*
     if (++stage == args.n_stages) stage = 0, parity ^= 1;
   }
   const int row = (place.tile + warp) * 16 + lane / 4, n = args.w.n, rank = blockIdx.x % args.n_splits;
-  meet<kMultiply, kMultipliers>();  // nobody reads W any more: the sums take its place
+  meet_cluster();  // nobody reads W any more: the sums take its place
+  const int own = first_sum(N, rank, args.n_splits), count = first_sum(N, rank + 1, args.n_splits) - own;
+  const int most = most_sums(N, args.n_splits);
+  float* received = parts + N / 2 * kMultipliers;  // (splits, most, threads)
 #pragma unroll
   for (int i = 0; i < N / 2; ++i) parts[i * kMultipliers + threadIdx.x] = sum[i];
-  cluster_meet();
-  const int begin = N / 2 * rank / args.n_splits, end = N / 2 * (rank + 1) / args.n_splits;
-  for (int first = begin; first < end; first += kAtOnce) {
-    float values[kMostSplits][kAtOnce];
-#pragma unroll
-    for (int from = 0; from < kMostSplits; ++from)
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i)
-        values[from][i] =
-            from < args.n_splits && first + i < end ? load_peer(parts + (first + i) * kMultipliers + threadIdx.x, from) : 0.0f;
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int index = first + i, column = index / 4 * 8 + q * 2 + index % 2;
-      float total = values[0][i];
-#pragma unroll
-      for (int from = 1; from < kMostSplits; ++from) total += values[from][i];
-      if (index < end && column < place.n_rows)
-        args.out[static_cast<int64_t>(place.first + column) * n + row + index % 4 / 2 * 8] = total;
+  publish_to_async();
+  meet<kMultiply, kMultipliers>();
+  if (static_cast<int>(threadIdx.x) < args.n_splits && static_cast<int>(threadIdx.x) != rank) {
+    const int to = threadIdx.x, first = first_sum(N, to, args.n_splits);
+    send(received + rank * most * kMultipliers, parts + first * kMultipliers,
+         (first_sum(N, to + 1, args.n_splits) - first) * kMultipliers * 4, &barriers.sums, to);
+  }
+  if (threadIdx.x == 0) barrier_expect(&barriers.sums, (args.n_splits - 1) * count * kMultipliers * 4);
+  barrier_wait(&barriers.sums, 0);
+#pragma unroll 4
+  for (int i = 0; i < count; ++i) {
+    const int index = own + i, column = index / 4 * 8 + q * 2 + index % 2;
+    float total = 0.0f;
+    for (int from = 0; from < args.n_splits; ++from) {
+      const float value =
+          from == rank ? parts[index * kMultipliers + threadIdx.x] : received[(from * most + i) * kMultipliers + threadIdx.x];
+      total = from == 0 ? value : total + value;
     }
+    if (column < args.n_rows) args.out[static_cast<int64_t>(column) * n + row + index % 4 / 2 * 8] = total;
   }
 }
 
@@ -157,6 +175,8 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(const __grid_cons
       barrier_init(&barriers.full[i], 1);
       barrier_init(&barriers.empty[i], kGroups * 4);
     }
+    barrier_init(&barriers.sums, 1);
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     publish_to_async();
   }
   if (threadIdx.x >= kMultipliers) {
@@ -175,7 +195,7 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(const __grid_cons
       for (int kb = place.begin; kb < place.end; ++kb) {
         barrier_wait(&barriers.empty[stage], parity);
         uint8_t* to = x + stage * stage_bytes(args.stage_rows);
-        const size_t from = static_cast<size_t>(kb) * args.x.stride + place.first;
+        const size_t from = static_cast<size_t>(kb) * args.x.stride;
         if (lane == 0) barrier_expect(&barriers.full[stage], bytes + scale_bytes);
         __syncwarp();
         if (lane == 0) bulk_load(to, args.x.data + from * 128, bytes, &barriers.full[stage]);
@@ -184,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(const __grid_cons
       }
     }
     __syncwarp();
-    cluster_meet();
+    meet_cluster();
   } else {
     __syncthreads();
     take_registers<232>();
@@ -197,7 +217,7 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(const __grid_cons
       default: run<128>(args, place, w, x, barriers, parts);
     }
   }
-  cluster_meet();  // the others have read this block's sums
+  meet_cluster();  // what this block sent has arrived
 #endif
 }
 
@@ -206,27 +226,25 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(const __grid_cons
 bool launch_tensor_resident(const Queue& queue, const TensorGemmArgs& gemm) {
   const WeightView& w = gemm.weight;
   if (w.format != WeightFormat::fp8 || w.gate_up || w.n % (kTiles * 16) != 0 || w.k % kGroup != 0 || w.row_shift < 6 ||
-      w.k_shift != 7 || gemm.x.stride % 8 != 0)
+      w.k_shift != 7 || gemm.x.stride % 8 != 0 || gemm.n_rows > kMostRows)
     return false;
   ResidentArgs args = {};
   args.w = w;
   args.x = gemm.x;
   args.out = gemm.out;
   args.n_rows = gemm.n_rows;
-  args.n_row_tiles = divide_up(gemm.n_rows, kMostRows);
-  args.row_tile = divide_up(divide_up(gemm.n_rows, args.n_row_tiles), 16) * 16;
   args.n_splits = gemm.n_splits;
-  args.stage_rows = args.row_tile <= 16 ? 16 : args.row_tile <= 32 ? 32 : divide_up(args.row_tile, 32) * 32;
+  args.stage_rows = gemm.n_rows <= 16 ? 16 : divide_up(gemm.n_rows, 32) * 32;
   args.most_blocks = divide_up(w.n_groups, args.n_splits);
-  const int weight_bytes =
-      std::max(args.most_blocks * kTileBytes * kTiles, args.stage_rows * 128 * static_cast<int>(sizeof(float)));
+  const int weight_bytes = std::max(args.most_blocks * kTileBytes * kTiles,
+                                    (args.stage_rows / 2 + args.n_splits * most_sums(args.stage_rows, args.n_splits)) *
+                                        kMultipliers * static_cast<int>(sizeof(float)));
   const int left = kSharedBytes - kOwnBytes - weight_bytes;
   args.n_stages = std::min({left / stage_bytes(args.stage_rows), args.most_blocks, kMostStages});
   if (args.n_stages < 2) return false;
   const int bytes = 1024 + args.n_stages * stage_bytes(args.stage_rows) + weight_bytes;
   CUDA_CHECK(cudaFuncSetAttribute(resident_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  launch_cluster(queue, resident_kernel, w.n_tiles / kTiles * args.n_row_tiles * args.n_splits, kThreads, bytes, args.n_splits,
-                 args);
+  launch_cluster(queue, resident_kernel, w.n_tiles / kTiles * args.n_splits, kThreads, bytes, args.n_splits, args);
   return true;
 }
 
