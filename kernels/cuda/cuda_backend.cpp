@@ -100,6 +100,7 @@ void CudaBackend::upload(void* device, const void* host, size_t bytes) {
 
 void CudaBackend::download(void* host, const void* device, size_t bytes) {
   enter();
+  if (slots_.holds(device)) expand_slots();
   const bool small = bytes <= kLandingBytes;
   CUDA_CHECK(cudaMemcpyAsync(small ? landing_ : host, device, bytes, cudaMemcpyDeviceToHost, queue_.stream));
   synchronize();
@@ -174,8 +175,10 @@ void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
     const cudaError_t status = cudaGraphInstantiate(&recorded_[key].graph, graph, 0);
     cudaGraphDestroy(graph);
     CUDA_CHECK(status);
+    recorded_[key].slots = slots_;
   }
   CUDA_CHECK(cudaGraphLaunch(recorded_[key].graph, queue_.stream));
+  slots_ = recorded_[key].slots;
 }
 
 bool CudaBackend::would_replay(uint64_t key) const {
@@ -266,6 +269,14 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
   if (n_tokens == 0 || (!addend && !out)) return;
   writes(residual);
   if (out) writes(out);
+  const bool packs = out && many_rows_ && packs_ && n_tokens >= kManyExpertRows && norm_packs(width) && !(addend && comm);
+  const bool addend_is_bf16 = addend && slots_.holds(addend);
+  if (addend_is_bf16 && !packs) {  // the other kernels read float32
+    float* sums = scratch<float>(slot_sums_, static_cast<size_t>(n_tokens) * width);
+    launch_sum_slots(queue_, addend, true, n_slots, n_tokens, width, sums);
+    addend = sums;
+    n_slots = 1;
+  }
   if (addend && comm && world_) {
     const ReduceArgs args{residual, addend, n_slots, n_tokens, width, weight, eps, out};
     return world_->reduce_add_rms_norm(
@@ -274,7 +285,7 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
   if (addend && comm) {  // through the host: right on any world of ranks, and only that
     const size_t n = static_cast<size_t>(n_tokens) * width;
     float* sums = scratch<float>(gathered_, n);
-    launch_sum_slots(queue_, addend, n_slots, n_tokens, width, sums);
+    launch_sum_slots(queue_, addend, false, n_slots, n_tokens, width, sums);
     std::vector<float> host(n);
     download(host.data(), sums, n * sizeof(float));
     comm->all_reduce_sum(host.data(), static_cast<int64_t>(n));
@@ -282,10 +293,11 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
     addend = sums;
     n_slots = 1;
   }
-  if (out && many_rows_ && packs_ && n_tokens >= kManyExpertRows && norm_packs(width)) {
+  if (packs) {
     ManyNormArgs args;
     args.residual = residual;
     args.addend = addend;
+    args.addend_is_bf16 = addend_is_bf16;
     args.n_slots = n_slots;
     args.weight = weight;
     args.eps = eps;
@@ -311,6 +323,16 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
 void CudaBackend::writes(const void* address) {
   const float* at = static_cast<const float*>(address);
   if (twin_.rows && at >= twin_.rows && at < twin_.rows + static_cast<size_t>(twin_.n_rows) * twin_.width) twin_ = {};
+  if (slots_.holds(address)) slots_ = {};
+}
+
+// Whoever reads the slots sees floats.
+void CudaBackend::expand_slots() {
+  const size_t n = slots_.bytes / sizeof(uint16_t);
+  float* floats = scratch<float>(slot_sums_, n);
+  launch_sum_slots(queue_, slots_.data, true, 1, 1, static_cast<int>(n), floats);
+  CUDA_CHECK(cudaMemcpyAsync(slots_.data, floats, n * sizeof(float), cudaMemcpyDeviceToDevice, queue_.stream));
+  slots_ = {};
 }
 
 const void* CudaBackend::twin_of(const float* x, int n_rows, int width) const {
@@ -476,6 +498,7 @@ void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Ro
                        same_shape(view_of(*weights.shared_down), table.down_shape);
     if (routed) run_many_experts(x, weights, table, routing, true, alike, n_active, n_tokens, n_slots, out);
     if (shared && !alike) run_many_experts(x, weights, table, routing, false, true, n_active, n_tokens, n_slots, out);
+    slots_ = {out, static_cast<size_t>(n_tokens) * n_slots * width * sizeof(uint16_t)};
     return;
   }
   if (!exact_ && (n_active == 0 || table.uniform))
@@ -537,7 +560,7 @@ bool CudaBackend::run_narrow_experts(const float* x, const ExpertWeights& weight
   up.x = packed ? *packed : packed_rows(packed_, packed_scales_, wide, n_tokens);
   up.inner = down.x = packed_rows(packed_inner_, inner_scales_, back,
                                   narrow_packed_rows(n_tokens * n_active, common.n_experts, shared ? n_tokens : 0));
-  down.out = out;
+  down.slots = reinterpret_cast<__nv_bfloat16*>(out);
   if (!packed) launch_pack_rows(queue_, wide.format, x, nullptr, n_tokens, wide.k, up.x, {});
   launch_narrow_experts(queue_, up);
   launch_narrow_experts(queue_, down);
@@ -561,7 +584,7 @@ void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights,
   const PackedRows* packed = packed_twin_of(x, n_tokens, up.weight);
   up.x = packed ? *packed : packed_rows(packed_, packed_scales_, up.weight, n_tokens);
   up.inner = down.x = packed_rows(packed_inner_, inner_scales_, down.weight, most_packed_rows(n_routed, n_experts, n_shared));
-  down.out = out;
+  down.slots = reinterpret_cast<__nv_bfloat16*>(out);
 
   TilePlan plan;
   plan.expert_offsets = routing.expert_offsets;

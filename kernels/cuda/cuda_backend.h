@@ -106,6 +106,17 @@ class CudaBackend : public Backend {
   const PackedRows* packed_twin_of(const float* x, int n_rows, const WeightView& weight);  // likewise
   const void* to_bf16(const float* x, const int32_t* row_ids, int n_rows, int width);
 
+  // What experts() of many rows left at its output: BF16, half the bytes of the floats that the seam speaks of. The sum over
+  // slots reads them so; for anyone else they are expanded first.
+  struct Slots {
+    void* data = nullptr;
+    size_t bytes = 0;
+    bool holds(const void* address) const {
+      return data && address >= data && address < static_cast<const std::byte*>(data) + bytes;
+    }
+  };
+  void expand_slots();
+
   struct ExpertTable;
   const ExpertTable& table_of(const ExpertWeights& weights);
   void attention_by_rows(const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv, float* out);
@@ -136,6 +147,7 @@ class CudaBackend : public Backend {
   std::byte* landing_ = nullptr;                  // pinned: small downloads land here
 
   Twin twin_;
+  Slots slots_;
   std::optional<WeightFormat> packs_;  // the format of the last weight that met many rows: what the next norm packs for
   Scratch x_{"activations in BF16"}, normed_{"activations in BF16"}, inner_{"expert activations"},
       shared_inner_{"shared expert activations"}, partial_attention_{"attention splits"}, expanded_{"FP8 pages as BF16"},
@@ -143,11 +155,13 @@ class CudaBackend : public Backend {
       router_arrivals_{"router logits"}, packed_{"packed activations"}, packed_normed_{"packed activations"},
       normed_scales_{"activation scales"}, packed_scales_{"activation scales"}, packed_inner_{"packed expert activations"},
       inner_scales_{"expert activation scales"}, row_tiles_{"expert row tiles"}, forced_{"forced experts"},
-      penalised_{"penalised logits"}, group_bests_{"penalised logits"}, history_{"token history"}, gathered_{"sums over ranks"};
+      penalised_{"penalised logits"}, group_bests_{"penalised logits"}, history_{"token history"}, gathered_{"sums over ranks"},
+      slot_sums_{"sums over slots"};
 
   struct Recorded {
     int n_runs = 0;
     cudaGraphExec_t graph = nullptr;
+    Slots slots;  // as a replay leaves them
   };
   std::map<uint64_t, Recorded> recorded_;
   std::array<cudaEvent_t, kMarks> marks_{};

@@ -168,7 +168,7 @@ void DeviceWorld::reserve(int width) {
 
 void DeviceWorld::reduce_add_rms_norm(const Queue& queue, const ReduceArgs& args, float* sums) {
   if (nccl_) {
-    launch_sum_slots(queue, args.addend, args.n_slots, args.n_tokens, args.width, sums);
+    launch_sum_slots(queue, args.addend, false, args.n_slots, args.n_tokens, args.width, sums);
     nccl_->all_reduce(sums, static_cast<size_t>(args.n_tokens) * args.width, queue.stream);
     return launch_reduce_add_rms_norm(queue, args.residual, sums, 1, args.weight, args.eps, args.n_tokens, args.width, args.out,
                                       nullptr);

@@ -34,7 +34,7 @@ using Cursor = stream::Cursor<kTokens, kPlaceTiles>;
 struct TokenBlock {
   int count, packed_row;
   int out_rows[kTokens];
-  float weights[kTokens];
+  float factors[kTokens];  // of the sums: x's scale, or the slot's weight
 };
 
 struct Shared {
@@ -64,21 +64,22 @@ __device__ void copy_tokens(const NarrowArgs& args, const stream::Lists& lists, 
     const int count = min(kTokens, n - at.block * kTokens);
     // Rows past the last repeat it; nobody reads their results.
     int token = first + min(lane % kTokens, count - 1), out_row = token * gemm.n_slots + gemm.n_active;
-    float weight = 1.0f;
+    float factor = 1.0f;
     if (!dense) {
       const int slot = gemm.slot_order[token];
       token = slot / gemm.n_active;
       out_row = token * gemm.n_slots + slot % gemm.n_active;
-      if (!GateUp) weight = gemm.slot_weights[slot];
+      if (!GateUp) factor = gemm.slot_weights[slot];
     }
+    if (GateUp) factor = args.x.scales[token];
     // Blocks of tokens before this one, each with rows of its own between the two products.
     const int packed_row = (at.item_start / at.tiles + at.block) * kTokens;
     if (index >= 2) barrier_wait(&s.empty[index % 2], (index / 2 - 1) % 2);
     TokenBlock& tokens = s.token_blocks[index % 2];
-    if (lane < kTokens) tokens.out_rows[lane] = out_row, tokens.weights[lane] = weight;
+    if (lane < kTokens) tokens.out_rows[lane] = out_row, tokens.factors[lane] = factor;
     if (lane == 0) tokens.count = count, tokens.packed_row = packed_row;
     uint8_t* to = buffers + index % 2 * buffer_bytes(n_groups);
-    float* to_scales = reinterpret_cast<float*>(to + n_groups * kXBytes);
+    [[maybe_unused]] float* to_scales = reinterpret_cast<float*>(to + n_groups * kXBytes);
     if constexpr (GateUp) {
       int rows[kTokens / 4];
 #pragma unroll
@@ -88,8 +89,6 @@ __device__ void copy_tokens(const NarrowArgs& args, const stream::Lists& lists, 
 #pragma unroll
         for (int m = 0; m < kTokens / 4; ++m)
           copy_16_bytes(to + group * kXBytes + swizzled(4 * m + lane / 8, lane % 8), from + swizzled(rows[m], lane % 8));
-        if (lane < kTokens)
-          copy_4_bytes(to_scales + group * kTokens + lane, args.x.scales + static_cast<size_t>(group) * args.x.stride + token);
       }
       wait_for_copies();
       publish_to_async();
@@ -138,12 +137,13 @@ using Sums = float[kBlocks][kTokens / 2];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / 128, g = lane / 4, q = lane % 4;
 #pragma unroll
   for (int i = 0; i < kTokens / 4; ++i) {  // token 8 (i / 2) + 2 q + i % 2
+    const float factor = tokens.factors[i / 2 * 8 + 2 * q + i % 2];
     float largest = 0.0f;
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       float& low = sum[block][i / 2 * 4 + i % 2];
-      const float high = sum[block][i / 2 * 4 + i % 2 + 2];
-      low = low / (1.0f + __expf(-low)) * high;
+      const float gate = low * factor, up = sum[block][i / 2 * 4 + i % 2 + 2] * factor;
+      low = __fdividef(gate, 1.0f + __expf(-gate)) * up;
       largest = fmaxf(largest, fabsf(low));
     }
 #pragma unroll
@@ -185,12 +185,12 @@ using Sums = float[kBlocks][kTokens / 2];
   for (int i = 0; i < kTokens / 4; ++i) {
     const int column = i / 2 * 8 + 2 * q + i % 2;
     if (column >= tokens.count) continue;
-    float* out = args.out + static_cast<int64_t>(tokens.out_rows[column]) * n + first;
-    const float weight = tokens.weights[column];
+    __nv_bfloat16* out = args.slots + static_cast<int64_t>(tokens.out_rows[column]) * n + first;
+    const float factor = tokens.factors[column];
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
-      out[block * 64] = sum[block][i / 2 * 4 + i % 2] * weight;
-      out[block * 64 + 8] = sum[block][i / 2 * 4 + i % 2 + 2] * weight;
+      out[block * 64] = __float2bfloat16_rn(sum[block][i / 2 * 4 + i % 2] * factor);
+      out[block * 64 + 8] = __float2bfloat16_rn(sum[block][i / 2 * 4 + i % 2 + 2] * factor);
     }
   }
 }
@@ -274,7 +274,7 @@ __global__ void __launch_bounds__(kThreads, 1) narrow_kernel(const __grid_consta
       barrier_wait(&s.full[index % 2], index / 2 % 2);
     }
     const uint8_t* x = buffers + index % 2 * buffer_bytes(n_groups);
-    const float* x_scales = reinterpret_cast<const float*>(x + n_groups * kXBytes) + 2 * q;
+    [[maybe_unused]] const float* x_scales = reinterpret_cast<const float*>(x + n_groups * kXBytes) + 2 * q;
     Sums sum = {};
     for (int first = 0; first < n_groups; first += kDepth) {
       // The groups kDepth further on, or the next place's first; behind the last place these again, for nobody.
@@ -306,15 +306,17 @@ __global__ void __launch_bounds__(kThreads, 1) narrow_kernel(const __grid_consta
                               __shfl_sync(kAllLanes, place.scale.y, first + d)};
 #pragma unroll
         for (int j = 0; j < kTokens / 8; ++j) {
-          const float2 of_x = *reinterpret_cast<const float2*>(x_scales + (first + d) * kTokens + 8 * j);
-          const float low = of_x.x * scale.x, low_odd = of_x.y * scale.x;
-          const float high = GateUp ? of_x.x * scale.y : low, high_odd = GateUp ? of_x.y * scale.y : low_odd;
+          float2 low = {scale.x, scale.x}, high = {scale.y, scale.y};
+          if constexpr (!GateUp) {
+            const float2 of_x = *reinterpret_cast<const float2*>(x_scales + (first + d) * kTokens + 8 * j);
+            low = high = {of_x.x * scale.x, of_x.y * scale.x};
+          }
 #pragma unroll
           for (int block = 0; block < kBlocks; ++block) {
-            sum[block][4 * j] += part[block][4 * j] * low;
-            sum[block][4 * j + 1] += part[block][4 * j + 1] * low_odd;
-            sum[block][4 * j + 2] += part[block][4 * j + 2] * high;
-            sum[block][4 * j + 3] += part[block][4 * j + 3] * high_odd;
+            sum[block][4 * j] += part[block][4 * j] * low.x;
+            sum[block][4 * j + 1] += part[block][4 * j + 1] * low.y;
+            sum[block][4 * j + 2] += part[block][4 * j + 2] * high.x;
+            sum[block][4 * j + 3] += part[block][4 * j + 3] * high.y;
           }
         }
       }

@@ -2,16 +2,18 @@
 // once.
 #pragma once
 
+#include <cuda_bf16.h>
+
 #include "cuda/gemm.h"
 #include "cuda/quantise.h"
 
 namespace sigmoe::cuda {
 
 struct NarrowArgs {
-  GemmArgs gemm;         // the lists and weights of a gate_up or down launch; its activations and outputs are these instead:
-  PackedRows x;          // gate_up: (T); down: as gate_up left them, narrow_packed_rows() of them
-  PackedRows inner;      // gate_up: silu(gate x) * up x
-  float* out = nullptr;  // down: (T, slots, n) f32, weighted
+  GemmArgs gemm;     // the lists and weights of a gate_up or down launch; its activations and outputs are these instead:
+  PackedRows x;      // gate_up: (T); down: as gate_up left them, narrow_packed_rows() of them
+  PackedRows inner;  // gate_up: silu(gate x) * up x
+  __nv_bfloat16* slots = nullptr;  // down: (T, slots, n), weighted
 };
 
 constexpr int kMostNarrowRows = 256;  // of a step; more are sooner done by tensor_gemm.h's kernels, which give the same bits

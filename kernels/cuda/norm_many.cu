@@ -2,8 +2,8 @@
 // would make of it, bit for bit, without reading it again.
 //
 // Bound: memory, residual and slots once in and residual, out and the packed rows once out. A row is one block's work. A
-// warp's 32 float4 are a group of 128 columns, the run that has one scale; a thread has V of them, so that many loads are in
-// flight. Squares are added by group, then over the groups: the order of elementwise.cu's kernel, whatever V is.
+// warp's 32 float4 are a group of 128 columns, the run that is packed at once; a thread has V of them, so that many loads are
+// in flight. Squares are added by group, then over the groups: the order of elementwise.cu's kernel, whatever V is.
 #include "cuda/device.cuh"
 #include "cuda/gemm.h"
 #include "cuda/norm_many.h"
@@ -66,14 +66,29 @@ __global__ void __launch_bounds__(kMostGroups * 32 / V) many_norm_kernel(const _
   const float inverse = 1.0f / sqrtf(warp_sum(lane < args.width / kGroup ? of_group[lane] : 0.0f) / args.width + args.eps);
 #pragma unroll
   for (int v = 0; v < V; ++v) {
-    const float4 normed = {value[v].x * inverse * scale[v].x, value[v].y * inverse * scale[v].y,
-                           value[v].z * inverse * scale[v].z, value[v].w * inverse * scale[v].w};
-    reinterpret_cast<float4*>(args.out)[t * n + threadIdx.x + v * blockDim.x] = normed;
+    value[v] = {value[v].x * inverse * scale[v].x, value[v].y * inverse * scale[v].y, value[v].z * inverse * scale[v].z,
+                value[v].w * inverse * scale[v].w};
+    reinterpret_cast<float4*>(args.out)[t * n + threadIdx.x + v * blockDim.x] = value[v];
+  }
+  float2 packed_scale = {1.0f, 1.0f};
+  if (args.format == WeightFormat::fp8) {
+    float largest = 0.0f;
+#pragma unroll
+    for (int v = 0; v < V; ++v) largest = fmaxf(largest, largest_of(value[v]));
+    largest = warp_largest(largest);
+    __syncthreads();  // the squares have been read
+    if (lane == 0) of_group[warp] = largest;
+    __syncthreads();
+    packed_scale = fp8_scale(warp_largest(lane < n_warps ? of_group[lane] : 0.0f));
+    if (threadIdx.x == 0) args.packed.scales[t] = packed_scale.x;
+  }
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
     const int group = v * n_warps + warp;
     if (args.format == WeightFormat::fp8)
-      pack_group_fp8(args.packed, static_cast<int>(t), group, normed);
+      pack_group_fp8(args.packed, static_cast<int>(t), group, value[v], packed_scale.y);
     else
-      pack_group_bf16(args.packed, static_cast<int>(t), group, normed);
+      pack_group_bf16(args.packed, static_cast<int>(t), group, value[v]);
   }
 }
 

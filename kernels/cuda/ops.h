@@ -13,7 +13,7 @@ void launch_embed(const Queue& queue, const Tensor& table, const int32_t* ids, i
 void launch_reduce_add_rms_norm(const Queue& queue, float* residual, const float* addend, int n_slots, const float* weight,
                                 float eps, int n_tokens, int width, float* out, void* twin);
 bool norm_has_twin(int width);
-void launch_sum_slots(const Queue& queue, const float* addend, int n_slots, int n_tokens, int width, float* out);
+void launch_sum_slots(const Queue& queue, const void* addend, bool is_bf16, int n_slots, int n_tokens, int width, float* out);
 void launch_join_norms(const Queue& queue, const float* embedding, const float* embedding_norm, const float* hidden,
                        const float* hidden_norm, float eps, int n_tokens, int width, float* out);
 void launch_to_bf16(const Queue& queue, const float* x, const int32_t* row_ids, int n_rows, int width, void* out);

@@ -32,7 +32,7 @@ struct Barriers {
   uint64_t weights[kParts], full[kMostStages], empty[kMostStages], sums;
 };
 
-__host__ __device__ constexpr int stage_bytes(int rows) { return (rows * (128 + 4) + 1023) / 1024 * 1024; }
+__host__ __device__ constexpr int stage_bytes(int rows) { return rows * 128; }
 
 // Kilobytes of sums, one per column pair's element: all of a block's, then what the others sent, each its part.
 __host__ __device__ constexpr int first_sum(int n, int rank, int n_splits) { return n / 2 * rank / n_splits; }
@@ -40,6 +40,7 @@ __host__ __device__ constexpr int most_sums(int n, int n_splits) { return (n / 2
 
 // All threads of the cluster have come here; says nothing of what they wrote.
 [[maybe_unused]] __device__ inline void meet_cluster() {
+  __syncwarp();
   asm volatile("barrier.cluster.arrive.relaxed.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
 }
 // Shared memory to where block `rank` of the cluster has `to`, counted on its `barrier`.
@@ -109,7 +110,6 @@ __device__ void run(const ResidentArgs& args, const Place& place, const uint8_t*
       for (int c = 0; c < 4; ++c) wgmma_fp8<kHalf>(part[h], a[c], b + 2 * c, c > 0);
       wgmma_commit();
     }
-    const float* x_scales = reinterpret_cast<const float*>(rows + args.stage_rows * 128) + 2 * q;
 #pragma unroll
     for (int h = 0; h < kHalves; ++h) {
       if (h + 1 < kHalves)
@@ -119,13 +119,11 @@ __device__ void run(const ResidentArgs& args, const Place& place, const uint8_t*
       pin(part[h]);
 #pragma unroll
       for (int j = 0; j < kHalf / 8; ++j) {
-        const float2 of_x = *reinterpret_cast<const float2*>(x_scales + h * kHalf + 8 * j);
-        const float even = of_x.x * scale, odd = of_x.y * scale;
         float* to = sum + h * (kHalf / 2) + 4 * j;
-        to[0] += part[h][4 * j] * even;
-        to[1] += part[h][4 * j + 1] * odd;
-        to[2] += part[h][4 * j + 2] * even;
-        to[3] += part[h][4 * j + 3] * odd;
+        to[0] += part[h][4 * j] * scale;
+        to[1] += part[h][4 * j + 1] * scale;
+        to[2] += part[h][4 * j + 2] * scale;
+        to[3] += part[h][4 * j + 3] * scale;
       }
     }
     __syncwarp();
@@ -148,6 +146,7 @@ __device__ void run(const ResidentArgs& args, const Place& place, const uint8_t*
   }
   if (threadIdx.x == 0) barrier_expect(&barriers.sums, (args.n_splits - 1) * count * kMultipliers * 4);
   barrier_wait(&barriers.sums, 0);
+  wait_for_previous();  // it has; the scales of x are seen from here on
 #pragma unroll 4
   for (int i = 0; i < count; ++i) {
     const int index = own + i, column = index / 4 * 8 + q * 2 + index % 2;
@@ -157,7 +156,8 @@ __device__ void run(const ResidentArgs& args, const Place& place, const uint8_t*
           from == rank ? parts[index * kMultipliers + threadIdx.x] : received[(from * most + i) * kMultipliers + threadIdx.x];
       total = from == 0 ? value : total + value;
     }
-    if (column < args.n_rows) args.out[static_cast<int64_t>(column) * n + row + index % 4 / 2 * 8] = total;
+    if (column < args.n_rows)
+      args.out[static_cast<int64_t>(column) * n + row + index % 4 / 2 * 8] = total * args.x.scales[column];
   }
 }
 
@@ -189,21 +189,19 @@ __global__ void __launch_bounds__(kThreads, 1) resident_kernel(const __grid_cons
     give_registers<40>();
     wait_for_previous();
     if (threadIdx.x < kMultipliers + 32) {
-      const int bytes = (args.stage_rows) * 128, scale_bytes = args.stage_rows * 4;
+      const int bytes = stage_bytes(args.stage_rows);
       int stage = 0;
       uint32_t parity = 1;
       for (int kb = place.begin; kb < place.end; ++kb) {
         barrier_wait(&barriers.empty[stage], parity);
         uint8_t* to = x + stage * stage_bytes(args.stage_rows);
         const size_t from = static_cast<size_t>(kb) * args.x.stride;
-        if (lane == 0) barrier_expect(&barriers.full[stage], bytes + scale_bytes);
+        if (lane == 0) barrier_expect(&barriers.full[stage], bytes);
         __syncwarp();
         if (lane == 0) bulk_load(to, args.x.data + from * 128, bytes, &barriers.full[stage]);
-        if (lane == 1) bulk_load(to + bytes, args.x.scales + from, scale_bytes, &barriers.full[stage]);
         if (++stage == args.n_stages) stage = 0, parity ^= 1;
       }
     }
-    __syncwarp();
     meet_cluster();
   } else {
     __syncthreads();
