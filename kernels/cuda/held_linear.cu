@@ -19,7 +19,7 @@ namespace {
 
 constexpr WeightFormat kFormat = WeightFormat::fp8;
 using S = Stream<kFormat>;
-constexpr int kWarps = 12, kTokens = 8, kLeastTokens = 5, kMostTokens = 23;
+constexpr int kTokens = 8, kLeastTokens = 5, kMostTokens = 23;
 constexpr int kSliceGroups = 8, kSliceK = kSliceGroups * kGroup;  // of k, held by a warp
 constexpr int kSliceBytes = kSliceK * static_cast<int>(sizeof(__nv_bfloat16));
 constexpr int kRowElements = kSliceK + 32;  // of a token: 64 bytes more, so that tokens lie in different banks
@@ -37,15 +37,15 @@ struct HeldArgs {
 // Keeps the compiler from expanding what is held once for all rounds: BF16 would take twice the registers.
 [[maybe_unused]] __device__ inline void keep_packed(uint4& w) { asm volatile("" : "+r"(w.x), "+r"(w.y), "+r"(w.z), "+r"(w.w)); }
 
-template <int Slices>
-__global__ void __launch_bounds__(kWarps * 32, 1) held_kernel(const __grid_constant__ HeldArgs args) {
+template <int Slices, int Warps>
+__global__ void __launch_bounds__(Warps * 32, 12 / Warps) held_kernel(const __grid_constant__ HeldArgs args) {
 #if __CUDA_ARCH__ >= 900
   static_assert(slices_for(Slices * kSliceGroups) == Slices);
   const int tiles = blockDim.x / (32 * Slices);  // of the block
   extern __shared__ __align__(128) char shared[];
   __shared__ uint64_t arrived[Slices][kMostRounds];
-  __shared__ float scale[kWarps][kSliceGroups][16];
-  __shared__ float partial[2][kWarps][4][32];
+  __shared__ float scale[Warps][kSliceGroups][16];
+  __shared__ float partial[2][Warps][4][32];
   let_next_start();
   const WeightView& w = args.w;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
@@ -129,7 +129,7 @@ int most_blocks() {
   static const int known = [] {
     cudaFuncAttributes attributes;
     int device = 0, n_sms = 0;
-    CUDA_CHECK(cudaFuncGetAttributes(&attributes, held_kernel<4>));
+    CUDA_CHECK(cudaFuncGetAttributes(&attributes, held_kernel<4, 12>));
     CUDA_CHECK(cudaGetDevice(&device));
     CUDA_CHECK(cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device));
     return attributes.binaryVersion >= 90 ? n_sms : 0;
@@ -137,16 +137,26 @@ int most_blocks() {
   return known;
 }
 
-template <int Slices>
-bool launch_slices(const Queue& queue, const GemmArgs& gemm) {
-  const int n_sms = most_blocks(), tiles = n_sms > 0 ? divide_up(gemm.dense.n_tiles, n_sms) : 0;
-  if (tiles == 0 || tiles > kWarps / Slices) return false;
+// Blocks of Warps warps, as many tiles of W in each as are needed to have all of W on the device at once.
+template <int Slices, int Warps>
+bool launch_blocks(const Queue& queue, const GemmArgs& gemm) {
+  const int most = most_blocks() * (12 / Warps), tiles = most > 0 ? divide_up(gemm.dense.n_tiles, most) : 0;
+  if (tiles == 0 || tiles > Warps / Slices) return false;
+  const auto kernel = held_kernel<Slices, Warps>;
   const int bytes = divide_up(gemm.n_tokens, kTokens) * Slices * kXBytes;
-  CUDA_CHECK(cudaFuncSetAttribute(held_kernel<Slices>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  launch(queue, held_kernel<Slices>, divide_up(gemm.dense.n_tiles, tiles), tiles * Slices * 32, bytes,
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  launch(queue, kernel, divide_up(gemm.dense.n_tiles, tiles), tiles * Slices * 32, bytes,
          HeldArgs{gemm.dense, static_cast<const __nv_bfloat16*>(gemm.dense_x), gemm.row_ids,
                   static_cast<float*>(gemm.dense_out), gemm.n_tokens});
   return true;
+}
+
+// Small blocks start sooner, beside what is left of the kernel ahead; with more rows they would not fit three to a
+// multiprocessor.
+template <int Slices>
+bool launch_slices(const Queue& queue, const GemmArgs& gemm) {
+  if (gemm.n_tokens <= kTokens && launch_blocks<Slices, 4>(queue, gemm)) return true;
+  return launch_blocks<Slices, 12>(queue, gemm);
 }
 
 }  // namespace

@@ -6,13 +6,13 @@
 // divided depends on the weight alone.
 #include <algorithm>
 
-#include "cuda/tensor_resident.h"
 #include "cuda/tensor_tile.cuh"
 
 namespace sigmoe::cuda {
 namespace {
 
 constexpr int kBlocks = 1;  // of 64 rows of W, per warpgroup
+constexpr int kMostSplits = 4;
 constexpr int kMostRows = 1024;
 
 template <WeightFormat F, int N>
@@ -86,14 +86,24 @@ int tensor_splits(const WeightView& weight, int n_rows) {
 }
 
 void launch_tensor_split(const Queue& queue, const TensorGemmArgs& args) {
-  if (launch_tensor_resident(queue, args)) return;
   const auto kernel = args.weight.format == WeightFormat::fp8 ? tensor_split_kernel<WeightFormat::fp8>
                                                               : tensor_split_kernel<WeightFormat::bf16>;
   constexpr size_t kBytes = sizeof(Shared<kBlocks>) + 1024;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes)));
-  launch_cluster(queue, kernel,
-                 divide_up(args.weight.n_tiles, kWeightTiles<kBlocks>) * divide_up(args.n_rows, kTileRows) * args.n_splits,
-                 kThreads, kBytes, args.n_splits, args);
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim.x = args.n_splits;
+  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = divide_up(args.weight.n_tiles, kWeightTiles<kBlocks>) * divide_up(args.n_rows, kTileRows) * args.n_splits;
+  config.blockDim = kThreads;
+  config.dynamicSmemBytes = kBytes;
+  config.stream = queue.stream;
+  config.attrs = attributes;
+  config.numAttrs = queue.overlap ? 2 : 1;
+  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args));
 }
 
 }  // namespace sigmoe::cuda
