@@ -45,6 +45,7 @@ export {
   type Source,
 } from './hub/index.js';
 export { JsonNumber, type JsonValue, parseJson } from './json.js';
+export { type MemoryPlan, type MemoryPlanOptions, memoryPlan } from './memory_plan.js';
 export { bench, devices, inspect, Model, nativeVersion } from './model.js';
 export {
   type KindError,

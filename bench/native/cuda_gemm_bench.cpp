@@ -5,8 +5,8 @@
 //   sigmoe_cuda_gemm_bench time [PEAK [quick]]   PEAK: TFLOPS of a large FP8 product measured in the same job, for the
 //                                                fractions; quick: many rows alone
 //
-// The reference quantises activations as the kernels do (E4M3, one scale per row, or per row and 128 of k) on the host and multiplies in
-// float32. Times are medians of graph replays over weights larger than the cache, packing of x included.
+// The reference quantises activations as the kernels do (E4M3, one scale per row, or per row and 128 of k) on the host and
+// multiplies in float32. Times are medians of graph replays over weights larger than the cache, packing of x included.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -67,13 +67,14 @@ float round_fp8(float v) {
   return std::copysign(values[above], v);
 }
 
-// What the kernels read instead of x (rows, k), one scale per `block` of a row.
-std::vector<float> as_packed(WeightFormat format, std::vector<float> x, int k, int block) {
+// What the kernels read instead of x (rows, k), one scale per `block` of a row, rounded up to a power of two or not.
+std::vector<float> as_packed(WeightFormat format, std::vector<float> x, int k, int block, bool power_of_two) {
   for (size_t row = 0; row < x.size(); row += k)
     for (int first = 0; first < k; first += block) {
       const int last = std::min(k, first + block);
       float largest = 1e-10f;
       for (int i = first; i < last; ++i) largest = std::max(largest, std::fabs(x[row + i]));
+      if (power_of_two) largest = std::exp2(std::ceil(std::log2(largest / 448.0f))) * 448.0f;
       for (int i = first; i < last; ++i)
         x[row + i] = format == WeightFormat::fp8 ? round_fp8(x[row + i] * (448.0f / largest)) * (largest / 448.0f)
                                                  : bf16_to_f32(f32_to_bf16(x[row + i]));
@@ -89,9 +90,10 @@ int place(WeightFormat format, int k) {  // byte of k in its 32-byte chunk
   return k % 4 / 2 * 16 + k / 4 * 4 + k % 2 * 2;
 }
 
-// Row r of packed rows as floats.
+// Row r of what lies between the two products as floats.
 std::vector<float> unpack_row(WeightFormat format, const std::vector<uint8_t>& data, const std::vector<float>& scales,
                               int stride, int r, int k) {
+  const auto* powers = reinterpret_cast<const uint16_t*>(scales.data());
   std::vector<float> row(k);
   const int in_block = block_k(format), in_chunk = chunk_k(format);
   for (int i = 0; i < k; ++i) {
@@ -99,7 +101,7 @@ std::vector<float> unpack_row(WeightFormat format, const std::vector<uint8_t>& d
     const int byte = i % in_block / in_chunk * 32 + place(format, i % in_chunk);
     const uint8_t* source = &data[at * 128 + (byte / 16 ^ r % 8) * 16 + byte % 16];
     if (format == WeightFormat::fp8) {
-      row[i] = from_fp8(*source) * scales[at];
+      row[i] = from_fp8(*source) * bf16_to_f32(powers[at]);
     } else {
       uint16_t bits;
       std::memcpy(&bits, source, 2);
@@ -215,7 +217,8 @@ void probe(CudaBackend& backend, WeightFormat format) {
 bool check_linear(CudaBackend& backend, WeightFormat format, int rows, int n, int k, int block_n) {
   const auto weight = host_weight(backend, format, n, k, false, block_n, n + k + rows);
   const std::vector<float> x = gaussian(static_cast<size_t>(rows) * k, 5);
-  const Array<float> in(backend, x), exact_in(backend, as_packed(format, x, k, k)), want(backend, static_cast<size_t>(rows) * n);
+  const Array<float> in(backend, x), exact_in(backend, as_packed(format, x, k, k, false)),
+      want(backend, static_cast<size_t>(rows) * n);
   const Array<float> got(backend, std::vector<float>(static_cast<size_t>(rows) * n, -12345.0f));
   launch_exact_linear(backend.queue(), exact_in.get(), nullptr, view_of(*weight), rows, want.get());
   const Packed packed(backend, format, rows, k);
@@ -341,7 +344,8 @@ bool check_experts(CudaBackend& backend, WeightFormat format, const std::vector<
     return host_weight(backend, format, gate_up ? 2 * inner : width, gate_up ? width : inner, gate_up, block_n, seed);
   });
   const ExpertRun run(backend, format, layer, lists, width, inner);
-  run.backend.upload(run.out.get(), std::vector<uint16_t>(run.out.n, f32_to_bf16(-12345.0f)).data(), run.out.n * sizeof(uint16_t));
+  run.backend.upload(run.out.get(), std::vector<uint16_t>(run.out.n, f32_to_bf16(-12345.0f)).data(),
+                     run.out.n * sizeof(uint16_t));
   run.pack();
   run.gate_up();
   run.project_down();
@@ -351,7 +355,7 @@ bool check_experts(CudaBackend& backend, WeightFormat format, const std::vector<
   const std::vector<float> scales = run.packed_inner.scales.read();
   const int n_tiles = run.n_tiles.read()[0];
   const std::vector<RowTile> tiles = run.tiles.read();
-  const Array<float> exact_x(backend, as_packed(format, run.x.read(), width, width));
+  const Array<float> exact_x(backend, as_packed(format, run.x.read(), width, width, false));
   std::vector<float> inner_got, inner_want, out_got, out_want;
   std::vector<char> written(out.size() / width);
   for (int i = 0; i < n_tiles; ++i) {
@@ -376,7 +380,7 @@ bool check_experts(CudaBackend& backend, WeightFormat format, const std::vector<
         const float gate = products[(2 * r) * inner + f], up = products[(2 * r + 1) * inner + f];
         want[r * inner + f] = gate / (1 + std::exp(-gate)) * up;
       }
-    want = as_packed(format, want, inner, 128);
+    want = as_packed(format, want, inner, 128, true);
     inner_want.insert(inner_want.end(), want.begin(), want.end());
     inner_got.insert(inner_got.end(), own.begin(), own.end());
     launch_exact_linear(backend.queue(), own_x.get(), nullptr,

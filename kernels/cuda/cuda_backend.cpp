@@ -8,6 +8,7 @@
 #include "cuda/narrow_experts.h"
 #include "cuda/norm_many.h"
 #include "cuda/ops.h"
+#include "cuda/qk_store_many.h"
 
 namespace sigmoe::cuda {
 namespace {
@@ -395,7 +396,10 @@ void CudaBackend::qk_norm_rope_store(const BatchView& batch, const AttentionShap
                                      const float* k_norm, float eps, const float* cos, const float* sin, const KvView& kv,
                                      float* q_out) {
   writes(q_out);
-  if (batch.n_tokens > 0) launch_qk_norm_rope_store(queue_, batch, shape, qkv, q_norm, k_norm, eps, cos, sin, kv, q_out);
+  if (batch.n_tokens == 0) return;
+  if (many_rows_ && batch.n_tokens >= kManyExpertRows && fits_many_store(shape, kv.dtype))
+    return launch_many_qk_norm_rope_store(queue_, batch, shape, qkv, q_norm, k_norm, eps, cos, sin, kv, q_out);
+  launch_qk_norm_rope_store(queue_, batch, shape, qkv, q_norm, k_norm, eps, cos, sin, kv, q_out);
 }
 
 void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv, float* out) {

@@ -173,8 +173,8 @@ void launch_reduce_add_rms_norm(const Queue& queue, float* residual, const float
 void launch_sum_slots(const Queue& queue, const void* addend, bool is_bf16, int n_slots, int n_tokens, int width, float* out) {
   const dim3 grid(n_tokens, std::min(divide_up(width, kRowThreads), 65535));
   if (is_bf16)
-    launch(queue, sum_slots_kernel<__nv_bfloat16>, grid, threads_for(width), 0, static_cast<const __nv_bfloat16*>(addend), n_slots,
-           width, out);
+    launch(queue, sum_slots_kernel<__nv_bfloat16>, grid, threads_for(width), 0, static_cast<const __nv_bfloat16*>(addend),
+           n_slots, width, out);
   else
     launch(queue, sum_slots_kernel<float>, grid, threads_for(width), 0, static_cast<const float*>(addend), n_slots, width, out);
 }

@@ -100,7 +100,7 @@ void launch_wide(const Queue& queue, GemmArgs& args) {
     case WeightFormat::bf16: return launch_format<WeightFormat::bf16>(queue, args);
     case WeightFormat::fp8: return launch_format<WeightFormat::fp8>(queue, args);
     case WeightFormat::int4: return launch_format<WeightFormat::int4>(queue, args);
-    case WeightFormat::int8: return;  // no such weight is ever built
+    case WeightFormat::int8: return launch_format<WeightFormat::int8>(queue, args);
   }
 }
 

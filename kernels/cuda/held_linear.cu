@@ -2,12 +2,12 @@
 // W in registers before x exists.
 //
 // Bound: memory, the bytes of W; but a kernel that is over in some microseconds spends as long again starting its stream. So
-// the grid fits the device whole, a block to an SM, and every warp asks for its 16 KB of W, 128 registers of each lane, before
-// it waits for the kernel ahead: they arrive while that one works. Shared memory is free for x, all of it copied at once after
-// the wait; up to three tiles of 16 rows of W (six of k 2048) share it. early_linear.cu does the same for fewer rows with W
-// in shared memory, where more rows of x would not fit.
+// the grid fits the device whole, and every warp asks for its 16 KB of W, 128 registers of each lane, before it waits for the
+// kernel ahead: they arrive while that one works. Shared memory is free for x, all of it copied at once after the wait. Up to
+// eight rows take three blocks to an SM, more rows one block whose tiles of 16 rows of W share x. early_linear.cu does the
+// same for fewer rows with W in shared memory, where more rows of x would not fit.
 //
-// A warp has one of gemm.cu's slices of k, adds in its order and meets the others in its order: the bits are the same.
+// A warp has one of gemm_walk.cuh's slices of k, adds in its order and meets the others in its order: the bits are the same.
 #include <algorithm>
 
 #include "cuda/bulk_copy.cuh"
@@ -21,9 +21,9 @@ constexpr WeightFormat kFormat = WeightFormat::fp8;
 using S = Stream<kFormat>;
 constexpr int kTokens = 8, kLeastTokens = 5, kMostTokens = 23;
 constexpr int kSliceGroups = 8, kSliceK = kSliceGroups * kGroup;  // of k, held by a warp
-constexpr int kSliceBytes = kSliceK * static_cast<int>(sizeof(__nv_bfloat16));
+[[maybe_unused]] constexpr int kSliceBytes = kSliceK * static_cast<int>(sizeof(__nv_bfloat16));
 constexpr int kRowElements = kSliceK + 32;  // of a token: 64 bytes more, so that tokens lie in different banks
-constexpr int kMostRounds = (kMostTokens + kTokens - 1) / kTokens;
+[[maybe_unused]] constexpr int kMostRounds = (kMostTokens + kTokens - 1) / kTokens;
 constexpr int kXBytes = kTokens * kRowElements * static_cast<int>(sizeof(__nv_bfloat16));  // of a slice
 
 struct HeldArgs {

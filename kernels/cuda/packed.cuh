@@ -41,7 +41,14 @@ __device__ inline float2 fp8_scale(float largest) {
   return {most / kFp8Largest, kFp8Largest / most};
 }
 
-// Row r's values of one group of 128 columns, packed by a warp: lane l brings columns 4l .. 4l + 3. `inverse` of the row's scale.
+// The same, the scale a power of two.
+__device__ inline float2 fp8_scale_of_two(float largest) {
+  const uint32_t above = min((__float_as_uint(fmaxf(largest, 1e-10f) / kFp8Largest) + 0x7fffffu) >> 23, 253u);
+  return {__uint_as_float(above << 23), __uint_as_float((254 - above) << 23)};
+}
+
+// Row r's values of one group of 128 columns, packed by a warp: lane l brings columns 4l .. 4l + 3. `inverse` of the row's
+// scale.
 __device__ inline void pack_group_fp8(const PackedRows& out, int r, int group, const float4& v, float inverse) {
   const int lane = threadIdx.x % 32, piece = lane / 8 * 2 + lane % 2;
   // the lane's four k fill one word, its middle bytes swapped

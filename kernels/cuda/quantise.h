@@ -4,8 +4,10 @@
 // block k is in the order of the tensor core's operand (packed_place), and 16-byte pieces are swizzled by r % 8, so that 8 or
 // more consecutive rows from a multiple of 8 on are an operand as they lie. FP8: x = code * scale, with one scale per row for
 // what comes from a norm or from attention (E4M3 keeps its precision over the 14 binades below a row's largest value), and one
-// per row and block between the two products of an expert, whose blocks are made apart from each other.
+// per row and block between the two products of an expert, whose blocks are made apart from each other: a power of two.
 #pragma once
+
+#include <cuda_bf16.h>
 
 #include <cstdint>
 
@@ -21,10 +23,13 @@ constexpr int block_k(WeightFormat format) { return format == WeightFormat::fp8 
 
 struct PackedRows {
   uint8_t* data = nullptr;  // (k blocks, stride, 128 bytes)
-  float* scales = nullptr;  // (stride), or (k blocks, stride) between an expert's products; null for BF16
+  float* scales = nullptr;  // (stride) f32, or between an expert's products block_scales(); null for BF16
   int stride = 0;           // rows of a k block, a multiple of 8
 
-  // Tiles read whole even where rows end: kMostTileRows more than there are. n_blocks: of scales, 1 when rows have one each.
+  // (k blocks, stride), powers of two: exact in BF16.
+  __host__ __device__ __nv_bfloat16* block_scales() const { return reinterpret_cast<__nv_bfloat16*>(scales); }
+
+  // Tiles read whole even where rows end: kMostTileRows more than there are.
   static size_t data_bytes(int n_blocks, int stride) { return (static_cast<size_t>(n_blocks) * stride + kMostTileRows) * 128; }
   static size_t n_scales(int n_blocks, int stride) { return static_cast<size_t>(n_blocks) * stride + kMostTileRows; }
 };

@@ -5,7 +5,7 @@
 // eight of its tokens. Blocks share the list evenly, so that there is no last wave and no idle block. Warps work alone: each
 // takes the block's next tile, walks all of k and keeps kDepth groups of weights on their way to registers, across tiles and
 // experts. They meet only where the tokens change: one warp does nothing but copy the next eight tokens' rows to shared memory.
-// k is summed in the slices of gemm.cu, one after the other, and the slices in order: results equal gemm.cu's to the bit.
+// k is summed in the slices of gemm_walk.cuh, one after the other, and the slices in order: results equal gemm_few.cu's to the bit.
 #include <algorithm>
 
 #include "cuda/bulk_copy.cuh"

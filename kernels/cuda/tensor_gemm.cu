@@ -18,18 +18,17 @@ static_assert(kGroupOut >= kTileRows / 2 * kRunStride<float>);
 template <GemmMode M>
 using Memory = std::conditional_t<M == GemmMode::gate_up, Shared<kBlocks>, Shared<kBlocks, 3, kGroups * kGroupOut>>;
 
-// Sums times their row's factor to out, rows picked by out_rows. The stores run on while the next item is multiplied.
+// Sums times their row's factor to out, rows picked by out_rows.
 template <typename T, int N, class S>
-__device__ void write_rows(const TensorGemmArgs& args, S& s, T* out, const Item& item, int info, const Sums<N, kBlocks>& sum) {
+__device__ void write_rows(const TensorGemmArgs& args, S& s, T* out, int weight_tile, int info, const Sums<N, kBlocks>& sum) {
   const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, group = threadIdx.x / 128, g = lane / 4,
-            q = lane % 4, n = args.weight.n;
+            q = lane % 4, n = args.weight.n, n_rows = s.items[info].n_rows;
   constexpr int kPass = sizeof(T) == 2 || N <= 64 ? N : N / 2;  // rows of x at a time
   uint8_t* own = s.out + group * kGroupOut;
-  const int first = item.weight_tile * 16 + group * 128, n_columns = min(128, n - first);
+  const int first = weight_tile * 16 + group * 128, n_columns = min(128, n - first);
 #pragma unroll
   for (int begin = 0; begin < N; begin += kPass) {
-    bulk_store_read();  // what lay here has left
-    meet_group(group);
+    meet_group(group);  // what lay here has been read
 #pragma unroll
     for (int j = 0; j < kPass / 8; j += 2) {
       float2 factor[2];
@@ -40,11 +39,10 @@ __device__ void write_rows(const TensorGemmArgs& args, S& s, T* out, const Item&
         const float* from = sum[block] + begin / 2 + 4 * j;
         const int column = block * 64 + warp * 16;
         if constexpr (sizeof(T) == 2) {
-          store_transposed(own + (8 * j + lane / 16 * 8 + lane % 8) * kRunStride<T> + (column + lane / 8 % 2 * 8) * 2,
-                           pack_bf16(from[0] * factor[0].x, from[1] * factor[0].y),
-                           pack_bf16(from[2] * factor[0].x, from[3] * factor[0].y),
-                           pack_bf16(from[4] * factor[1].x, from[5] * factor[1].y),
-                           pack_bf16(from[6] * factor[1].x, from[7] * factor[1].y));
+          store_transposed(
+              own + (8 * j + lane / 16 * 8 + lane % 8) * kRunStride<T> + (column + lane / 8 % 2 * 8) * 2,
+              pack_bf16(from[0] * factor[0].x, from[1] * factor[0].y), pack_bf16(from[2] * factor[0].x, from[3] * factor[0].y),
+              pack_bf16(from[4] * factor[1].x, from[5] * factor[1].y), pack_bf16(from[6] * factor[1].x, from[7] * factor[1].y));
         } else {
 #pragma unroll
           for (int i = 0; i < 8; ++i)
@@ -53,83 +51,114 @@ __device__ void write_rows(const TensorGemmArgs& args, S& s, T* out, const Item&
         }
       }
     }
-    publish_to_async();
     meet_group(group);
-    if (n_columns <= 0) continue;
-    if (n * sizeof(T) % 16 == 0) {
-      if (thread < kPass && begin + thread < item.rows.n_rows)
-        bulk_store(out + static_cast<int64_t>(s.out_rows[info][begin + thread]) * n + first, own + thread * kRunStride<T>,
-                   n_columns * sizeof(T));
+    constexpr int kPieces = 128 * sizeof(T) / 16;  // of 16 bytes in a run
+    if (n_columns == 128 && n * sizeof(T) % 16 == 0) {
+#pragma unroll
+      for (int i = 0; i < kPass * kPieces / 128; ++i) {
+        const int row = i * (128 / kPieces) + thread / kPieces, piece = thread % kPieces;
+        if (begin + row < n_rows)
+          reinterpret_cast<uint4*>(out + static_cast<int64_t>(s.out_rows[info][begin + row]) * n + first)[piece] =
+              *reinterpret_cast<const uint4*>(own + row * kRunStride<T> + piece * 16);
+      }
     } else {
-      for (int i = 0; i < kPass && begin + i < item.rows.n_rows; ++i)
+      for (int i = 0; i < kPass && begin + i < n_rows; ++i)
         if (thread < n_columns)
           out[static_cast<int64_t>(s.out_rows[info][begin + i]) * n + first + thread] =
               reinterpret_cast<const T*>(own + i * kRunStride<T>)[thread];
     }
   }
-  if (item.last) bulk_store_done();
+}
+
+// Half of the columns' values go to the lane that differs in `mask`, the others become the larger ones of both. Returns where
+// the kept half begins. No column left to give: both lanes keep the last one.
+template <int mask, int half, int width>
+__device__ __forceinline__ int keep_largest(float (&values)[width]) {
+  const bool upper = threadIdx.x & mask;
+  if constexpr (half == 0) {
+    values[0] = fmaxf(values[0], __shfl_xor_sync(kAllLanes, values[0], mask));
+    return 0;
+  } else {
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const float given = __shfl_xor_sync(kAllLanes, upper ? values[i] : values[i + half], mask);
+      values[i] = fmaxf(upper ? values[i + half] : values[i], given);
+    }
+    return upper ? half : 0;
+  }
 }
 
 // SwiGLU, then packed for the down product: the block's 128 columns are one FP8 block (two of BF16).
 template <WeightFormat F, int N>
-__device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, const Item& item, int info,
+__device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int weight_tile, int info, bool last,
                             Sums<N, kBlocks>& sum) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / 128, g = lane / 4, q = lane % 4;
-  const int width = args.weight.n / 2, first_column = item.weight_tile * 8 + group * kBlocks * 32 + warp * 8 + g;
-  const int n_rows = round_up_8(item.rows.n_rows);
+  const int width = args.weight.n / 2, first_column = weight_tile * 8 + group * kBlocks * 32 + warp * 8 + g;
+  const int n_rows = round_up_8(s.items[info].n_rows), packed_row = s.items[info].packed_row;
   if (threadIdx.x == 0) bulk_store_read();  // the last result has left
   const bool real[kBlocks] = {first_column < width, first_column + 32 < width};
+  float largest[N / 4];
 #pragma unroll
-  for (int j = 0; j < N / 8; ++j)
+  for (int j = 0; j < N / 8; ++j) {
+    const float2 factors = *reinterpret_cast<const float2*>(&s.factors[info][8 * j + 2 * q]);
 #pragma unroll
     for (int odd = 0; odd < 2; ++odd) {
-      const float factor = s.factors[info][8 * j + 2 * q + odd];
-      float largest = 0.0f;
+      const float factor = odd ? factors.y : factors.x;
+      float gate[kBlocks], one[kBlocks];
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
-        float& low = sum[block][4 * j + odd];
-        const float gate = low * factor, up = sum[block][4 * j + odd + 2] * factor;
-        low = real[block] ? __fdividef(gate, 1.0f + __expf(-gate)) * up : 0.0f;
-        largest = fmaxf(largest, fabsf(low));
+        gate[block] = sum[block][4 * j + odd] * factor;
+        one[block] = 1.0f + __expf(fminf(-gate[block], 40.0f));  // beyond, the result is 0 to all digits that count
       }
-      if constexpr (F == WeightFormat::fp8) {
+      const float inverse = __fdividef(1.0f, one[0] * one[1]);  // one division for both
+      const float silu[kBlocks] = {gate[0] * inverse * one[1], gate[1] * inverse * one[0]};
 #pragma unroll
-        for (int step = 4; step < 32; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
-        if (g == 0) s.largest[group * 4 + warp][8 * j + 2 * q + odd] = largest;
+      for (int block = 0; block < kBlocks; ++block) {
+        float& result = sum[block][4 * j + odd];
+        result = real[block] ? silu[block] * (sum[block][4 * j + odd + 2] * factor) : 0.0f;
       }
+      largest[2 * j + odd] = fmaxf(fabsf(sum[0][4 * j + odd]), fabsf(sum[1][4 * j + odd]));
     }
+  }
   if constexpr (F == WeightFormat::fp8) {
+    // over the eight lanes that share q: each gets an eighth of the columns
+    int first = keep_largest<16, N / 8>(largest);
+    first += keep_largest<8, N / 16>(largest);
+    first += keep_largest<4, N / 32>(largest);
+#pragma unroll
+    for (int i = 0; i < (N + 31) / 32; ++i)
+      s.largest[group * 4 + warp][(first + i) / 2 * 8 + 2 * q + (first + i) % 2] = largest[i];
     meet<kConsumers, kGroups * 128>();
     if (threadIdx.x < N) {
-      float largest = 0.0f;
+      float most = 0.0f;
 #pragma unroll
-      for (int i = 0; i < kGroups * 4; ++i) largest = fmaxf(largest, s.largest[i][threadIdx.x]);
-      const float2 scale = fp8_scale(largest);
+      for (int i = 0; i < kGroups * 4; ++i) most = fmaxf(most, s.largest[i][threadIdx.x]);
+      const float2 scale = fp8_scale_of_two(most);
       s.inverse[threadIdx.x] = scale.y;
       if (static_cast<int>(threadIdx.x) < n_rows)
-        args.inner.scales[static_cast<int64_t>(item.weight_tile / kWeightTiles<kBlocks>) * args.inner.stride +
-                          item.rows.packed_row + threadIdx.x] = scale.x;
+        args.inner.block_scales()[static_cast<int64_t>(weight_tile / kWeightTiles<kBlocks>) * args.inner.stride + packed_row +
+                                  threadIdx.x] = __float2bfloat16_rn(scale.x);
     }
     meet<kConsumers, kGroups * 128>();
 #pragma unroll
-    for (int j = 0; j < N / 8; ++j)
+    for (int j = 0; j < N / 8; ++j) {
+      const float2 inverse = *reinterpret_cast<const float2*>(&s.inverse[8 * j + 2 * q]);
 #pragma unroll
       for (int odd = 0; odd < 2; ++odd) {
-        const int r = 8 * j + 2 * q + odd;
-        const float inverse = s.inverse[r];
+        const int r = 8 * j + 2 * q + odd, place = packed_place_fp8(warp * 8 + g);
+        const float factor = odd ? inverse.y : inverse.x;
+        const uint32_t codes = pack_fp8(sum[0][4 * j + odd] * factor, sum[1][4 * j + odd] * factor);
 #pragma unroll
-        for (int block = 0; block < kBlocks; ++block) {
-          const int place = packed_place_fp8(warp * 8 + g);
+        for (int block = 0; block < kBlocks; ++block)
           s.out[swizzled(r, (group * kBlocks + block) * 2 + place / 16) + place % 16] =
-              static_cast<uint8_t>(pack_fp8(sum[block][4 * j + odd] * inverse, 0.0f));
-        }
+              static_cast<uint8_t>(codes >> 8 * block);
       }
+    }
     publish_to_async();
     meet<kConsumers, kGroups * 128>();
     if (threadIdx.x == 0)
       bulk_store(
-          args.inner.data +
-              (static_cast<int64_t>(item.weight_tile / kWeightTiles<kBlocks>) * args.inner.stride + item.rows.packed_row) * 128,
+          args.inner.data + (static_cast<int64_t>(weight_tile / kWeightTiles<kBlocks>) * args.inner.stride + packed_row) * 128,
           s.out, n_rows * 128);
   } else {  // a warpgroup's 64 columns are a block: half of it per block of 64 rows of W; one warpgroup after the other
     for (int turn = 0; turn < kGroups; ++turn) {
@@ -151,28 +180,29 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, cons
       }
       meet<kConsumers, kGroups * 128>();
       if (threadIdx.x == 0) {
-        bulk_store(args.inner.data +
-                       (static_cast<int64_t>(item.weight_tile / kWeightTiles<kBlocks> * kGroups + turn) * args.inner.stride +
-                        item.rows.packed_row) *
-                           128,
-                   s.out, n_rows * 128);
+        bulk_store(
+            args.inner.data +
+                (static_cast<int64_t>(weight_tile / kWeightTiles<kBlocks> * kGroups + turn) * args.inner.stride + packed_row) *
+                    128,
+            s.out, n_rows * 128);
         if (turn + 1 < kGroups) bulk_store_read();
       }
     }
   }
-  if (item.last && threadIdx.x == 0) bulk_store_done();
+  if (last && threadIdx.x == 0) bulk_store_done();
 }
 
 template <WeightFormat F, GemmMode M, int N>
-__device__ void run_item(const TensorGemmArgs& args, Memory<M>& s, Position& at, const Item& item, int info) {
+__device__ void run_item(const TensorGemmArgs& args, Memory<M>& s, Position& at, int weight_tile, int info, bool last) {
   Sums<N, kBlocks> sum;
-  multiply<F, M == GemmMode::gate_up, N, M == GemmMode::down>(args, s, at, item, KRange(args, F), sum);
+  multiply<F, M == GemmMode::gate_up, N, M == GemmMode::down>(args, s, at, s.items[info].expert, weight_tile, KRange(args, F),
+                                                              sum);
   if constexpr (M == GemmMode::gate_up)
-    write_inner<F, N>(args, s, item, info, sum);
+    write_inner<F, N>(args, s, weight_tile, info, last, sum);
   else if constexpr (M == GemmMode::down)
-    write_rows<__nv_bfloat16, N>(args, s, args.slots, item, info, sum);
+    write_rows<__nv_bfloat16, N>(args, s, args.slots, weight_tile, info, sum);
   else
-    write_rows<float, N>(args, s, args.out, item, info, sum);
+    write_rows<float, N>(args, s, args.out, weight_tile, info, sum);
 }
 
 template <WeightFormat F, GemmMode M>
@@ -184,20 +214,22 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_gemm_kernel(const __grid_c
   wait_for_previous();
   if (threadIdx.x >= kGroups * 128) {
     give_registers<40>();
-    produce<F>(args, s, KRange(args, F));
+    produce<F, M>(args, s, KRange(args, F));
   } else {
     take_registers<232>();
     Position at;
     int info = 0;
     const int n_items = count_items<kBlocks>(args);
     for (int index = blockIdx.x; index < n_items; index += gridDim.x) {
-      const Item item = find_item<kBlocks>(args, index);
-      switch (operand_rows(item.rows.n_rows)) {
-        case 16: run_item<F, M, 16>(args, s, at, item, info); break;
-        case 32: run_item<F, M, 32>(args, s, at, item, info); break;
-        case 64: run_item<F, M, 64>(args, s, at, item, info); break;
-        case 96: run_item<F, M, 96>(args, s, at, item, info); break;
-        default: run_item<F, M, 128>(args, s, at, item, info);
+      barrier_wait(&s.full[at.stage], at.parity);  // with its first stage the producers have said what the item is
+      const int weight_tile = s.weight_tiles[info];
+      const bool last = index + static_cast<int>(gridDim.x) >= n_items;
+      switch (operand_rows(s.items[info].n_rows)) {
+        case 16: run_item<F, M, 16>(args, s, at, weight_tile, info, last); break;
+        case 32: run_item<F, M, 32>(args, s, at, weight_tile, info, last); break;
+        case 64: run_item<F, M, 64>(args, s, at, weight_tile, info, last); break;
+        case 96: run_item<F, M, 96>(args, s, at, weight_tile, info, last); break;
+        default: run_item<F, M, 128>(args, s, at, weight_tile, info, last);
       }
       if (++info == kInfos) info = 0;
     }

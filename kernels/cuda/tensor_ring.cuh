@@ -34,11 +34,14 @@ struct Shared {
   uint8_t x[Stages][kTileRows * 128];
   uint8_t w[Stages][kWeightTiles<Blocks> * kChunkRun];
   uint8_t out[OutBytes];
-  float x_scales[Stages][kTileRows];     // down
-  float largest[kGroups * 4][kTileRows];  // gate_up: per warp
+  float2 w_scales[Stages][kGroups];          // of a warpgroup's rows 0-7 and 8-15 of its tiles: gate and up differ
+  float scales[Stages][kGroups][kTileRows];  // down: of x times that of the warpgroup's rows of W
+  float largest[kGroups * 4][kTileRows];     // gate_up: per warp
   float inverse[kTileRows];
   int32_t out_rows[kInfos][kTileRows];
   float factors[kInfos][kTileRows];  // of a row's results: its scale in x, or its expert's weight
+  RowTile items[kInfos];
+  int32_t weight_tiles[kInfos];  // first, of an item
   int32_t tokens[kTileRows];
   uint64_t full[Stages], empty[Stages];
 };
@@ -47,7 +50,6 @@ struct Shared {
 struct Item {
   RowTile rows;
   int weight_tile;  // first
-  bool last;        // of the block's
 };
 
 template <int Blocks>
@@ -60,7 +62,6 @@ template <int Blocks>
 __device__ inline Item find_item(const TensorGemmArgs& args, int index) {
   const int per_rows = (args.weight.n_tiles + kWeightTiles<Blocks> - 1) / kWeightTiles<Blocks>;
   Item item;
-  item.last = index + static_cast<int>(gridDim.x) >= count_items<Blocks>(args);
   if (args.tiles) {
     RowTile any = args.tiles[index / per_rows];
     const int within = index - any.first_tile * per_rows;
@@ -95,6 +96,14 @@ __device__ inline ExpertTiles weight_of(const TensorGemmArgs& args, int expert) 
   return expert < args.n_experts ? args.experts[expert] : ExpertTiles{args.weight.tiles, args.weight.scales};
 }
 
+// Row `row` of a tile of 16 as a row of W.
+__device__ inline int weight_row(const WeightView& w, int tile, int row) {
+  if (tile >= w.n_tiles) tile = w.n_tiles - 1;
+  return w.gate_up ? tile * 8 + row % 8 + (row < 8 ? 0 : w.n / 2) : tile * 16 + row;
+}
+// Whether W has scales that change along k; if not, they wait for the end.
+__device__ inline bool has_block_scales(const WeightView& w) { return w.format == WeightFormat::fp8 && w.k_shift < 30; }
+
 // The blocks of 128 bytes of k that are this block's: all, or its share when args.n_splits blocks of a cluster divide them.
 struct KRange {
   int begin, end;
@@ -107,13 +116,12 @@ struct KRange {
 
 // ---- producers -------------------------------------------------------------------------------------------------------
 
-template <WeightFormat F, class S>
+template <WeightFormat F, GemmMode M = GemmMode::linear, class S>
 __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
   constexpr int Blocks = S::kBlocks;
   const int thread = threadIdx.x - kGroups * 128, lane = thread % 32, warp = thread / 32;
-  const bool scaled = F == WeightFormat::fp8 && args.mode == GemmMode::down;
+  constexpr bool scaled = F == WeightFormat::fp8 && M == GemmMode::down, gathered = M == GemmMode::gate_up;
   const int n_blocks = args.weight.n_groups * (kGroup / block_k(F)), n_items = count_items<Blocks>(args);
-  const bool gathered = args.mode == GemmMode::gate_up;
   Position at;
   int info = 0, pending[2] = {-1, -1};  // stages whose 16-byte copies have not been awaited, newest first
   for (int index = blockIdx.x / args.n_splits; index < n_items; index += gridDim.x) {
@@ -124,17 +132,17 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
     // Rows past the last repeat it; nobody writes their results.
     int32_t token = rows.first + min(thread, rows.n_rows - 1), out_row = token;
     float factor = 1.0f;
-    if (args.tiles) {
+    if (M != GemmMode::linear) {
       if (rows.expert < args.n_experts) {
         const int slot = args.slot_order[token];
         token = slot / args.n_active;
         out_row = token * args.n_slots + slot % args.n_active;
-        if (args.mode == GemmMode::down) factor = args.slot_weights[slot];
+        if (M == GemmMode::down) factor = args.slot_weights[slot];
       } else {
         out_row = token * args.n_slots + args.n_active;
       }
     }
-    if (F == WeightFormat::fp8 && args.mode != GemmMode::down) factor = args.x.scales[token];
+    if (F == WeightFormat::fp8 && M != GemmMode::down) factor = args.x.scales[token];
     uint32_t places[kTileRows / 16];  // in a k block of x, of the pieces that this thread gathers
     if (gathered) {
       meet<kProducers, 128>();  // the last item's tokens have been read
@@ -146,10 +154,9 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
     // A bulk copy costs its thread some hundred cycles, so each warp has a part of them: some tiles of W, and x or its scales.
     constexpr int kOwn = kWeightTiles<Blocks> / 4;
     const int n_own = max(0, min(kOwn, args.weight.n_tiles - item.weight_tile - kOwn * warp));
-    const bool takes_x = !gathered && warp == 0, takes_scales = scaled && warp == 1;
+    const bool takes_x = !gathered && warp == 0;
     uint32_t own_bytes = n_own * kChunkRun;
     if (takes_x) own_bytes += n_operand * 128;
-    if (takes_scales) own_bytes += n_operand * 4;
     const uint8_t* source = reinterpret_cast<const uint8_t*>(weight_of(args, rows.expert).tiles) +
                             static_cast<size_t>(item.weight_tile + kOwn * warp + lane) * n_blocks * kChunkRun;
     uint32_t source_step = kChunkRun, bytes = lane < n_own ? kChunkRun : 0;
@@ -158,16 +165,44 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
     if (lane == kOwn && takes_x) {
       source = args.x.data + static_cast<size_t>(rows.packed_row) * 128, source_step = args.x.stride * 128;
       target = s.x[0], target_step = kTileRows * 128, bytes = n_operand * 128;
-    } else if (lane == kOwn && takes_scales) {
-      source = reinterpret_cast<const uint8_t*>(args.x.scales + rows.packed_row), source_step = args.x.stride * 4;
-      target = reinterpret_cast<uint8_t*>(s.x_scales[0]), target_step = kTileRows * 4, bytes = n_operand * 4;
     }
     source += static_cast<size_t>(range.begin) * source_step;
+    // Scales are asked for a k block ahead. down: each thread has a row of x, and both warpgroups' rows of W; else four threads
+    // have a scale of W each.
+    const bool brings_scale = scaled || (warp == 3 && lane < 2 * kGroups);
+    const float* w_scales[kGroups] = {};
+    if (brings_scale && has_block_scales(args.weight)) {
+#pragma unroll
+      for (int i = 0; i < kGroups; ++i) {
+        const int group = scaled ? i : lane / 2, high = scaled ? 0 : lane % 2 * 8;
+        const int row = max(weight_row(args.weight, item.weight_tile + group * Blocks * 4, high), 0);
+        w_scales[i] =
+            weight_of(args, rows.expert).scales + static_cast<size_t>(row >> args.weight.row_shift) * args.weight.scale_columns;
+      }
+    }
+    float w_scale[kGroups], x_scale = 1.0f;
+    const auto ask_for_scales = [&](int kb) {
+      if (!brings_scale) return;
+#pragma unroll
+      for (int i = 0; i < (scaled ? kGroups : 1); ++i)
+        w_scale[i] = w_scales[i] ? __ldg(w_scales[i] + (kb * kGroup >> args.weight.k_shift)) : 1.0f;
+      if (scaled)
+        x_scale = __bfloat162float(
+            args.x.block_scales()[static_cast<size_t>(kb) * args.x.stride + rows.packed_row + min(thread, rows.n_rows - 1)]);
+    };
+    ask_for_scales(range.begin);
     for (int kb = range.begin; kb < range.end; ++kb) {
       barrier_wait(&s.empty[at.stage], at.parity ^ 1);
       if (kb == range.begin) {
         s.out_rows[info][thread] = out_row;
         s.factors[info][thread] = factor;
+        if (thread == 0) s.items[info] = rows, s.weight_tiles[info] = item.weight_tile;
+      }
+      if (scaled) {
+#pragma unroll
+        for (int i = 0; i < kGroups; ++i) s.scales[at.stage][i][thread] = w_scale[i] * x_scale;
+      } else if (brings_scale) {
+        reinterpret_cast<float*>(s.w_scales[at.stage])[lane] = w_scale[0];
       }
       uint64_t* full = &s.full[at.stage];
       __syncwarp();
@@ -178,9 +213,7 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
         const uint8_t* x_block = args.x.data + static_cast<size_t>(kb) * args.x.stride * 128;
 #pragma unroll
         for (int i = 0; i < kTileRows / 16; ++i)
-          if (16 * i < n_operand)
-            copy_16_bytes(s.x[at.stage] + swizzled(thread / 8 + 16 * i, thread % 8),
-                          x_block + places[i]);
+          if (16 * i < n_operand) copy_16_bytes(s.x[at.stage] + swizzled(thread / 8 + 16 * i, thread % 8), x_block + places[i]);
         commit_copies();
         if (pending[1] >= 0) {
           wait_for_copies_but<2>();
@@ -191,6 +224,7 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
         pending[1] = pending[0];
         pending[0] = at.stage;
       }
+      if (kb + 1 < range.end) ask_for_scales(kb + 1);
       at.next(S::kStages);
     }
     if (++info == kInfos) info = 0;

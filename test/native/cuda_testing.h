@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <functional>
 
 #include "cpu_testing.h"
@@ -60,6 +61,12 @@ class OnDevice {
 
 constexpr float kPoison = -12345.0f;  // outputs start as this: an element nothing wrote shows
 
+// SIGMOE_TEST_SMALL: fewer sizes of everything, no kernel left out; for sanitizers, which slow kernels down a hundred times.
+template <typename T>
+std::vector<T> sizes(std::vector<T> all, std::vector<T> few) {
+  return std::getenv("SIGMOE_TEST_SMALL") ? few : all;
+}
+
 // fn(backend, compute) on the device in both compute types.
 inline void on_cuda(const std::function<void(Backend&, DType)>& fn) {
   if (!have_cuda()) return;
@@ -69,24 +76,22 @@ inline void on_cuda(const std::function<void(Backend&, DType)>& fn) {
   }
 }
 
-// Rows of x on the grid of E4M3 with a scale per row and 128 of k, as the many-row kernels of FP8 weights round them: they then
-// compute what the reference does, and so do kernels that round to BF16, within its error.
+// Rows of x on the grid of E4M3 with a scale per row, as the many-row kernels of FP8 weights round them: they then compute what
+// the reference does, and so do kernels that round to BF16, within its error.
 inline std::vector<float> on_fp8_grid(std::vector<float> x, int64_t k) {
   std::vector<float> values;
   for (int code = 0; code < 0x7f; ++code) values.push_back(f8e4m3_to_f32(static_cast<uint8_t>(code)));
-  for (size_t row = 0; row < x.size(); row += k)
-    for (int64_t first = 0; first < k; first += 128) {
-      const int64_t last = std::min(k, first + 128);
-      float largest = 1e-10f;
-      for (int64_t i = first; i < last; ++i) largest = std::max(largest, std::fabs(x[row + i]));
-      const float scale = largest / 448.0f;
-      for (int64_t i = first; i < last; ++i) {
-        const float size = std::fabs(x[row + i]) / scale;
-        const auto above = std::min(std::lower_bound(values.begin(), values.end(), size), values.end() - 1);
-        const auto nearest = above != values.begin() && size - above[-1] < *above - size ? above - 1 : above;
-        x[row + i] = std::copysign(*nearest * scale, x[row + i]);
-      }
+  for (size_t row = 0; row < x.size(); row += k) {
+    float largest = 1e-10f;
+    for (int64_t i = 0; i < k; ++i) largest = std::max(largest, std::fabs(x[row + i]));
+    const float scale = largest / 448.0f;
+    for (int64_t i = 0; i < k; ++i) {
+      const float size = std::fabs(x[row + i]) / scale;
+      const auto above = std::min(std::lower_bound(values.begin(), values.end(), size), values.end() - 1);
+      const auto nearest = above != values.begin() && size - above[-1] < *above - size ? above - 1 : above;
+      x[row + i] = std::copysign(*nearest * scale, x[row + i]);
     }
+  }
   return x;
 }
 

@@ -23,9 +23,11 @@ struct ExpertSet {
 ExpertSet make_experts(Backend& backend, const ExpertCase& c) {
   ExpertSet set;
   const auto make = [&](WeightFormat format, int64_t n, int64_t k, bool gate_up, uint64_t seed) -> const LinearWeight* {
-    const bool scaled = format == WeightFormat::fp8 || format == WeightFormat::int4;
-    const HostWeight host = random_weight(format, n, k, scaled ? blocks_of(k, 128) : std::vector<int64_t>{},
-                                          format == WeightFormat::int4 ? 1 : 128, seed, gate_up);
+    using enum WeightFormat;
+    const std::vector<int64_t> bounds = format == fp8 || format == int4 ? blocks_of(k, 128)
+                                        : format == int8                ? blocks_of(k, k)
+                                                                        : std::vector<int64_t>{};
+    const HostWeight host = random_weight(format, n, k, bounds, format == fp8 ? 128 : 1, seed, gate_up);
     return set.owned.emplace_back(host.put(backend)).get();
   };
   for (int e = 0; e < c.n_experts; ++e) {
@@ -54,6 +56,7 @@ TEST_CASE("cuda experts: formats, shared experts, empty and crowded lists, missi
           ExpertCase{"fp8 ragged", 192, 160, 160, 8, 3, fp8, fp8, false},
           ExpertCase{"bf16", 64, 32, 64, 16, 4, bf16, bf16, false}, ExpertCase{"f32", 50, 20, 20, 4, 2, f32, f32, false},
           ExpertCase{"int4", 256, 128, 128, 6, 2, int4, int4, false},
+          ExpertCase{"int8", 256, 128, 128, 6, 2, int8, int8, false},
           ExpertCase{"bf16 shared", 256, 128, 256, 6, 2, fp8, bf16, false},
           ExpertCase{"no shared", 64, 32, 0, 6, 2, bf16, bf16, false},
           ExpertCase{"missing shares", 64, 32, 32, 6, 2, bf16, bf16, true},
@@ -61,8 +64,8 @@ TEST_CASE("cuda experts: formats, shared experts, empty and crowded lists, missi
           ExpertCase{"nothing", 64, 0, 0, 0, 0, fp8, fp8, false}}) {
       const ExpertSet on_device = make_experts(backend, c), on_host = make_experts(*reference(), c);
       const int n_slots = c.n_active + (c.n_active == 0 || c.shared_inner > 0 ? 1 : 0);
-      std::vector<float> together;  // of the last class of rows met; the classes are those of few and of many
-      for (const int n_tokens : {40, 1, 2, 3, 8, 17, 150, 48, 64, 77})
+      std::vector<float> together[2];  // the most rows of each class, which come first: few, and many
+      for (const int n_tokens : sizes<int>({40, 1, 2, 3, 8, 17, 150, 48, 64, 77}, {24, 2, 56}))
         for (const bool crowded : {false, true}) {
           CAPTURE(c.name);
           CAPTURE(n_tokens);
@@ -94,10 +97,12 @@ TEST_CASE("cuda experts: formats, shared experts, empty and crowded lists, missi
           const std::vector<float> got = out.read();
           const bool fp8_inner = n_tokens >= 48 && (c.format == fp8 || c.shared_format == fp8);
           CHECK(relative_error(got, expected) < bound(compute, fp8_inner ? kFp8Inner : Tolerance::kBf16Experts));
-          if (n_tokens == 40 || n_tokens == 150)
-            together = got;
-          else if (crowded)  // the same tokens and choices among forty: the same bits
-            CHECK(std::equal(got.begin(), got.end(), together.begin()));
+          if (!crowded) continue;
+          std::vector<float>& all = together[n_tokens >= 48];
+          if (all.empty())
+            all = got;
+          else  // the same tokens and choices among more: the same bits
+            CHECK(std::equal(got.begin(), got.end(), all.begin()));
         }
     }
   });

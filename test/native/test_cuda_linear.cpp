@@ -24,7 +24,8 @@ std::vector<Format> formats(int64_t k) {
                              {"bf16", bf16, k, {}, 0},
                              {"fp8 blocks", fp8, k, blocks_of(k, 128), 128},
                              {"fp8 per channel", fp8, k, blocks_of(k, k), 1},
-                             {"fp8 per tensor", fp8, k, blocks_of(k, k), 0}};
+                             {"fp8 per tensor", fp8, k, blocks_of(k, k), 0},
+                             {"int8 per channel", int8, k, blocks_of(k, k), 1}};
   if (k > 60) out.push_back({"fp8 slice inside a block", fp8, k, blocks_of(k, 128, 45), 128});
   if (k % 2 == 0) {
     out.push_back({"int4 groups of 32", int4, k, blocks_of(k, 32), 1});
@@ -38,8 +39,10 @@ std::vector<Format> formats(int64_t k) {
 
 TEST_CASE("cuda linear: every format and shape agrees with the reference, and no row minds its neighbours") {
   on_cuda([](Backend& backend, DType compute) {
+    using Shape = std::pair<int64_t, int64_t>;
     for (const auto& [n, k] :
-         {std::pair<int64_t, int64_t>{1, 1}, {37, 51}, {100, 77}, {77, 131}, {256, 384}, {96, 1024}, {48, 2100}, {64, 4096}})
+         sizes<Shape>({{1, 1}, {37, 51}, {100, 77}, {77, 131}, {256, 384}, {96, 1024}, {48, 2100}, {64, 4096}},
+                      {{37, 51}, {96, 1024}, {64, 4096}}))
       for (const Format& f : formats(k)) {
         CAPTURE(f.name);
         CAPTURE(n);
@@ -51,8 +54,8 @@ TEST_CASE("cuda linear: every format and shape agrees with the reference, and no
         constexpr int kMost = 130;
         const std::vector<float> x = on_fp8_grid(gaussian(kMost * k, 3), k);
         const std::vector<float> expected = linear(*reference(), *expected_weight, x, kMost, n);
-        for (const auto& [most, fewer] :
-             {std::pair<int, std::vector<int>>{23, {1, 2, 3, 8, 9, 16, 17}}, {kMost, {24, 33, 48, 64, 90}}}) {
+        for (const auto& [most, fewer] : {std::pair{23, sizes<int>({1, 2, 3, 8, 9, 16, 17}, {2, 9})},
+                                          std::pair{kMost, sizes<int>({24, 33, 48, 64, 90}, {24, 90})}}) {
           const std::vector<float> some(x.begin(), x.begin() + most * k);
           const std::vector<float> together = linear(backend, *weight, some, most, n);
           CHECK(relative_error(together, {expected.begin(), expected.begin() + most * n}) <
@@ -73,7 +76,7 @@ TEST_CASE("cuda linear: every format and shape agrees with the reference, and no
 TEST_CASE("cuda linear: whole weights in shared memory ahead of the rows, with the bits of the kernel that streams them") {
   on_cuda([](Backend& backend, DType compute) {
     constexpr int kMost = 9, k = 4096;
-    for (const int n : {1, 16, 1000, 5120, 6500}) {
+    for (const int n : sizes<int>({1, 16, 1000, 5120, 6500}, {16, 1000})) {
       CAPTURE(n);
       const HostWeight host = random_weight(WeightFormat::fp8, n, k, blocks_of(k, 128), 128, 11);
       const auto weight = host.put(backend);
