@@ -42,6 +42,7 @@ struct EngineOptions {
   std::string draft;                 // folder of an EAGLE3 draft
   int max_draft = 0;                 // most tokens drafted at once; 0 = what suits the method
   bool adaptive_depth = true;        // draft fewer, down to none, where it would not pay
+  bool run_ahead = true;             // false, in tests: the host knows a step's tokens before it launches the next
 };
 
 struct EngineLoadProgress {
@@ -167,7 +168,8 @@ struct StepEvent {
 struct EngineStats {
   int64_t free_pages = 0, cached_pages = 0, held_pages = 0, total_pages = 0;
   int64_t running = 0, waiting = 0;
-  uint64_t steps = 0, prefill_tokens = 0, decode_tokens = 0, preemptions = 0;
+  uint64_t steps = 0, steps_ahead = 0;  // and how many were launched before the one before them was taken in
+  uint64_t prefill_tokens = 0, decode_tokens = 0, preemptions = 0;
   uint64_t prefix_queried_tokens = 0, prefix_hit_tokens = 0;  // of prompts looked up in the prefix cache
   uint64_t draft_checks = 0;                                  // chains of drafts that steps checked
   uint64_t drafted_tokens = 0, accepted_tokens = 0;           // tokens in them, and those that came true

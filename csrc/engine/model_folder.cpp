@@ -256,6 +256,7 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
   info.speculation = drafting.method;
   info.max_draft = drafting.max_draft;
   loaded.adaptive_depth = options.adaptive_depth;
+  loaded.run_ahead = options.run_ahead;
   loaded.has_mtp = (options.with_mtp || drafting.method == "mtp") && config.n_mtp_layers > 0;
   const std::string device = resolve_device(options.device, info.device_reason);
 

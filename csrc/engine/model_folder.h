@@ -44,6 +44,7 @@ struct LoadedModel {
   std::unique_ptr<Drafter> drafter;  // null: no speculation
   bool adaptive_depth = true;
   std::optional<Replay> replay;  // benchmarks alone
+  bool run_ahead = true;
 };
 
 std::unique_ptr<Engine> start_engine(LoadedModel model);

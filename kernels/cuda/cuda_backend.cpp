@@ -14,6 +14,8 @@ namespace sigmoe::cuda {
 namespace {
 
 constexpr size_t kLandingBytes = 64 << 10;
+constexpr size_t kBusRowBytes = 1024;       // what a block of a copying kernel takes
+constexpr size_t kMostBusBytes = 64 << 10;  // longer copies are sooner by a copy engine
 constexpr size_t kMaxRecorded = 256;
 constexpr int kMostTwinTokens = 128;                     // longer steps quantise or convert for themselves
 constexpr size_t kMaxSplitBytes = size_t{64} << 20;      // attention partials; longer batches take several launches
@@ -61,6 +63,10 @@ CudaBackend::CudaBackend(const BackendOptions& options)
   weights_ = std::make_unique<UploadQueue>(loading_.handle);
   CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&landing_), kLandingBytes));
   for (cudaEvent_t& mark : marks_) CUDA_CHECK(cudaEventCreate(&mark));
+  for (Landing& landing : landings_) {
+    CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&landing.host), kMostDownloadBytes));
+    CUDA_CHECK(cudaEventCreateWithFlags(&landing.landed, cudaEventDisableTiming));
+  }
   use_many_row_kernels(!deterministic_);
   info_.device = "cuda";
   info_.name = properties.name;
@@ -79,6 +85,10 @@ CudaBackend::~CudaBackend() {
   cudaSetDevice(device_);
   forget_recorded();
   for (const cudaEvent_t mark : marks_) cudaEventDestroy(mark);
+  for (const Landing& landing : landings_) {
+    cudaEventDestroy(landing.landed);
+    cudaFreeHost(landing.host);
+  }
   cudaFreeHost(landing_);
 }
 
@@ -96,7 +106,17 @@ DeviceBuffer CudaBackend::alloc(size_t bytes, const char* what) {
 void CudaBackend::upload(void* device, const void* host, size_t bytes) {
   enter();
   writes(device);
-  steps_->copy(device, host, bytes);
+  if (bytes == 0 || bytes % kBusRowBytes != 0 || bytes > kMostBusBytes) return steps_->copy(device, host, bytes);
+  steps_->lend(host, bytes, [&](const std::byte* pinned) { copy_by_kernel(pinned, device, bytes); });
+}
+
+// Small copies between a step and the next are kernels of the steps' own queue: a copy engine has to be waited for twice, once
+// before it starts and once when it is done.
+void CudaBackend::copy_by_kernel(const void* from, void* to, size_t bytes) {
+  const bool rows = bytes % kBusRowBytes == 0;
+  const int width = static_cast<int>((rows ? kBusRowBytes : bytes) / sizeof(float));
+  launch_copy_rows(queue_, static_cast<const float*>(from), nullptr, width, static_cast<float*>(to), nullptr, width,
+                   rows ? static_cast<int>(bytes / kBusRowBytes) : 1, width);
 }
 
 void CudaBackend::download(void* host, const void* device, size_t bytes) {
@@ -106,6 +126,21 @@ void CudaBackend::download(void* host, const void* device, size_t bytes) {
   CUDA_CHECK(cudaMemcpyAsync(small ? landing_ : host, device, bytes, cudaMemcpyDeviceToHost, queue_.stream));
   synchronize();
   if (small && bytes > 0) std::memcpy(host, landing_, bytes);
+}
+
+void CudaBackend::start_download(int place, const void* device, size_t bytes) {
+  enter();
+  SIGMOE_CHECK(bytes <= kMostDownloadBytes, "a download is larger than its place");
+  SIGMOE_CHECK(bytes % sizeof(float) == 0, "a download of part of a word");
+  if (bytes > 0) copy_by_kernel(device, landings_[place].host, bytes);
+  CUDA_CHECK(cudaEventRecord(landings_[place].landed, queue_.stream));
+}
+
+std::byte* CudaBackend::finish_download(int place) {
+  enter();
+  CUDA_CHECK(cudaEventSynchronize(landings_[place].landed));
+  if (world_) world_->check();
+  return landings_[place].host;
 }
 
 void CudaBackend::zero(void* device, size_t bytes) {

@@ -35,6 +35,8 @@ class CudaBackend : public Backend {
   void zero(void* device, size_t bytes) override;
   void synchronize() override;
   uint64_t free_bytes() const override;
+  void start_download(int place, const void* device, size_t bytes) override;
+  std::byte* finish_download(int place) override;
   void join(Comm& comm) override;
   void run_recorded(uint64_t key, const std::function<void()>& ops) override;
   std::unique_ptr<BenchDevice> bench_device() override;
@@ -75,6 +77,7 @@ class CudaBackend : public Backend {
   void use_many_row_kernels(bool on) { many_rows_ = on && !exact_ && has_tensor_gemm(); }
 
  private:
+  void copy_by_kernel(const void* from, void* to, size_t bytes);
   void enter() const;  // before the runtime is asked for anything: any thread may call, with any GPU as its own
 
   struct Stream {  // owns the compute or the upload stream
@@ -145,6 +148,11 @@ class CudaBackend : public Backend {
   WeightArena arena_;
   std::unique_ptr<UploadQueue> steps_, weights_;  // on the compute and the loading stream
   std::byte* landing_ = nullptr;                  // pinned: small downloads land here
+  struct Landing {
+    std::byte* host = nullptr;  // pinned
+    cudaEvent_t landed = nullptr;
+  };
+  std::array<Landing, kDownloads> landings_{};
 
   Twin twin_;
   Slots slots_;

@@ -61,6 +61,9 @@ struct StepOutputs {
   std::vector<float> logits;        // (logits_row_ids, V)
   std::vector<float> mtp_logits;    // (mtp_row_ids, V)
   double ms = 0;  // of the device, from the first op to the last sampled token; 0: not measured, or not one to go by
+  // A step that was only launched: where its samples land (Backend::start_download). -1: everything above is there.
+  int landing = -1;
+  bool with_logprobs = false, timed = false;  // of such a step
 };
 
 struct RunnerLimits {
@@ -80,6 +83,12 @@ class RankRunner {
 
   // `outputs` is filled on the rank that samples (0) and ignored elsewhere.
   void run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace = nullptr);
+  // The same in two halves: a recorded step (outputs.landing >= 0) is only enqueued by the first, and one more may be launched
+  // before it is finished. That one may take its tokens from sampled_tokens(), with them as its chain.
+  void launch(const StepInputs& inputs, StepOutputs& outputs, Trace* trace = nullptr);
+  void finish(StepOutputs& outputs);
+  // On the device, of the step launched last, by its sampled rows.
+  const int32_t* sampled_tokens() const { return step_output_.as<int32_t>(); }
 
   // Brings a step to a size that recordings exist for, where the device has any.
   void shape(StepInputs& inputs) const;
@@ -124,6 +133,7 @@ class RankRunner {
   DeviceBuffer step_input_;   // everything a step uploads, in one piece
   DeviceBuffer step_output_;  // tokens, logprobs and alternatives of a block of sampled rows
   std::vector<std::byte> staging_;
+  int n_launched_ = 0;  // recorded steps; their samples land in turns
 };
 
 // All ranks of a model in one process. Rank 0 runs on the caller's thread, the others on threads of their own.
@@ -135,6 +145,9 @@ class World {
   ~World();
 
   void run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace = nullptr);
+  // RankRunner's; of several ranks no step is ever only launched.
+  void launch(const StepInputs& inputs, StepOutputs& outputs);
+  void finish(StepOutputs& outputs) { runners_[0]->finish(outputs); }
   // work(rank), on the thread of each rank at the same time; the first error of any is thrown when all have ended.
   void on_every_rank(const std::function<void(int rank)>& work);
 
