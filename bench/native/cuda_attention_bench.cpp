@@ -169,7 +169,7 @@ class Step {
       arrivals_ = std::make_unique<Device<int32_t>>(std::vector<int32_t>(batch_.n_tokens * shape_.n_kv_heads));
     }
     launch_split_attention(queue_, batch_, shape_, 0, batch_.n_tokens, q_->get(), kv(),
-                           {reinterpret_cast<float*>(scratch_->get()), arrivals_->get()}, out_->get());
+                           {reinterpret_cast<float*>(scratch_->get()), arrivals_->get()}, out_->get(), nullptr);
   }
 
   // Every row of the step as a decode step of one sequence.

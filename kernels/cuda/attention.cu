@@ -108,6 +108,13 @@ struct SplitArgs {
   float* partial;     // (rows, H, splits, partial_width): sums, then maximum (base 2) and total
   int32_t* arrivals;  // (rows, G)
   float* out;
+  uint2* twin;  // out in BF16 too, or null
+
+  __device__ void write(int64_t at, float4 sum, float total) const {
+    const float4 value = {sum.x / total, sum.y / total, sum.z / total, sum.w / total};
+    *reinterpret_cast<float4*>(out + at) = value;
+    if (twin) twin[at / 4] = {pack_bf16(value.x, value.y), pack_bf16(value.z, value.w)};
+  }
 };
 
 template <int HD>
@@ -270,8 +277,7 @@ __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const
       add_scaled(value, *reinterpret_cast<const float4*>(&sums[w][head][d]), highest[w][head]);
     const float all = split_totals[head][0];
     if (n_splits == 1) {
-      *reinterpret_cast<float4*>(args.out + (row_heads + head) * HD + d) = {value.x / all, value.y / all, value.z / all,
-                                                                            value.w / all};
+      args.write((row_heads + head) * HD + d, value, all);
       continue;
     }
     float* partial = args.partial + ((partial_row + head) * args.n_splits_max + split) * partial_width(HD);
@@ -321,15 +327,13 @@ __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const
 #pragma unroll 8
     for (int s = 0; s < n_splits; ++s)
       add_scaled(value, __ldcg(reinterpret_cast<const float4*>(partial + s * partial_width(HD))), split_tops[head][s]);
-    const float all = totals[0][head];
-    *reinterpret_cast<float4*>(args.out + (row_heads + head) * HD + d) = {value.x / all, value.y / all, value.z / all,
-                                                                          value.w / all};
+    args.write((row_heads + head) * HD + d, value, totals[0][head]);
   }
 }
 
 template <int HD>
 void launch_split(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int first_row, int n_rows,
-                  int most_rows, const float* q, const KvView& kv, const SplitScratch& scratch, float* out) {
+                  int most_rows, const float* q, const KvView& kv, const SplitScratch& scratch, float* out, void* twin) {
   const int n_splits = max_splits(batch.max_pages);
   const SplitArgs<HD> args{batch,
                            shape,
@@ -341,7 +345,8 @@ void launch_split(const Queue& queue, const BatchView& batch, const AttentionSha
                            static_cast<const __nv_bfloat16*>(kv.v),
                            scratch.partial,
                            scratch.arrivals,
-                           out};
+                           out,
+                           static_cast<uint2*>(twin)};
   launch(queue, split_attention_kernel<HD>, dim3(n_splits, shape.n_kv_heads, n_rows), kSplitWarps * 32, 0, args);
 }
 
@@ -369,17 +374,17 @@ size_t split_partial_bytes(const AttentionShape& shape, int n_rows, int max_page
 }
 
 void launch_split_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int first_row, int n_rows,
-                            const float* q, const KvView& kv, const SplitScratch& scratch, float* out) {
-  launch_split_attention_of_few(queue, batch, shape, 0, first_row, n_rows, q, kv, scratch, out);
+                            const float* q, const KvView& kv, const SplitScratch& scratch, float* out, void* twin) {
+  launch_split_attention_of_few(queue, batch, shape, 0, first_row, n_rows, q, kv, scratch, out, twin);
 }
 
 void launch_split_attention_of_few(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int most_rows,
                                    int first_row, int n_rows, const float* q, const KvView& kv, const SplitScratch& scratch,
-                                   float* out) {
+                                   float* out, void* twin) {
   if (shape.head_dim == 128)
-    launch_split<128>(queue, batch, shape, first_row, n_rows, most_rows, q, kv, scratch, out);
+    launch_split<128>(queue, batch, shape, first_row, n_rows, most_rows, q, kv, scratch, out, twin);
   else
-    launch_split<64>(queue, batch, shape, first_row, n_rows, most_rows, q, kv, scratch, out);
+    launch_split<64>(queue, batch, shape, first_row, n_rows, most_rows, q, kv, scratch, out, twin);
 }
 
 }  // namespace sigmoe::cuda

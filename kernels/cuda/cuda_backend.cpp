@@ -6,6 +6,7 @@
 #include "cuda/attention_decode.h"
 #include "cuda/attention_prefill.h"
 #include "cuda/mma_attention.h"
+#include "cuda/narrow_experts.h"
 #include "cuda/norm_many.h"
 #include "cuda/ops.h"
 #include "cuda/qk_store_many.h"
@@ -465,21 +466,27 @@ void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape,
   // sequences as one without drafts, so drafts change no class.
   const bool few = batch.n_seqs < 24 && batch.n_tokens <= kMostChainRows * batch.n_seqs;
   if (!deterministic_ && !few && has_chain_attention(shape, sm_)) return attention_by_rows(batch, shape, q, kv, out);
-  // Two classes of rows here too; only what may have both is split up.
+  // Two classes of rows here too, but in those steps; only what may have both is split up.
   int n_rows = batch.n_tokens, most_rows = 0;
-  if (mma_rows_ && batch.n_tokens - batch.n_seqs >= kMostChainRows && has_mma_attention(shape)) {
+  if (mma_rows_ && !few && batch.n_tokens - batch.n_seqs >= kMostChainRows && has_mma_attention(shape)) {
     launch_mma_attention(queue_, batch, shape, kMostChainRows + 1, q, kv, out);
     if (batch.n_seqs == 1) return;
     n_rows = batch.n_seqs * kMostChainRows, most_rows = kMostChainRows;
   }
   const size_t row_bytes = split_partial_bytes(shape, 1, batch.max_pages);
   const int rows_at_once = static_cast<int>(std::clamp<size_t>(kMaxSplitBytes / row_bytes, 1, n_rows));
+  const int width = shape.n_heads * shape.head_dim;
+  uint16_t* twin = nullptr;
+  if (most_rows == 0 && batch.n_tokens > 1 && batch.n_tokens <= (many_rows_ ? kManyRows - 1 : kMostTwinTokens)) {
+    twin = scratch<uint16_t>(normed_, static_cast<size_t>(batch.n_tokens) * width);
+    twin_ = {out, batch.n_tokens, width, twin, {}, {}};
+  }
   SplitScratch split;
   split.partial = scratch<float>(partial_attention_, rows_at_once * row_bytes / sizeof(float));
   split.arrivals = scratch<int32_t>(arrivals_, static_cast<size_t>(rows_at_once) * shape.n_kv_heads);
   for (int row = 0; row < n_rows; row += rows_at_once)
-    launch_split_attention_of_few(queue_, batch, shape, most_rows, row, std::min(rows_at_once, n_rows - row), q, kv, split,
-                                  out);
+    launch_split_attention_of_few(queue_, batch, shape, most_rows, row, std::min(rows_at_once, n_rows - row), q, kv, split, out,
+                                  twin);
 }
 
 // Two classes of rows: those of sequences with at most kMostChainRows rows in the step, and the others. Within a class a row's
@@ -589,10 +596,47 @@ bool CudaBackend::takes_many_experts(const ExpertWeights& weights, const ExpertT
          (!weights.shared_gate_up || fits(view_of(*weights.shared_gate_up), view_of(*weights.shared_down)));
 }
 
+// The same by narrow_experts.h: steps that are not long, with lists of their own. False: it has no such kernel.
+bool CudaBackend::run_narrow_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table,
+                                     const Routing& routing, bool shared, int n_active, int n_tokens, int n_slots, float* out) {
+  NarrowArgs up, down;
+  GemmArgs& common = up.gemm;
+  common.n_tokens = n_tokens;
+  common.n_active = n_active;
+  common.n_slots = n_slots;
+  common.n_experts = static_cast<int>(weights.gate_up.size());
+  common.expert_offsets = routing.expert_offsets;
+  common.slot_order = routing.slot_order;
+  common.slot_weights = routing.weights;
+  down.gemm = common;
+  up.gemm.mode = GemmMode::gate_up;
+  down.gemm.mode = GemmMode::down;
+  up.gemm.routed = table.gate_up_shape;
+  down.gemm.routed = table.down_shape;
+  up.gemm.experts = table.gate_up_tiles.as<ExpertTiles>();
+  down.gemm.experts = table.down_tiles.as<ExpertTiles>();
+  if (shared) {
+    up.gemm.dense = view_of(*weights.shared_gate_up);
+    down.gemm.dense = view_of(*weights.shared_down);
+  }
+  const WeightView &wide = up.gemm.routed, &back = down.gemm.routed;
+  if (n_tokens > kMostNarrowRows || !fits_narrow_experts(wide, back, common.n_experts)) return false;
+  const PackedRows* packed = packed_twin_of(x, n_tokens, wide);
+  up.x = packed ? *packed : packed_rows(packed_, packed_scales_, wide, n_tokens);
+  up.inner = down.x = packed_rows(packed_inner_, inner_scales_, back,
+                                  narrow_packed_rows(n_tokens * n_active, common.n_experts, shared ? n_tokens : 0));
+  down.slots = reinterpret_cast<__nv_bfloat16*>(out);
+  if (!packed) launch_pack_rows(queue_, wide.format, x, nullptr, n_tokens, wide.k, up.x, {});
+  launch_narrow_experts(queue_, up);
+  launch_narrow_experts(queue_, down);
+  return true;
+}
+
 // Packing and the list of row tiles, gate-up with SwiGLU, down: three launches, for the routed experts, the shared one or both.
 void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table,
                                    const Routing& routing, bool routed, bool shared, int n_active, int n_tokens, int n_slots,
                                    float* out) {
+  if (routed && run_narrow_experts(x, weights, table, routing, shared, n_active, n_tokens, n_slots, out)) return;
   const int n_experts = routed ? static_cast<int>(weights.gate_up.size()) : 0, n_shared = shared ? n_tokens : 0;
   const int n_routed = routed ? n_tokens * n_active : 0;
   TensorGemmArgs up, down;

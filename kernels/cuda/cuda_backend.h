@@ -99,9 +99,9 @@ class CudaBackend : public Backend {
   template <typename T>
   T* scratch(Scratch& scratch, size_t n);
 
-  // The copy that the last norm wrote beside its output, for the products that read it next, in BF16 or, of many rows, packed:
-  // they find it by the address of the float rows. Every op that writes floats gives them up first (writes()), and so do the
-  // ends of a recorded step, because a replay sees only what it recorded.
+  // The copy that the last norm or attention wrote beside its output, for the products that read it next, in BF16 or, of many
+  // rows, packed: they find it by the address of the float rows. Every op that writes floats gives them up first (writes()),
+  // and so do the ends of a recorded step, because a replay sees only what it recorded.
   struct Twin {
     const float* rows = nullptr;  // (n_rows, width)
     int n_rows = 0, width = 0;
@@ -143,6 +143,8 @@ class CudaBackend : public Backend {
   // `takes`: whether a product of a step's n_tokens has a kernel of the kind asked about.
   template <typename Takes>
   bool takes_many_experts(const ExpertWeights& weights, const ExpertTable& table, int n_active, const Takes& takes) const;
+  bool run_narrow_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing,
+                          bool shared, int n_active, int n_tokens, int n_slots, float* out);
   void run_many_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing,
                         bool routed, bool shared, int n_active, int n_tokens, int n_slots, float* out);
   void run_mma_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing,

@@ -40,6 +40,21 @@ __device__ inline float block_sum(float value, float* scratch) {
   return warp_sum(lane < n_warps ? scratch[lane] : 0.0f);
 }
 
+// Sum of `value` over the threads before this one; on the last thread, plus its own value, the sum of all. `scratch` holds one
+// int per warp.
+__device__ inline int block_sum_before(int value, int* scratch) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  int through = value;  // this thread
+  for (int step = 1; step < 32; step *= 2) {
+    const int other = __shfl_up_sync(kAllLanes, through, step);
+    if (lane >= step) through += other;
+  }
+  if (lane == 31) scratch[warp] = through;
+  __syncthreads();
+  for (int w = 0; w < warp; ++w) through += scratch[w];
+  return through - value;
+}
+
 __device__ inline uint32_t pack_bf16(float low, float high) {
   const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
   return reinterpret_cast<const uint32_t&>(pair);

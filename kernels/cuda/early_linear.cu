@@ -5,7 +5,7 @@
 // it waits for the kernel ahead: the bytes arrive while that one (a norm, attention) works. What registers hold is expanded to
 // BF16 meanwhile, too. After the wait are left: x from L2, the tensor core, one meeting of the four warps.
 //
-// A warp has one of the four slices of k that gemm.cu's few_kernel has, adds in its order and meets the others in its order:
+// A warp has one of the four slices of k that gemm_few.cu has, adds in its order and meets the others in its order:
 // the bits are the same.
 #include <algorithm>
 

@@ -1,5 +1,5 @@
 // The inner step of the matrix products: one chunk of weights as tensor-core operands, expanded to BF16 in registers, times the
-// activations of 8 tokens. Shared by gemm.cu and stream_gemm.cu, so that both add in one order.
+// activations of 8 tokens. Shared by all kernels of few rows, so that both add in one order.
 #pragma once
 
 #include "cuda/device.cuh"

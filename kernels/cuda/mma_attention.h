@@ -17,6 +17,6 @@ void launch_mma_attention(const Queue& queue, const BatchView& batch, const Atte
 // i % most_rows of sequence i / most_rows, if there is one; most_rows 0: row i of the step, whatever its sequence.
 void launch_split_attention_of_few(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int most_rows,
                                    int first_row, int n_rows, const float* q, const KvView& kv, const SplitScratch& scratch,
-                                   float* out);
+                                   float* out, void* twin);
 
 }  // namespace sigmoe::cuda

@@ -33,8 +33,9 @@ struct SplitScratch {
 };
 int max_splits(int max_pages);
 size_t split_partial_bytes(const AttentionShape& shape, int n_rows, int max_pages);
+// twin (T, H * head_dim) BF16 or null: the result again, for the product that follows.
 void launch_split_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int first_row, int n_rows,
-                            const float* q, const KvView& kv, const SplitScratch& scratch, float* out);
+                            const float* q, const KvView& kv, const SplitScratch& scratch, float* out, void* twin);
 
 // ---- exact.cu: everything in float32, one warp per result
 void launch_exact_linear(const Queue& queue, const float* x, const int32_t* row_ids, const WeightView& weight, int n_tokens,

@@ -153,19 +153,11 @@ __device__ void sort_slots(const ChooseArgs& args, const int32_t* chosen_ids, ui
 
   // counts become the first slot of each list
   const int per_thread = (n_experts + kChooseThreads - 1) / kChooseThreads, begin = threadIdx.x * per_thread;
-  const int end = min(begin + per_thread, n_experts), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int end = min(begin + per_thread, n_experts);
   int total = 0;
   for (int e = begin; e < end; ++e) total += counts[e];
-  int before = total;  // inclusive scan over threads
-  for (int step = 1; step < 32; step *= 2) {
-    const int other = __shfl_up_sync(kAllLanes, before, step);
-    if (lane >= step) before += other;
-  }
-  if (lane == 31) warp_totals[warp] = before;
-  __syncthreads();
-  for (int w = 0; w < warp; ++w) before += warp_totals[w];
+  int before = block_sum_before(total, warp_totals);
   if (threadIdx.x == 0) args.out.expert_offsets[0] = 0;
-  before -= total;
   for (int e = begin; e < end; ++e) {
     const int count = counts[e];
     counts[e] = before;

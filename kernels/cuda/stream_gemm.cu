@@ -5,7 +5,8 @@
 // eight of its tokens. Blocks share the list evenly, so that there is no last wave and no idle block. Warps work alone: each
 // takes the block's next tile, walks all of k and keeps kDepth groups of weights on their way to registers, across tiles and
 // experts. They meet only where the tokens change: one warp does nothing but copy the next eight tokens' rows to shared memory.
-// k is summed in the slices of gemm.cu, one after the other, and the slices in order: results equal gemm.cu's to the bit.
+// k is summed in the slices of gemm_walk.cuh, one after the other, and the slices in order: results equal gemm_few.cu's to the
+// bit.
 #include <algorithm>
 
 #include "cuda/bulk_copy.cuh"
@@ -16,8 +17,11 @@
 namespace sigmoe::cuda {
 namespace {
 
-using namespace stream;
+using stream::Lists, stream::list_items, stream::lists_bytes, stream::shape_of_item;
 
+constexpr int kThreads = 384;  // 168 registers each
+constexpr int kTokens = 8;     // of a block of them
+using Cursor = stream::Cursor<kTokens, 1>;
 constexpr int kWalkers = kThreads / 32 - 1;  // warps; the last one copies tokens
 constexpr int kMaxExperts = 1024;
 constexpr size_t kMostSharedBytes = size_t{220} << 10;  // of an SM, less what is declared below
@@ -123,7 +127,7 @@ __global__ void __launch_bounds__(kThreads, 1) stream_kernel(const __grid_consta
   // The lists are new to gate_up. Down may read them at once: gate_up lets it start only after waiting for them itself.
   if (gemm.mode == GemmMode::gate_up) wait_for_previous();
   let_next_start();
-  list_items(gemm, n_items, lists);
+  list_items<kTokens, 1>(gemm, n_items, lists);
   const int n_places = lists.starts[n_items];
   const int begin = static_cast<int>(static_cast<int64_t>(n_places) * blockIdx.x / gridDim.x);
   const int end = static_cast<int>(static_cast<int64_t>(n_places) * (blockIdx.x + 1) / gridDim.x);
@@ -267,7 +271,11 @@ bool launch_stream_gemm(const Queue& queue, const GemmArgs& gemm) {
   if (bytes > kMostSharedBytes || n_blocks() == 0) return false;
   const auto kernel = w.format == WeightFormat::fp8 ? stream_kernel<WeightFormat::fp8> : stream_kernel<WeightFormat::bf16>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-  launch(queue, kernel, n_blocks(), kThreads, bytes, args);
+  // Gate-up starts when the kernel ahead is over: beside the last blocks of a linear, it would keep their division of the SM's
+  // memory, most of it shared, and loads on their way need lines of L1 (measured: a step of 8 is 4% slower so, of 32 2%).
+  Queue own = queue;
+  own.overlap = queue.overlap && gemm.mode != GemmMode::gate_up;
+  launch(own, kernel, n_blocks(), kThreads, bytes, args);
   return true;
 }
 

@@ -1,5 +1,6 @@
-// The work list of stream_gemm.cu: the tiles of every touched expert, once per block of its tokens, made by each block of the
-// launch for itself from the router's lists. Every place in it has a number; blocks take equal runs of numbers.
+// The work list of stream_gemm.cu and narrow_experts.cu: the weights of every touched expert, PlaceTiles tiles at a time, once
+// per block of Tokens of its tokens, made by each block of the launch for itself from the router's lists. Every place in it has
+// a number; blocks take equal runs of numbers.
 #pragma once
 
 #include "cuda/device.cuh"
@@ -7,12 +8,12 @@
 
 namespace sigmoe::cuda::stream {
 
-constexpr int kThreads = 384;   // 168 registers each
-constexpr int kTokens = 8;      // of a block of them
 constexpr int kRunTiles = 128;  // after so many tiles the next block of tokens meets them, while they are in L2
 
 // A place in the work list, found from its number.
+template <int Tokens, int PlaceTiles>
 struct Cursor {
+  static constexpr int kRun = kRunTiles / PlaceTiles;
   int item = 0, item_start = 0, item_end = 0, blocks = 0, tiles = 0;
   int tile = 0, block = 0;
   int segment_end = 0;  // where the tokens change
@@ -29,7 +30,7 @@ struct Cursor {
           high = middle;
       }
       item_start = starts[item], item_end = starts[item + 1];
-      tiles = item == 0 ? gemm.dense.n_tiles : gemm.routed.n_tiles;
+      tiles = (item == 0 ? gemm.dense.n_tiles : gemm.routed.n_tiles) / PlaceTiles;
       blocks = (item_end - item_start) / tiles;
     }
     const int local = place - item_start;
@@ -37,10 +38,10 @@ struct Cursor {
       block = 0, tile = local, segment_end = item_end;
       return;
     }
-    const int run = local / (kRunTiles * blocks), rest = local - run * kRunTiles * blocks;
-    const int length = min(kRunTiles, tiles - run * kRunTiles);
+    const int run = local / (kRun * blocks), rest = local - run * kRun * blocks;
+    const int length = min(kRun, tiles - run * kRun);
     block = rest / length;
-    tile = run * kRunTiles + rest % length;
+    tile = run * kRun + rest % length;
     segment_end = place + length - rest % length;
   }
 };
@@ -63,34 +64,29 @@ struct Lists {
 constexpr int lists_bytes(int n_items) { return n_items * static_cast<int>(sizeof(ExpertTiles) + 2 * sizeof(int)) + 4; }
 
 // By the whole block.
+template <int Tokens, int PlaceTiles>
 __device__ inline void list_items(const GemmArgs& gemm, int n_items, const Lists& lists) {
-  __shared__ int warp_totals[kThreads / 32];
-  const int per_thread = (n_items + kThreads - 1) / kThreads, begin = threadIdx.x * per_thread;
-  const int end = min(begin + per_thread, n_items), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const auto blocks_of = [&](int n) { return (n + kTokens - 1) / kTokens; };
+  __shared__ int warp_totals[32];
+  const int n_threads = blockDim.x, per_thread = (n_items + n_threads - 1) / n_threads;
+  const int begin = threadIdx.x * per_thread, end = min(begin + per_thread, n_items);
+  const auto blocks_of = [&](int n) { return (n + Tokens - 1) / Tokens; };
   int total = 0;
   for (int i = begin; i < end; ++i) {
     lists.starts[i] = total;
     if (i == 0) {
       lists.weights[0] = {gemm.dense.tiles, gemm.dense.scales};
-      if (gemm.dense.tiles) total += blocks_of(gemm.n_tokens) * gemm.dense.n_tiles;
+      if (gemm.dense.tiles) total += blocks_of(gemm.n_tokens) * (gemm.dense.n_tiles / PlaceTiles);
     } else {
       const int first = gemm.expert_offsets[i - 1], count = gemm.expert_offsets[i] - first;
       lists.first_slots[i] = first;
       lists.weights[i] = gemm.experts[i - 1];
-      if (lists.weights[i].tiles) total += blocks_of(count) * gemm.routed.n_tiles;  // else this rank has no share of it
+      // No tiles: this rank has no share of it.
+      if (lists.weights[i].tiles) total += blocks_of(count) * (gemm.routed.n_tiles / PlaceTiles);
     }
   }
-  int before = total;  // inclusive scan over threads
-  for (int step = 1; step < 32; step *= 2) {
-    const int other = __shfl_up_sync(kAllLanes, before, step);
-    if (lane >= step) before += other;
-  }
-  if (lane == 31) warp_totals[warp] = before;
-  __syncthreads();
-  for (int w = 0; w < warp; ++w) before += warp_totals[w];
-  for (int i = begin; i < end; ++i) lists.starts[i] += before - total;
-  if (threadIdx.x == kThreads - 1) lists.starts[n_items] = before;
+  const int before = block_sum_before(total, warp_totals);
+  for (int i = begin; i < end; ++i) lists.starts[i] += before;
+  if (threadIdx.x == n_threads - 1) lists.starts[n_items] = before + total;
   __syncthreads();
 }
 

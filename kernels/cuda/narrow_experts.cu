@@ -1,0 +1,386 @@
+// y = x W^T for the experts of a step of 48 to 256 tokens, FP8 times FP8, on Hopper. Bound: memory, the bytes of W.
+//
+// One block per SM stays for the whole launch and walks its equal share of stream_list.cuh's list: 256 rows of a touched expert
+// at a time, once per sixteen of its tokens. W goes from memory to registers, which are the tensor core's 64-row operand as
+// they lie: two warpgroups keep kDepth groups of two such operands each on their way, 128 KB of an SM, through the ends of
+// places and experts. The tokens are the narrow operand, whole in shared memory; one more warp gathers the next sixteen
+// meanwhile.
+//
+// Sums are promoted to float32 every 128 of k, in the order of tensor_tile.cuh: the bits are tensor_gemm.cu's.
+#include <algorithm>
+
+#include "cuda/narrow_experts.h"
+#include "cuda/packed.cuh"
+#include "cuda/stream_list.cuh"
+#include "cuda/wgmma.cuh"
+
+namespace sigmoe::cuda {
+namespace {
+
+constexpr int kGroups = 2, kBlocks = 2;  // warpgroups, and 64-row operands of each
+constexpr int kWarps = kGroups * 4, kThreads = kWarps * 32 + 128;
+constexpr int kTokens = 16;
+constexpr int kPlaceTiles = kGroups * kBlocks * 4, kPlaceRows = kPlaceTiles * 16;
+constexpr int kDepth = 4;
+constexpr int kMostGroups = 32;  // of k: a lane holds the scale of each
+constexpr int kMostExperts = 1024;
+[[maybe_unused]] constexpr int kChunks = 4;  // of 32 bytes of k in a group
+constexpr int kXBytes = kTokens * 128;       // of a group of k
+enum Meeting { kMultipliers = 1 };
+
+using Cursor = stream::Cursor<kTokens, kPlaceTiles>;
+
+// Sixteen tokens, as their writers need them.
+struct TokenBlock {
+  int count, packed_row;
+  int out_rows[kTokens];
+  float factors[kTokens];  // of the sums: x's scale, or the slot's weight
+};
+
+struct Shared {
+  uint8_t packed[kXBytes];  // gate_up: the result on its way out
+  float largest[kWarps][kTokens];
+  float inverse[kTokens];
+  TokenBlock token_blocks[2];
+  uint64_t full[2], empty[2];
+};
+
+// Bytes of a buffer of tokens: codes, then scales, by group.
+__host__ __device__ constexpr int buffer_bytes(int n_groups) { return n_groups * kXBytes + 32 * kTokens * 4; }
+
+// One warp brings each block of tokens of [begin, end) when its buffer is free.
+template <bool GateUp>
+__device__ void copy_tokens(const NarrowArgs& args, const stream::Lists& lists, int n_items, int begin, int end,
+                            uint8_t* buffers, Shared& s) {
+  const GemmArgs& gemm = args.gemm;
+  const int lane = threadIdx.x % 32, n_groups = gemm.routed.n_groups;
+  Cursor at;
+  int index = 0;
+  for (int place = begin; place < end; place = at.segment_end, ++index) {
+    at.seek(gemm, lists.starts, n_items, place);
+    const bool dense = at.item == 0;
+    const int first = at.block * kTokens + (dense ? 0 : lists.first_slots[at.item]);
+    const int n = dense ? gemm.n_tokens : gemm.expert_offsets[at.item] - lists.first_slots[at.item];
+    const int count = min(kTokens, n - at.block * kTokens);
+    // Rows past the last repeat it; nobody reads their results.
+    int token = first + min(lane % kTokens, count - 1), out_row = token * gemm.n_slots + gemm.n_active;
+    float factor = 1.0f;
+    if (!dense) {
+      const int slot = gemm.slot_order[token];
+      token = slot / gemm.n_active;
+      out_row = token * gemm.n_slots + slot % gemm.n_active;
+      if (!GateUp) factor = gemm.slot_weights[slot];
+    }
+    if (GateUp) factor = args.x.scales[token];
+    // Blocks of tokens before this one, each with rows of its own between the two products.
+    const int packed_row = (at.item_start / at.tiles + at.block) * kTokens;
+    if (index >= 2) barrier_wait(&s.empty[index % 2], (index / 2 - 1) % 2);
+    TokenBlock& tokens = s.token_blocks[index % 2];
+    if (lane < kTokens) tokens.out_rows[lane] = out_row, tokens.factors[lane] = factor;
+    if (lane == 0) tokens.count = count, tokens.packed_row = packed_row;
+    uint8_t* to = buffers + index % 2 * buffer_bytes(n_groups);
+    [[maybe_unused]] float* to_scales = reinterpret_cast<float*>(to + n_groups * kXBytes);
+    if constexpr (GateUp) {
+      int rows[kTokens / 4];
+#pragma unroll
+      for (int m = 0; m < kTokens / 4; ++m) rows[m] = __shfl_sync(kAllLanes, token, 4 * m + lane / 8);
+      for (int group = 0; group < n_groups; ++group) {
+        const uint8_t* from = args.x.data + static_cast<size_t>(group) * args.x.stride * 128;
+#pragma unroll
+        for (int m = 0; m < kTokens / 4; ++m)
+          copy_16_bytes(to + group * kXBytes + swizzled(4 * m + lane / 8, lane % 8), from + swizzled(rows[m], lane % 8));
+      }
+      wait_for_copies();
+      publish_to_async();
+      __syncwarp();
+      if (lane == 0) barrier_arrive(&s.full[index % 2]);
+    } else {
+      uint64_t* full = &s.full[index % 2];
+      __syncwarp();
+      if (lane == 0) barrier_expect(full, n_groups * (kXBytes + kTokens * 4));
+      __syncwarp();
+      if (lane < n_groups) {
+        const size_t row = static_cast<size_t>(lane) * args.x.stride + packed_row;
+        bulk_load(to + lane * kXBytes, args.x.data + row * 128, kXBytes, full);
+        bulk_load(to_scales + lane * kTokens, args.x.scales + row, kTokens * 4, full);
+      }
+    }
+  }
+}
+
+// load_once() that the compiler may not move across other loads or meetings of the warp: left to itself it collects the loads
+// of all kDepth groups behind the last.
+[[maybe_unused]] __device__ inline uint4 load_in_order(const uint4* address) {
+  uint4 value;
+  asm volatile("ld.relaxed.gpu.global.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(address)
+               : "memory");
+  return value;
+}
+
+// A load's registers as the tensor core wants them, which is in another order. `zero` is: written as a copy, the swap would be
+// placed behind the load by the compiler, and wait for it there.
+[[maybe_unused]] __device__ inline uint4 arrived(const uint4& w, uint32_t zero) {
+  uint4 out;
+  asm volatile("xor.b32 %0, %4, %8;\nxor.b32 %1, %5, %8;\nxor.b32 %2, %6, %8;\nxor.b32 %3, %7, %8;"
+               : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
+               : "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w), "r"(zero));
+  return out;
+}
+
+using Sums = float[kBlocks][kTokens / 2];
+
+// SwiGLU, then packed for the down product: the place's 128 columns are one FP8 block.
+[[maybe_unused]] __device__ inline void write_inner(const NarrowArgs& args, Shared& s, const TokenBlock& tokens, int place_tile,
+                                                    Sums& sum) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / 128, g = lane / 4, q = lane % 4;
+#pragma unroll
+  for (int i = 0; i < kTokens / 4; ++i) {  // token 8 (i / 2) + 2 q + i % 2
+    const float factor = tokens.factors[i / 2 * 8 + 2 * q + i % 2];
+    float gate[kBlocks], one[kBlocks], largest = 0.0f;
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      gate[block] = sum[block][i / 2 * 4 + i % 2] * factor;
+      one[block] = 1.0f + __expf(fminf(-gate[block], 40.0f));  // beyond, the result is 0 to all digits that count
+    }
+    const float inverse = __fdividef(1.0f, one[0] * one[1]);  // one division for both
+    const float silu[kBlocks] = {gate[0] * inverse * one[1], gate[1] * inverse * one[0]};
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      float& result = sum[block][i / 2 * 4 + i % 2];
+      result = silu[block] * (sum[block][i / 2 * 4 + i % 2 + 2] * factor);
+      largest = fmaxf(largest, fabsf(result));
+    }
+#pragma unroll
+    for (int step = 4; step < 32; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
+    if (g == 0) s.largest[group * 4 + warp][i / 2 * 8 + 2 * q + i % 2] = largest;
+  }
+  meet<kMultipliers, kWarps * 32>();
+  const int64_t first_row = static_cast<int64_t>(place_tile) * args.inner.stride + tokens.packed_row;
+  if (threadIdx.x < kTokens) {
+    float largest = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kWarps; ++i) largest = fmaxf(largest, s.largest[i][threadIdx.x]);
+    const float2 scale = fp8_scale_of_two(largest);
+    s.inverse[threadIdx.x] = scale.y;
+    args.inner.scales[first_row + threadIdx.x] = scale.x;
+  }
+  meet<kMultipliers, kWarps * 32>();
+#pragma unroll
+  for (int i = 0; i < kTokens / 4; ++i) {
+    const int r = i / 2 * 8 + 2 * q + i % 2;
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      const int place = packed_place_fp8(warp * 8 + g);
+      s.packed[swizzled(r, (group * kBlocks + block) * 2 + place / 16) + place % 16] =
+          static_cast<uint8_t>(pack_fp8(sum[block][i / 2 * 4 + i % 2] * s.inverse[r], 0.0f));
+    }
+  }
+  meet<kMultipliers, kWarps * 32>();
+  if (threadIdx.x < kXBytes / 16)
+    reinterpret_cast<uint4*>(args.inner.data + first_row * 128)[threadIdx.x] =
+        reinterpret_cast<const uint4*>(s.packed)[threadIdx.x];
+}
+
+[[maybe_unused]] __device__ inline void write_rows(const NarrowArgs& args, const TokenBlock& tokens, int n, int place_tile,
+                                                   const Sums& sum) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / 128, g = lane / 4, q = lane % 4;
+  const int first = (place_tile * kPlaceTiles + group * kBlocks * 4 + warp) * 16 + g;
+#pragma unroll
+  for (int i = 0; i < kTokens / 4; ++i) {
+    const int column = i / 2 * 8 + 2 * q + i % 2;
+    if (column >= tokens.count) continue;
+    __nv_bfloat16* out = args.slots + static_cast<int64_t>(tokens.out_rows[column]) * n + first;
+    const float factor = tokens.factors[column];
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block) {
+      out[block * 64] = __float2bfloat16_rn(sum[block][i / 2 * 4 + i % 2] * factor);
+      out[block * 64 + 8] = __float2bfloat16_rn(sum[block][i / 2 * 4 + i % 2 + 2] * factor);
+    }
+  }
+}
+
+template <bool GateUp>
+__global__ void __launch_bounds__(kThreads, 1) narrow_kernel(const __grid_constant__ NarrowArgs args) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ uint8_t raw[];
+  __shared__ Shared s;
+  uint8_t* buffers = raw + (1024 - shared_address(raw) % 1024) % 1024;
+  const GemmArgs& gemm = args.gemm;
+  const WeightView& any = gemm.routed;
+  const int lane = threadIdx.x % 32, group = threadIdx.x / 128, q = lane % 4;
+  const int n_items = gemm.n_experts + 1, n_groups = any.n_groups;
+  const stream::Lists lists(reinterpret_cast<char*>(buffers + 2 * buffer_bytes(n_groups)), n_items);
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < 2; ++i) barrier_init(&s.full[i], 1), barrier_init(&s.empty[i], kWarps);
+    publish_to_async();
+  }
+  // The lists are new to gate_up. Down may read them at once: gate_up lets it start only after waiting for them itself.
+  if (GateUp) wait_for_previous();
+  let_next_start();
+  stream::list_items<kTokens, kPlaceTiles>(gemm, n_items, lists);
+  const int n_places = lists.starts[n_items];
+  const int begin = static_cast<int>(static_cast<int64_t>(n_places) * blockIdx.x / gridDim.x);
+  const int end = static_cast<int>(static_cast<int64_t>(n_places) * (blockIdx.x + 1) / gridDim.x);
+  if (threadIdx.x >= kWarps * 32) {
+    give_registers<56>();
+    if (threadIdx.x >= kWarps * 32 + 32) return;
+    if (!GateUp) wait_for_previous();
+    return copy_tokens<GateUp>(args, lists, n_items, begin, end, buffers, s);
+  }
+
+  take_registers<224>();
+
+  // What the warp reads of a place: its first tile of each operand, and the scales of its rows 0-7 and 8-15 (gate and up have
+  // their own), of group `lane`.
+  const size_t tile_vectors = static_cast<size_t>(n_groups) * kChunks * 32;
+  const int first_tile = group * kBlocks * 4 + threadIdx.x / 32 % 4;
+  struct Place {
+    const uint4* tiles;
+    float2 scale;
+    int tile;
+  };
+  Cursor ahead;
+  const auto find = [&](int place) {
+    Place found = {nullptr, {0.0f, 0.0f}, 0};
+    if (place >= end) return found;
+    ahead.seek(gemm, lists.starts, n_items, place);
+    const ExpertTiles& item = lists.weights[ahead.item];
+    found.tile = ahead.tile;
+    found.tiles = item.tiles + (static_cast<size_t>(ahead.tile) * kPlaceTiles + first_tile) * tile_vectors + lane;
+    const int low = GateUp ? ahead.tile : 2 * ahead.tile + group, high = GateUp ? low + any.n / 256 : low;
+    if (lane < n_groups)
+      found.scale = {item.scales[low * any.scale_columns + lane], item.scales[high * any.scale_columns + lane]};
+    return found;
+  };
+  const uint32_t zero = n_groups >> 16;
+  uint4 weights[kDepth][kBlocks][kChunks];
+  const auto fetch = [&](int d, const uint4* tiles, int at) {
+#pragma unroll
+    for (int block = 0; block < kBlocks; ++block)
+#pragma unroll
+      for (int c = 0; c < kChunks; ++c)
+        weights[d][block][c] = load_in_order(tiles + block * 4 * tile_vectors + (at * kChunks + c) * 32);
+  };
+  Place place = find(begin);
+  if (place.tiles)
+#pragma unroll
+    for (int d = 0; d < kDepth; ++d) fetch(d, place.tiles, d);
+
+  Cursor at;
+  int index = -1, tokens_end = begin;
+  for (int number = begin; number < end; ++number) {
+    const Place next = find(number + 1);
+    if (number >= tokens_end) {
+      if (index >= 0 && lane == 0) barrier_arrive(&s.empty[index % 2]);
+      ++index;
+      at.seek(gemm, lists.starts, n_items, tokens_end);
+      tokens_end = at.segment_end;
+      barrier_wait(&s.full[index % 2], index / 2 % 2);
+    }
+    const uint8_t* x = buffers + index % 2 * buffer_bytes(n_groups);
+    [[maybe_unused]] const float* x_scales = reinterpret_cast<const float*>(x + n_groups * kXBytes) + 2 * q;
+    Sums sum = {};
+    for (int first = 0; first < n_groups; first += kDepth) {
+      // The groups kDepth further on, or the next place's first; behind the last place these again, for nobody.
+      const int further = first + kDepth < n_groups ? first + kDepth : first;
+      const uint4* refill = further == first && next.tiles ? next.tiles : place.tiles + further * kChunks * 32;
+#pragma unroll
+      for (int d = 0; d < kDepth; ++d) {
+        Sums part;
+        pin(part[0]);
+        pin(part[1]);
+        const uint64_t b = swizzled_operand(x + (first + d) * kXBytes);
+        uint4 a[kBlocks][kChunks];
+#pragma unroll
+        for (int block = 0; block < kBlocks; ++block)
+#pragma unroll
+          for (int c = 0; c < kChunks; ++c) a[block][c] = arrived(weights[d][block][c], zero);
+        wgmma_fence();
+#pragma unroll
+        for (int block = 0; block < kBlocks; ++block)
+#pragma unroll
+          for (int c = 0; c < kChunks; ++c) wgmma_fp8<kTokens>(part[block], a[block][c], b + 2 * c, c > 0);
+        wgmma_commit();
+        wgmma_wait<0>();
+        pin(part[0]);
+        pin(part[1]);
+        fetch(d, refill, d);
+        __syncwarp();
+        const float2 scale = {__shfl_sync(kAllLanes, place.scale.x, first + d),
+                              __shfl_sync(kAllLanes, place.scale.y, first + d)};
+#pragma unroll
+        for (int j = 0; j < kTokens / 8; ++j) {
+          float2 low = {scale.x, scale.x}, high = {scale.y, scale.y};
+          if constexpr (!GateUp) {
+            const float2 of_x = *reinterpret_cast<const float2*>(x_scales + (first + d) * kTokens + 8 * j);
+            low = high = {of_x.x * scale.x, of_x.y * scale.x};
+          }
+#pragma unroll
+          for (int block = 0; block < kBlocks; ++block) {
+            sum[block][4 * j] += part[block][4 * j] * low.x;
+            sum[block][4 * j + 1] += part[block][4 * j + 1] * low.y;
+            sum[block][4 * j + 2] += part[block][4 * j + 2] * high.x;
+            sum[block][4 * j + 3] += part[block][4 * j + 3] * high.y;
+          }
+        }
+      }
+    }
+    const TokenBlock& tokens = s.token_blocks[index % 2];
+    if constexpr (GateUp)
+      write_inner(args, s, tokens, place.tile, sum);
+    else
+      write_rows(args, tokens, any.n, place.tile, sum);
+    __syncwarp();
+    place = next;
+  }
+#endif
+}
+
+int n_blocks() {
+  static const int known = [] {
+    int device = 0, n = 0;
+    CUDA_CHECK(cudaGetDevice(&device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device));
+    return n;
+  }();
+  return known;
+}
+
+// Gate-up starts when the kernel ahead is over, down when gate-up has room for it. A block that started beside the last blocks
+// of a linear would keep their division of the SM's memory, most of it shared; its loads on their way, which need lines of L1,
+// would then be a third fewer, and its share of the walk the last to end (170 us late, measured).
+template <bool GateUp>
+void launch_mode(Queue queue, const NarrowArgs& args) {
+  if (GateUp) queue.overlap = false;
+  const int bytes = 1024 + 2 * buffer_bytes(args.gemm.routed.n_groups) + stream::lists_bytes(args.gemm.n_experts + 1);
+  CUDA_CHECK(cudaFuncSetAttribute(narrow_kernel<GateUp>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  launch(queue, narrow_kernel<GateUp>, n_blocks(), kThreads, bytes, args);
+}
+
+// Whole places and groups, and scales of blocks of 128 by 128.
+bool fits(const WeightView& w) {
+  return w.n == 0 || (w.format == WeightFormat::fp8 && w.k % (kGroup * kDepth) == 0 && w.n_groups <= kMostGroups &&
+                      w.n % kPlaceRows == 0 && w.row_shift == 7 && w.k_shift == 7);
+}
+
+}  // namespace
+
+int narrow_packed_rows(int n_slots, int n_experts, int n_shared) {
+  const int n_lists = std::min(n_slots, n_experts);
+  return (n_slots + n_shared + (n_lists + 1) * (kTokens - 1)) / kTokens * kTokens;
+}
+
+bool fits_narrow_experts(const WeightView& gate_up, const WeightView& down, int n_experts) {
+  return fits(gate_up) && fits(down) && n_experts <= kMostExperts;
+}
+
+void launch_narrow_experts(const Queue& queue, const NarrowArgs& args) {
+  if (args.gemm.mode == GemmMode::gate_up)
+    launch_mode<true>(queue, args);
+  else
+    launch_mode<false>(queue, args);
+}
+
+}  // namespace sigmoe::cuda

@@ -1,0 +1,28 @@
+// Both products of an expert layer for steps of some tens to hundreds of tokens: FP8 times FP8 on Hopper, weights streamed
+// once.
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include "cuda/gemm.h"
+#include "cuda/quantise.h"
+
+namespace sigmoe::cuda {
+
+struct NarrowArgs {
+  GemmArgs gemm;     // the lists and weights of a gate_up or down launch; its activations and outputs are these instead:
+  PackedRows x;      // gate_up: (T); down: as gate_up left them, narrow_packed_rows() of them
+  PackedRows inner;  // gate_up: silu(gate x) * up x
+  __nv_bfloat16* slots = nullptr;  // down: (T, slots, n), weighted
+};
+
+constexpr int kMostNarrowRows = 256;  // of a step; more are sooner done by tensor_gemm.h's kernels, which give the same bits
+
+// Rows between the products of n_slots routed slots over n_experts and n_shared tokens at the shared expert, at most.
+int narrow_packed_rows(int n_slots, int n_experts, int n_shared);
+
+// Whether weights of these shapes have the kernel (n 0: there is none); both launches or neither.
+bool fits_narrow_experts(const WeightView& gate_up, const WeightView& down, int n_experts);
+void launch_narrow_experts(const Queue& queue, const NarrowArgs& args);
+
+}  // namespace sigmoe::cuda
