@@ -131,18 +131,6 @@ void CudaBackend::join(Comm& comm) {
   meets_on_host_ = !world_;
 }
 
-template <typename T>
-T* CudaBackend::scratch(Scratch& scratch, size_t n) {
-  const size_t bytes = n * sizeof(T);
-  if (bytes > scratch.memory.bytes()) {
-    SIGMOE_CHECK(!recording_, "scratch memory must have grown before a step is recorded");
-    forget_recorded();
-    scratch.memory = {};
-    scratch.memory = alloc(bytes + bytes / 4, scratch.what);
-  }
-  return scratch.memory.template as<T>();
-}
-
 // The first run of a key only runs: it sizes scratch memory and makes tables. The second is recorded, the rest replay.
 void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
   if (meets_on_host_) return ops();
@@ -207,15 +195,6 @@ std::unique_ptr<LinearBuilder> CudaBackend::begin_linear(const LinearDesc& desc)
 std::unique_ptr<LinearWeight> CudaBackend::random_linear(const LinearDesc& desc, uint64_t seed) {
   return random_weight(desc, seed, arena_, *weights_);
 }
-
-// The experts of a layer as kernels find them.
-struct CudaBackend::ExpertTable {
-  std::vector<const LinearWeight*> gate_up, down;  // what the table was made of
-  WeightView gate_up_shape, down_shape;            // of all experts, when uniform; pointers null
-  bool uniform = true, complete = true;            // every expert has that shape; none is missing
-  DeviceBuffer gate_up_tiles, down_tiles;          // (E) ExpertTiles
-  DeviceBuffer gate_up_views, down_views;          // (E) WeightView
-};
 
 const CudaBackend::ExpertTable& CudaBackend::table_of(const ExpertWeights& weights) {
   const auto* known = static_cast<const ExpertTable*>(weights.prepared.get());
@@ -364,11 +343,14 @@ void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape,
   if (!deterministic_ && !few && has_chain_attention(shape, sm_)) return attention_by_rows(batch, shape, q, kv, out);
   const size_t row_bytes = split_partial_bytes(shape, 1, batch.max_pages);
   const int rows_at_once = static_cast<int>(std::clamp<size_t>(kMaxSplitBytes / row_bytes, 1, batch.n_tokens));
-  SplitScratch split;
-  split.partial = scratch<float>(partial_attention_, rows_at_once * row_bytes / sizeof(float));
-  split.arrivals = scratch<int32_t>(arrivals_, static_cast<size_t>(rows_at_once) * shape.n_kv_heads);
+  const SplitScratch split = split_scratch(batch, shape, rows_at_once);
   for (int row = 0; row < batch.n_tokens; row += rows_at_once)
     launch_split_attention(queue_, batch, shape, row, std::min(rows_at_once, batch.n_tokens - row), q, kv, split, out);
+}
+
+SplitScratch CudaBackend::split_scratch(const BatchView& batch, const AttentionShape& shape, int n_rows) {
+  return {scratch<float>(partial_attention_, split_partial_bytes(shape, n_rows, batch.max_pages) / sizeof(float)),
+          scratch<int32_t>(arrivals_, static_cast<size_t>(n_rows) * shape.n_kv_heads)};
 }
 
 // Two classes of rows: those of sequences with at most kMostChainRows rows in the step, and the others. Within a class a row's
