@@ -5,7 +5,6 @@
 #include "cuda/cuda_backend.h"
 #include "cuda/early_linear.h"
 #include "cuda/few_rows.h"
-#include "cuda/split_attention.h"
 
 namespace sigmoe::cuda {
 namespace {
@@ -31,11 +30,11 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
     linear(layer.normed, *layer.qkv, n_tokens, layer.qkv_out);
   }
 
-  if (batch.n_seqs == n_tokens && has_split_attention(layer.attention, layer.kv.dtype)) {
+  if (takes_few_attention(queue_, batch, layer.attention, layer.kv.dtype)) {
     writes(layer.attended);
-    const DecodeAttention from{layer.qkv_out, layer.q_norm, layer.k_norm, layer.rope_cos, layer.rope_sin, layer.eps};
-    launch_decode_attention(queue_, batch, layer.attention, from, layer.kv, split_scratch(batch, layer.attention, n_tokens),
-                            layer.attended);
+    const FewAttention from{layer.qkv_out, layer.q_norm, layer.k_norm, layer.rope_cos, layer.rope_sin, layer.eps};
+    launch_few_attention(queue_, batch, layer.attention, from, layer.kv, split_scratch(batch, layer.attention, n_tokens),
+                         layer.attended);
   } else {
     qk_norm_rope_store(batch, layer.attention, layer.qkv_out, layer.q_norm, layer.k_norm, layer.eps, layer.rope_cos,
                        layer.rope_sin, layer.kv, layer.query);
