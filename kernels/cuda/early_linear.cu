@@ -63,33 +63,38 @@ enum class Around { nothing, norm_before, sum_after };
 struct NormOfSlice {
   static constexpr int kVectors = kSliceK / 128;
   float4 weight[kVectors];
-
-  __device__ void load_weight(const float* from) {
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) weight[i] = reinterpret_cast<const float4*>(from)[threadIdx.x % 32 + 32 * i];
-  }
-
-  // scratch (32): by all warps at once.
-  __device__ void stage(__nv_bfloat16* to, const float* from, float eps, float* scratch) const {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    float4 v[kVectors];
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) v[i] = reinterpret_cast<const float4*>(from)[lane + 32 * i];
-    float own = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      const float sum = warp_sum(v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w);
-      if (lane == i) own = sum;
-    }
-    if (lane < kVectors) scratch[warp * kVectors + lane] = own;
-    __syncthreads();
-    const float inverse = 1.0f / sqrtf(warp_sum(scratch[lane]) / (kWarps * kSliceK) + eps);
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i)
-      reinterpret_cast<uint2*>(to)[lane + 32 * i] = {pack_bf16(v[i].x * inverse * weight[i].x, v[i].y * inverse * weight[i].y),
-                                                     pack_bf16(v[i].z * inverse * weight[i].z, v[i].w * inverse * weight[i].w)};
-  }
 };
+
+[[maybe_unused]] __device__ inline void load_weight(NormOfSlice& norm, const float* from) {
+#pragma unroll
+  for (int i = 0; i < NormOfSlice::kVectors; ++i)
+    norm.weight[i] = reinterpret_cast<const float4*>(from)[threadIdx.x % 32 + 32 * i];
+}
+
+// scratch (32): by all warps at once.
+[[maybe_unused]] __device__ inline void stage(const NormOfSlice& norm, __nv_bfloat16* to, const float* from, float eps,
+                                              float* scratch) {
+  constexpr int kVectors = NormOfSlice::kVectors;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  float4 v[kVectors];
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) v[i] = reinterpret_cast<const float4*>(from)[lane + 32 * i];
+  float own = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const float sum = warp_sum(v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w);
+    if (lane == i) own = sum;
+  }
+  if (lane < kVectors) scratch[warp * kVectors + lane] = own;
+  __syncthreads();
+  const float inverse = 1.0f / sqrtf(warp_sum(scratch[lane]) / (kWarps * kSliceK) + eps);
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const float4 &value = v[i], &weight = norm.weight[i];
+    reinterpret_cast<uint2*>(to)[lane + 32 * i] = {pack_bf16(value.x * inverse * weight.x, value.y * inverse * weight.y),
+                                                   pack_bf16(value.z * inverse * weight.z, value.w * inverse * weight.w)};
+  }
+}
 
 template <typename X, Around kAround>
 __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const __grid_constant__ EarlyArgs args) {
@@ -129,8 +134,8 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
   for (int i = 0; i < kHeldGroups; ++i)
 #pragma unroll
     for (int c = 0; c < S::kChunks; ++c) unpack<kFormat>(weights(i, c), held[i][c]);
-  NormOfSlice norm;
-  if constexpr (kAround == Around::norm_before) norm.load_weight(args.norm_weight + warp * kSliceK);
+  [[maybe_unused]] NormOfSlice norm;
+  if constexpr (kAround == Around::norm_before) load_weight(norm, args.norm_weight + warp * kSliceK);
   wait_for_previous();
 
   // Sums of token t and rows n and n + 8 are added up and written by this thread, if by any.
@@ -145,7 +150,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
   auto* x = reinterpret_cast<__nv_bfloat16*>(own + kSliceBytes);
   if constexpr (kAround == Around::norm_before) {
     __shared__ float scratch[32];
-    norm.stage(x, static_cast<const float*>(args.x) + warp * kSliceK, args.eps, scratch);
+    stage(norm, x, static_cast<const float*>(args.x) + warp * kSliceK, args.eps, scratch);
   } else {
     for (int t = 0; t < args.n_tokens; ++t)
       stage(x + t * kRowElements,

@@ -96,6 +96,7 @@ __device__ inline void make_heads(const Args& args, int t, int kv_head, bool sto
 #pragma unroll
       for (int i = 0; i < kLaneDims; ++i) source[m][i] = qkv[number * kHeadDim + lane + 32 * i];
     }
+  let_next_start();
 #pragma unroll
   for (int m = 0; m < kMost; ++m) {
     const int h = warp + m * kWarps;
@@ -170,11 +171,11 @@ __global__ void __launch_bounds__(kWarps * 32, 3) few_attention_kernel(const __g
   constexpr int kLaneDims = kHeadDim / 8, kVectors = kLaneDims / 8;  // of a value, that a lane has: 64 v + 8 g ..+7
   extern __shared__ __align__(16) std::byte raw[];
   Shared& shared = *reinterpret_cast<Shared*>(raw);
-  let_next_start();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const int split = blockIdx.x, kv_head = blockIdx.y, t = blockIdx.z;
   const AttentionShape& shape = args.shape;
   const int n_group = shape.n_heads / shape.n_kv_heads, n_kv = shape.n_kv_heads;
+  // The next kernel starts by asking for megabytes of weights: not before this one has its data, or all of it waits in line.
   // A step's positions and pages and the keys of older tokens are older than the kernel ahead of the one ahead.
   const int32_t* pages = args.batch.page_tables + static_cast<int64_t>(t) * args.batch.max_pages;
   const int page = pages[min(split, args.batch.max_pages - 1)];  // before it is known whether the row has it

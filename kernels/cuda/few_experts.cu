@@ -23,10 +23,11 @@ using namespace few;
 constexpr WeightFormat kFormat = WeightFormat::fp8;
 using S = Stream<kFormat>;
 constexpr int kSlots = kActive + 1;  // the shared expert is the last
-constexpr int kGroupBytes = 16 * kGroup, kGroupVectors = kGroupBytes / 16;
+[[maybe_unused]] constexpr int kGroupBytes = 16 * kGroup, kGroupVectors = kGroupBytes / 16;
 
 // Gate-up: D 4096 to F.
-constexpr int kUpWarps = 4, kTiles = 2, kUpGroups = 32, kSliceGroups = kUpGroups / kUpWarps, kWidth = kUpGroups * kGroup;
+[[maybe_unused]] constexpr int kUpWarps = 4, kTiles = 2, kUpGroups = 32, kSliceGroups = kUpGroups / kUpWarps,
+                               kWidth = kUpGroups * kGroup;
 static_assert(slices_for(kUpGroups) == kUpWarps && kUpWarps * 32 == kScoringThreads);
 
 __global__ void __launch_bounds__(kUpWarps * 32, 5) few_gate_up_kernel(const __grid_constant__ FewExperts args) {
@@ -115,7 +116,7 @@ __global__ void __launch_bounds__(kUpWarps * 32, 5) few_gate_up_kernel(const __g
 }
 
 // Down: F 1024 to D.
-constexpr int kDownGroups = 8, kInner = kDownGroups * kGroup, kHeldGroups = 2, kStagedGroups = 6;
+[[maybe_unused]] constexpr int kDownGroups = 8, kInner = kDownGroups * kGroup, kHeldGroups = 2, kStagedGroups = 6;
 constexpr int kWarpBytes = kStagedGroups * kGroupBytes;
 static_assert(slices_for(kDownGroups) == 1 && kInner * 2 <= kGroupBytes);
 

@@ -74,7 +74,7 @@ void Graph::forward(const BatchView& batch, Trace* trace, const FeatureSink* fea
     return features && std::ranges::find(features->tap.layers, i) != features->tap.layers.end();
   };
   for (int64_t i = 0; i < n_layers; ++i) {
-    if (i > 0 && !trace && !tapped(i) && decoder_layer_at_once(weights_.layers[i], kv_.layer(i), batch)) continue;
+    if (i > 0 && !trace && !tapped(i) && decoder_layer_at_once(i, batch)) continue;
     decoder_layer(weights_.layers[i], kv_.layer(i), batch, trace, [&] { keep_features(features, i, batch.n_tokens); });
   }
   add_pending_and_norm(weights_.final_norm, batch.n_tokens);
@@ -157,7 +157,9 @@ void Graph::decoder_layer(const LayerWeights& layer, const KvView& kv, const Bat
 }
 
 // The same by a backend that has kernels for a few rows of a whole layer; false when it has none for these.
-bool Graph::decoder_layer_at_once(const LayerWeights& layer, const KvView& kv, const BatchView& batch) {
+bool Graph::decoder_layer_at_once(int64_t index, const BatchView& batch) {
+  const LayerWeights& layer = weights_.layers[index];
+  const bool last = index + 1 == static_cast<int64_t>(weights_.layers.size());
   if (!at_once_ || layer.dense || !layer.qkv) return false;
   return at_once_->decode_layer({.batch = batch,
                                  .attention = attention_shape_,
@@ -173,9 +175,10 @@ bool Graph::decoder_layer_at_once(const LayerWeights& layer, const KvView& kv, c
                                  .qkv = layer.qkv.get(),
                                  .attn_out = layer.attn_out.get(),
                                  .gate = layer.router.get(),
+                                 .next_qkv = last ? nullptr : weights_.layers[index + 1].qkv.get(),
                                  .gate_bias = layer.router_bias.as<float>(),
                                  .experts = layer.experts,
-                                 .kv = kv,
+                                 .kv = kv_.layer(index),
                                  .residual = ws_.residual.as<float>(),
                                  .normed = ws_.normed.as<float>(),
                                  .qkv_out = ws_.qkv.as<float>(),

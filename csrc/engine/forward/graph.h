@@ -73,7 +73,7 @@ class Graph {
  private:
   void decoder_layer(const LayerWeights& layer, const KvView& kv, const BatchView& batch, Trace* trace,
                      const std::function<void()>& on_entry);
-  bool decoder_layer_at_once(const LayerWeights& layer, const KvView& kv, const BatchView& batch);
+  bool decoder_layer_at_once(int64_t index, const BatchView& batch);
   void keep_features(const FeatureSink* sink, int64_t layer, int n_tokens);
   void add_pending_and_norm(const DeviceBuffer& weight, int n_tokens);
   void record_hidden(Trace* trace, const DeviceBuffer& hidden, int n_tokens);
