@@ -174,7 +174,6 @@ class Layers {
             .qkv = weights_.qkv.get(),
             .attn_out = weights_.out.get(),
             .gate = weights_.gate.get(),
-            .next_qkv = weights_.qkv.get(),
             .gate_bias = bias_.as<float>(),
             .experts = weights_.experts,
             .kv = kv(),

@@ -159,7 +159,6 @@ void Graph::decoder_layer(const LayerWeights& layer, const KvView& kv, const Bat
 // The same by a backend that has kernels for a few rows of a whole layer; false when it has none for these.
 bool Graph::decoder_layer_at_once(int64_t index, const BatchView& batch) {
   const LayerWeights& layer = weights_.layers[index];
-  const bool last = index + 1 == static_cast<int64_t>(weights_.layers.size());
   if (!at_once_ || layer.dense || !layer.qkv) return false;
   return at_once_->decode_layer({.batch = batch,
                                  .attention = attention_shape_,
@@ -175,7 +174,6 @@ bool Graph::decoder_layer_at_once(int64_t index, const BatchView& batch) {
                                  .qkv = layer.qkv.get(),
                                  .attn_out = layer.attn_out.get(),
                                  .gate = layer.router.get(),
-                                 .next_qkv = last ? nullptr : weights_.layers[index + 1].qkv.get(),
                                  .gate_bias = layer.router_bias.as<float>(),
                                  .experts = layer.experts,
                                  .kv = kv_.layer(index),
