@@ -33,6 +33,7 @@ export {
   OutOfMemoryError,
   UnsupportedError,
 } from './errors.js';
+export { follow } from './follow.js';
 export type { Generation } from './generate.js';
 export {
   type ModelSource,
@@ -45,6 +46,7 @@ export {
   type Source,
 } from './hub/index.js';
 export { JsonNumber, type JsonValue, parseJson } from './json.js';
+export { type MemoryPlan, type MemoryPlanOptions, memoryPlan } from './memory_plan.js';
 export { bench, devices, inspect, Model, nativeVersion } from './model.js';
 export {
   type KindError,
@@ -75,6 +77,7 @@ export type {
   ChatTemplateSource,
   Chunk,
   DeviceStatus,
+  FollowOptions,
   FunctionCall,
   GenerateRequest,
   GenerateResult,
@@ -87,6 +90,7 @@ export type {
   Message,
   ModelInfo,
   ModelStats,
+  NodeOptions,
   Prompt,
   PromptRequest,
   SamplingOptions,

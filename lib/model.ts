@@ -269,7 +269,7 @@ export function nativeVersion(): string {
 }
 
 /** Runs native work that can be cancelled, by its signal or by a callback that threw. */
-async function runCancellable<T>(
+export async function runCancellable<T>(
   start: (cancel: (reason: unknown) => void) => { promise: Promise<T>; cancel(): void },
   signal: AbortSignal | undefined,
   aborted: (signal: AbortSignal) => AbortError,
@@ -295,7 +295,7 @@ async function runCancellable<T>(
 }
 
 /** The folder to load from, downloaded if that was asked. */
-function folderOf(model: string, { download, revision, source, signal, onProgress }: LoadOptions): Promise<string> {
+export function folderOf(model: string, { download, revision, source, signal, onProgress }: LoadOptions): Promise<string> {
   return resolveModel(model, {
     download,
     revision,
@@ -305,11 +305,11 @@ function folderOf(model: string, { download, revision, source, signal, onProgres
   });
 }
 
-function loadAborted(signal: AbortSignal): AbortError {
+export function loadAborted(signal: AbortSignal): AbortError {
   return new AbortError('the load was aborted', undefined, { cause: signal.reason });
 }
 
-function addon(): NativeAddon {
+export function addon(): NativeAddon {
   return guarded(native);
 }
 
@@ -321,7 +321,7 @@ function guarded<T>(call: () => T): T {
   }
 }
 
-function checkPath(path: unknown): void {
+export function checkPath(path: unknown): void {
   if (typeof path === 'string' && path !== '' && !path.includes('\0')) return;
   throw new InvalidArgumentError(
     'path',
@@ -329,7 +329,7 @@ function checkPath(path: unknown): void {
   );
 }
 
-function describe(path: string, info: NativeInfo, chatTemplate: ChatTemplateSource): ModelInfo {
+export function describe(path: string, info: NativeInfo, chatTemplate: ChatTemplateSource): ModelInfo {
   return {
     path,
     architecture: info.architecture,

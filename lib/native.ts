@@ -18,6 +18,19 @@ export interface NativeEngineOptions {
   tensorParallelSize: number;
   enableExpertParallel: boolean;
   dataParallelSize: number;
+  /** Of the accelerators of this machine. */
+  firstDevice: number;
+  /** Of `nodeCount` processes that share the ranks; 0 leads. */
+  nodeRank: number;
+  nodeCount: number;
+  nodeAddress: string;
+  nodePort: number;
+  /** Empty: none. */
+  nodeSecret: string;
+  nodeAllowNoSecret: boolean;
+  nodesOnThisMachine: number;
+  nodeJoinMs: number;
+  nodeSilenceMs: number;
   maxModelLen: number;
   maxNumSeqs: number;
   maxBatchedTokens: number;
@@ -217,6 +230,16 @@ export interface NativeAddon {
   readonly version: string;
   /** `onProgress(bytesDone, bytesTotal)` is called on the JavaScript thread, at most about 20 times a second. */
   load(path: string, options: NativeEngineOptions, onProgress: (done: number, total: number) => void): NativeLoad;
+  /**
+   * Loads this node's ranks and computes what the leader says, until the leader ends; rejects when the world fails. onReady is
+   * called once, after the leader's first step.
+   */
+  follow(
+    path: string,
+    options: NativeEngineOptions,
+    onProgress: (done: number, total: number) => void,
+    onReady: (info: NativeInfo) => void,
+  ): { promise: Promise<void>; cancel(): void };
   /** Reads config.json and tensor headers only. */
   inspect(path: string, tensorParallelSize: number, enableExpertParallel: boolean): Promise<NativeInfo>;
   devices(): { device: string; available: boolean; detail: string }[];

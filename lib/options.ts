@@ -7,7 +7,7 @@ import { createHash, webcrypto } from 'node:crypto';
 import { CheckpointError, InvalidArgumentError } from './errors.js';
 import type { Fields } from './folder.js';
 import { MAX_LOGPROBS, type NativeEngineOptions, type NativeGenerateRequest } from './native.js';
-import type { GenerateRequest, InspectOptions, LoadOptions, SamplingOptions, StructuredOutput } from './types.js';
+import type { GenerateRequest, InspectOptions, LoadOptions, NodeOptions, SamplingOptions, StructuredOutput } from './types.js';
 
 const CHAT_FIELDS = ['messages', 'tools', 'addGenerationPrompt', 'continueFinalMessage', 'chatTemplateKwargs'] as const;
 const SAMPLING_FIELDS = [
@@ -54,6 +54,7 @@ const LOAD_FIELDS = [
   'tensorParallelSize',
   'enableExpertParallel',
   'dataParallelSize',
+  'node',
   'maxModelLen',
   'maxNumSeqs',
   'maxBatchedTokens',
@@ -167,6 +168,7 @@ export function readLoadOptions(options: LoadOptions): NativeEngineOptions {
     tensorParallelSize: count('tensorParallelSize', 1, 1, 64),
     enableExpertParallel: checkBoolean('enableExpertParallel', options.enableExpertParallel ?? false),
     dataParallelSize: count('dataParallelSize', 1, 1, 64),
+    ...readNode(options),
     maxModelLen: count('maxModelLen', 0, 0, INT32_MAX),
     maxNumSeqs: count('maxNumSeqs', 32, 1, 4096),
     maxBatchedTokens: count('maxBatchedTokens', 512, 1, 1 << 20),
@@ -179,6 +181,65 @@ export function readLoadOptions(options: LoadOptions): NativeEngineOptions {
     prefixCache: checkBoolean('prefixCache', options.prefixCache ?? true),
     mtp: checkBoolean('mtp', options.mtp ?? false),
     ...readSpeculation(options),
+  };
+}
+
+type NodeFields = Pick<
+  NativeEngineOptions,
+  | 'firstDevice'
+  | 'nodeRank'
+  | 'nodeCount'
+  | 'nodeAddress'
+  | 'nodePort'
+  | 'nodeSecret'
+  | 'nodeAllowNoSecret'
+  | 'nodesOnThisMachine'
+  | 'nodeJoinMs'
+  | 'nodeSilenceMs'
+>;
+
+const NODE_FIELDS = [
+  'rank',
+  'count',
+  'address',
+  'port',
+  'secret',
+  'allowNoSecret',
+  'localRank',
+  'onThisMachine',
+  'joinMs',
+  'silenceMs',
+] as const satisfies readonly (keyof NodeOptions)[];
+
+function readNode({ node, tensorParallelSize = 1 }: LoadOptions): NodeFields {
+  const given: Partial<NodeOptions> = node ?? { rank: 0, count: 1 };
+  checkFields('node', given, NODE_FIELDS);
+  const count = (name: keyof NodeOptions, fallback: number | undefined, min: number, max: number) =>
+    checkNumber(`node.${name}`, given[name] ?? fallback, { min, max, integer: true });
+  const nodeCount = count('count', undefined, 1, 64);
+  const text = (name: 'address' | 'secret', fallback: string) => {
+    const value: unknown = given[name] ?? fallback;
+    if (typeof value === 'string' && !value.includes('\0')) return value;
+    throw new InvalidArgumentError(`node.${name}`, `node.${name}: expected a text, found ${kindOf(value)}`);
+  };
+  const onThisMachine = count('onThisMachine', 1, 1, nodeCount);
+  if (nodeCount > 1 && tensorParallelSize % nodeCount !== 0) {
+    throw new InvalidArgumentError(
+      'tensorParallelSize',
+      `tensorParallelSize: expected a multiple of the ${nodeCount} nodes, found ${tensorParallelSize}`,
+    );
+  }
+  return {
+    firstDevice: (count('localRank', 0, 0, onThisMachine - 1) * tensorParallelSize) / nodeCount,
+    nodeRank: count('rank', undefined, 0, nodeCount - 1),
+    nodeCount,
+    nodeAddress: text('address', '127.0.0.1'),
+    nodePort: count('port', 29500, 1, 65535),
+    nodeSecret: text('secret', ''),
+    nodeAllowNoSecret: checkBoolean('node.allowNoSecret', given.allowNoSecret ?? false),
+    nodesOnThisMachine: onThisMachine,
+    nodeJoinMs: count('joinMs', 600_000, 0, 86_400_000),
+    nodeSilenceMs: count('silenceMs', 30_000, 100, 3_600_000),
   };
 }
 

@@ -35,6 +35,8 @@ export interface LoadOptions extends ModelSource {
    * its prompt in its prefix cache, unless that one is much busier. Default 1.
    */
   dataParallelSize?: number | undefined;
+  /** Spreads the ranks over several processes, on one machine or many: this one's place among them. Default: it is alone. */
+  node?: NodeOptions | undefined;
   /** Tokens a sequence may hold; 0, the default, takes the model's context. */
   maxModelLen?: number | undefined;
   /** Sequences in one step of one copy. Default 32. */
@@ -63,6 +65,37 @@ export interface LoadOptions extends ModelSource {
   /** Called while the model is downloaded and while weights are read, at most about 20 times a second and once at the end. */
   onProgress?: ((progress: LoadProgress) => void) | undefined;
   signal?: AbortSignal | undefined;
+}
+
+/**
+ * One of several processes that run a model together, each with `tensorParallelSize / count` of its ranks. The one of rank 0 is
+ * loaded with `Model.load` and takes all requests; the others call `follow` with the same model and options.
+ */
+export interface NodeOptions {
+  rank: number;
+  count: number;
+  /** Of rank 0, which listens there and nowhere else. Default 127.0.0.1. */
+  address?: string | undefined;
+  /** Default 29500. */
+  port?: number | undefined;
+  /** The same on all; who does not know it is not let in. Needed unless the address is a loopback one. */
+  secret?: string | undefined;
+  /** Takes any address without a secret: for networks whose every machine is trusted. Default false. */
+  allowNoSecret?: boolean | undefined;
+  /** This process among those of its machine: which accelerators it takes. Default 0. */
+  localRank?: number | undefined;
+  /** Processes of this machine, which share its cores and memory. Default 1. */
+  onThisMachine?: number | undefined;
+  /** How long to wait for the others. Default 10 minutes. */
+  joinMs?: number | undefined;
+  /** One that is silent for longer is lost, and the model with it. Default 30 s. */
+  silenceMs?: number | undefined;
+}
+
+export interface FollowOptions extends LoadOptions {
+  node: NodeOptions;
+  /** Called once, when all nodes have loaded and the first step went well. */
+  onReady?: (() => void) | undefined;
 }
 
 export interface LoadProgress {

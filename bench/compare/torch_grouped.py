@@ -3,7 +3,9 @@
 The bar for `sigmoe bench kernels` in the same job. Random data, medians, device times; weights lie in several copies, more than
 a cache holds. PyTorch's grouped product excludes quantisation, gather, SwiGLU and the weighted sum, which ours includes.
 
-    python3 torch_grouped.py [--out FILE]
+    python3 torch_grouped.py [--out FILE] [--ours FILE]
+
+--ours: what `sigmoe_bench kernels --rows 1,8,16,64,256,512 --out FILE` wrote in the same job; both in one table.
 """
 import argparse
 import json
@@ -82,10 +84,26 @@ def attention(tokens):
                 print(f"{name}: not run: {str(error).splitlines()[0]}")
 
 
+def beside_ours(path):
+    """Both products of an expert layer: PyTorch's two, ours with all that belongs to the op."""
+    with open(path, encoding="utf-8") as file:
+        ours = {row["rowsPerExpert"]: row for row in json.load(file)["rows"] if row["part"] == "experts, none shared"}
+    us = {line["what"]: line["us"] for line in rows_out}
+    table = []
+    print("rows each | PyTorch gate-up + down us | ours us | ours of PyTorch's")
+    for rows in (rows for rows in ROWS if rows in ours):
+        gate_up, down = (us[f"fp8 grouped {name}, {rows} rows each"] for name in ("gate-up", "down"))
+        own = ours[rows]["milliseconds"] * 1e3
+        table.append({"rowsPerExpert": rows, "pytorchUs": round(gate_up + down, 2), "us": round(own, 2)})
+        print(f"{rows:9} | {gate_up:8.1f} + {down:8.1f} = {gate_up + down:8.1f} | {own:8.1f} | {own / (gate_up + down):.3f}")
+    return table
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--out")
-    out = parser.parse_args().out
+    parser.add_argument("--ours")
+    options = parser.parse_args()
     torch.manual_seed(0)
     print(torch.cuda.get_device_name(), "PyTorch", torch.__version__, "CUDA", torch.version.cuda)
     ceilings()
@@ -93,9 +111,12 @@ def main():
     grouped("down", WIDTH, INNER)
     for tokens in (2048, 8192):
         attention(tokens)
-    if out:
-        with open(out, "w", encoding="utf-8") as file:
-            json.dump({"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows_out}, file, indent=1)
+    result = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "rows": rows_out}
+    if options.ours:
+        result["experts"] = beside_ours(options.ours)
+    if options.out:
+        with open(options.out, "w", encoding="utf-8") as file:
+            json.dump(result, file, indent=1)
 
 
 if __name__ == "__main__":

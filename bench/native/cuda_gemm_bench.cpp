@@ -5,8 +5,8 @@
 //   sigmoe_cuda_gemm_bench time [PEAK [quick]]   PEAK: TFLOPS of a large FP8 product measured in the same job, for the
 //                                                fractions; quick: many rows alone
 //
-// The reference quantises activations as the kernels do (E4M3, one scale per row and 128 of k) on the host and multiplies in
-// float32. Times are medians of graph replays over weights larger than the cache, packing of x included.
+// The reference quantises activations as the kernels do (E4M3, one scale per row, or per row and 128 of k) on the host and
+// multiplies in float32. Times are medians of graph replays over weights larger than the cache, packing of x included.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -67,13 +67,14 @@ float round_fp8(float v) {
   return std::copysign(values[above], v);
 }
 
-// What the kernels read instead of x (rows, k).
-std::vector<float> as_packed(WeightFormat format, std::vector<float> x, int k) {
+// What the kernels read instead of x (rows, k), one scale per `block` of a row, rounded up to a power of two or not.
+std::vector<float> as_packed(WeightFormat format, std::vector<float> x, int k, int block, bool power_of_two) {
   for (size_t row = 0; row < x.size(); row += k)
-    for (int first = 0; first < k; first += 128) {
-      const int last = std::min(k, first + 128);
+    for (int first = 0; first < k; first += block) {
+      const int last = std::min(k, first + block);
       float largest = 1e-10f;
       for (int i = first; i < last; ++i) largest = std::max(largest, std::fabs(x[row + i]));
+      if (power_of_two) largest = std::exp2(std::ceil(std::log2(largest / 448.0f))) * 448.0f;
       for (int i = first; i < last; ++i)
         x[row + i] = format == WeightFormat::fp8 ? round_fp8(x[row + i] * (448.0f / largest)) * (largest / 448.0f)
                                                  : bf16_to_f32(f32_to_bf16(x[row + i]));
@@ -89,9 +90,10 @@ int place(WeightFormat format, int k) {  // byte of k in its 32-byte chunk
   return k % 4 / 2 * 16 + k / 4 * 4 + k % 2 * 2;
 }
 
-// Row r of packed rows as floats.
+// Row r of what lies between the two products as floats.
 std::vector<float> unpack_row(WeightFormat format, const std::vector<uint8_t>& data, const std::vector<float>& scales,
                               int stride, int r, int k) {
+  const auto* powers = reinterpret_cast<const uint16_t*>(scales.data());
   std::vector<float> row(k);
   const int in_block = block_k(format), in_chunk = chunk_k(format);
   for (int i = 0; i < k; ++i) {
@@ -99,7 +101,7 @@ std::vector<float> unpack_row(WeightFormat format, const std::vector<uint8_t>& d
     const int byte = i % in_block / in_chunk * 32 + place(format, i % in_chunk);
     const uint8_t* source = &data[at * 128 + (byte / 16 ^ r % 8) * 16 + byte % 16];
     if (format == WeightFormat::fp8) {
-      row[i] = from_fp8(*source) * scales[at];
+      row[i] = from_fp8(*source) * bf16_to_f32(powers[at]);
     } else {
       uint16_t bits;
       std::memcpy(&bits, source, 2);
@@ -215,7 +217,8 @@ void probe(CudaBackend& backend, WeightFormat format) {
 bool check_linear(CudaBackend& backend, WeightFormat format, int rows, int n, int k, int block_n) {
   const auto weight = host_weight(backend, format, n, k, false, block_n, n + k + rows);
   const std::vector<float> x = gaussian(static_cast<size_t>(rows) * k, 5);
-  const Array<float> in(backend, x), exact_in(backend, as_packed(format, x, k)), want(backend, static_cast<size_t>(rows) * n);
+  const Array<float> in(backend, x), exact_in(backend, as_packed(format, x, k, k, false)),
+      want(backend, static_cast<size_t>(rows) * n);
   const Array<float> got(backend, std::vector<float>(static_cast<size_t>(rows) * n, -12345.0f));
   launch_exact_linear(backend.queue(), exact_in.get(), nullptr, view_of(*weight), rows, want.get());
   const Packed packed(backend, format, rows, k);
@@ -313,7 +316,7 @@ struct ExpertRun {
     }
     up.x = packed.view();
     up.inner = down.x = packed_inner.view();
-    down.out = out.get();
+    down.slots = reinterpret_cast<__nv_bfloat16*>(out.get());
   }
   void pack() const { launch_pack_rows(backend.queue(), format, x.get(), nullptr, lists.n_tokens, width, packed.view(), plan); }
   void gate_up() const { launch_tensor_gemm(backend.queue(), up); }
@@ -329,7 +332,7 @@ struct ExpertRun {
   Packed packed, packed_inner;
   Array<RowTile> tiles;
   Array<int32_t> n_tiles;
-  Array<float> out;
+  Array<uint16_t> out;  // BF16
   TilePlan plan;
   TensorGemmArgs up, down;
 };
@@ -341,16 +344,18 @@ bool check_experts(CudaBackend& backend, WeightFormat format, const std::vector<
     return host_weight(backend, format, gate_up ? 2 * inner : width, gate_up ? width : inner, gate_up, block_n, seed);
   });
   const ExpertRun run(backend, format, layer, lists, width, inner);
-  run.backend.upload(run.out.get(), std::vector<float>(run.out.n, -12345.0f).data(), run.out.n * sizeof(float));
+  run.backend.upload(run.out.get(), std::vector<uint16_t>(run.out.n, f32_to_bf16(-12345.0f)).data(),
+                     run.out.n * sizeof(uint16_t));
   run.pack();
   run.gate_up();
   run.project_down();
-  const std::vector<float> out = run.out.read();
+  std::vector<float> out;
+  for (const uint16_t bits : run.out.read()) out.push_back(bf16_to_f32(bits));
   const std::vector<uint8_t> packed = run.packed_inner.data.read();
   const std::vector<float> scales = run.packed_inner.scales.read();
   const int n_tiles = run.n_tiles.read()[0];
   const std::vector<RowTile> tiles = run.tiles.read();
-  const Array<float> exact_x(backend, as_packed(format, run.x.read(), width));
+  const Array<float> exact_x(backend, as_packed(format, run.x.read(), width, width, false));
   std::vector<float> inner_got, inner_want, out_got, out_want;
   std::vector<char> written(out.size() / width);
   for (int i = 0; i < n_tiles; ++i) {
@@ -375,7 +380,7 @@ bool check_experts(CudaBackend& backend, WeightFormat format, const std::vector<
         const float gate = products[(2 * r) * inner + f], up = products[(2 * r + 1) * inner + f];
         want[r * inner + f] = gate / (1 + std::exp(-gate)) * up;
       }
-    want = as_packed(format, want, inner);
+    want = as_packed(format, want, inner, 128, true);
     inner_want.insert(inner_want.end(), want.begin(), want.end());
     inner_got.insert(inner_got.end(), own.begin(), own.end());
     launch_exact_linear(backend.queue(), own_x.get(), nullptr,
@@ -395,7 +400,7 @@ bool check_experts(CudaBackend& backend, WeightFormat format, const std::vector<
   size_t n_written = std::count(written.begin(), written.end(), 1);
   bool whole = n_written == lists.order.size() + (shared ? lists.n_tokens : 0);
   for (size_t row = 0; row < written.size(); ++row)
-    if (!written[row]) whole = whole && out[row * width] == -12345.0f;
+    if (!written[row]) whole = whole && out[row * width] == bf16_to_f32(f32_to_bf16(-12345.0f));
   std::string name = std::string(weight_format_name(format)) + " " + std::to_string(width) + "x" + std::to_string(inner) +
                      (shared ? " shared" : "") + (block_n == 1 ? " per channel" : "") + " rows";
   for (size_t i = 0; i < std::min<size_t>(counts.size(), 6); ++i) name += " " + std::to_string(counts[i]);
@@ -465,11 +470,14 @@ double median_us(CudaBackend& backend, int n_runs, const std::function<void(int)
 }
 
 double measure_stream(CudaBackend& backend) {
+  cudaDeviceProp properties;
+  CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
+  const int n_sms = properties.multiProcessorCount;
   constexpr size_t kBytes = size_t{6} << 30;
   const DeviceBuffer data = backend.alloc(kBytes, "read stream"), sink = backend.alloc(256, "sink");
   launch_fill_f32(backend.queue(), 3, 1.0f, kBytes / 4, data.as<float>());
   const double us =
-      median_us(backend, 1, [&](int) { launch_read_stream(backend.queue(), data.data(), kBytes, sink.as<uint32_t>()); });
+      median_us(backend, 1, [&](int) { launch_read_stream(backend.queue(), n_sms, data.data(), kBytes, sink.as<uint32_t>()); });
   return kBytes / us / 1e6;
 }
 
@@ -501,7 +509,7 @@ int time(CudaBackend& backend, double peak, bool quick) {
       const double down = median_us(backend, 1, [&](int) { run.project_down(); });
       const double up_flop = 2.0 * slots * 2 * kInner * kWidth, down_flop = 2.0 * slots * kInner * kWidth;
       const double up_bytes = bytes_each * (2.0 * kInner * kWidth * kExperts + lists.n_tokens * kWidth + slots * kInner);
-      const double down_bytes = bytes_each * (1.0 * kInner * kWidth * kExperts + slots * kInner) + 4.0 * slots * kWidth;
+      const double down_bytes = bytes_each * (1.0 * kInner * kWidth * kExperts + slots * kInner) + 2.0 * slots * kWidth;
       std::printf("%4d | %6.1f | %7.1f %6.0f %3.0f%% %5.2f %3.0f%% | %7.1f %6.0f %3.0f%% %5.2f %3.0f%%\n", rows, pack, up,
                   up_flop / up / 1e6, up_flop / up / 1e4 / peak, up_bytes / up / 1e6, up_bytes / up / 1e4 / stream, down,
                   down_flop / down / 1e6, down_flop / down / 1e4 / peak, down_bytes / down / 1e6,

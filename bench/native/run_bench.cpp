@@ -33,12 +33,12 @@ void print(const Json& result) {
   const Json& machine = result["machine"];
   std::printf("%s on %s, %s; ceilings:", result["shape"].get<std::string>().c_str(), machine["name"].get<std::string>().c_str(),
               machine["kernels"].get<std::string>().c_str());
-  for (const char* name : {"readGbps", "copyGbps", "matrixGflops", "matrixFp8Gflops"})
+  for (const char* name : {"readGbps", "copyGbps", "matrixGflops", "matrixFp8Gflops", "linkGbps", "meetingMicroseconds"})
     if (machine.contains(name)) std::printf(" %s %.4g", name, number_of(machine, name));
   std::printf("\n");
   for (const Json& row : result["rows"]) {
     std::string what = row["part"].get<std::string>();
-    for (const char* name : {"batch", "prompt", "rows", "rowsPerExpert", "context"})
+    for (const char* name : {"ranks", "experts", "batch", "prompt", "rows", "rowsPerExpert", "context"})
       if (row.contains(name)) what += std::string(" ") + name + " " + row[name].dump();
     std::printf("%-56s %10.4f ms", what.c_str(), number_of(row, "milliseconds"));
     if (row.contains("fraction"))

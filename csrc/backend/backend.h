@@ -303,6 +303,16 @@ class Backend {
   virtual void synchronize() = 0;
   virtual uint64_t free_bytes() const = 0;  // that alloc could hand out now
 
+  // A download in two halves: the copy is enqueued behind what was enqueued before it, and waiting for it waits for nothing
+  // enqueued later. Of small pieces, as many at a time as there are places.
+  static constexpr int kDownloads = 2;
+  static constexpr size_t kMostDownloadBytes = 64 << 10;
+  virtual void start_download(int place, const void* device, size_t bytes) {
+    downloads_[place].resize(bytes);
+    download(downloads_[place].data(), device, bytes);
+  }
+  virtual std::byte* finish_download(int place) { return downloads_[place].data(); }  // good until its next start
+
   // Called once on the thread of every rank of a world, on all at the same time, before the first step: how ranks find each
   // other where they do not meet through the host. The comm is the one that ops are given, and outlives the backend.
   virtual void join(Comm& comm) {}
@@ -392,6 +402,7 @@ class Backend {
 
  private:
   std::array<std::chrono::steady_clock::time_point, kMarks> marks_{};
+  std::array<std::vector<std::byte>, kDownloads> downloads_;
 };
 
 }  // namespace sigmoe

@@ -35,6 +35,13 @@ class BenchDevice {
   virtual double matrix_gflops(DType operands) { return 0; }  // bf16 or f8_e4m3 operands, random, sums in float32
   virtual std::string driver() { return {}; }                 // version of the device's driver
 
+  // Of several devices that have joined one world (Backend::join), called on all of them at once: 10^9 bytes/s that this one
+  // reads of another's memory while all do, and what a meeting takes that carries nothing. 0: not known.
+  struct PeerCeilings {
+    double link_gbps = 0, meeting_us = 0;
+  };
+  virtual PeerCeilings peer_ceilings() { return {}; }
+
   // The kernels that `work` enqueues, in order of first use, each with its launches and what they took together, one after the
   // other with nothing overlapping: the sum is more than the work takes. Empty: not known.
   struct KernelUse {

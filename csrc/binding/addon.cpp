@@ -1,4 +1,4 @@
-// The export table and the calls that belong to no model: load, inspect, quantise, devices, bench.
+// The export table and the calls that belong to no model: load, follow, inspect, quantise, devices, bench.
 #include <napi.h>
 
 #include "binding/args.h"
@@ -21,6 +21,16 @@ EngineOptions engine_options(const Napi::Object& in) {
   options.tensor_parallel = integer32(in.Get("tensorParallelSize"), "tensorParallelSize");
   options.expert_parallel = boolean(in.Get("enableExpertParallel"), "enableExpertParallel");
   options.data_parallel = integer32(in.Get("dataParallelSize"), "dataParallelSize");
+  options.first_device = integer32(in.Get("firstDevice"), "firstDevice");
+  options.node.index = integer32(in.Get("nodeRank"), "nodeRank");
+  options.node.count = integer32(in.Get("nodeCount"), "nodeCount");
+  options.node.address = text(in.Get("nodeAddress"), "nodeAddress");
+  options.node.port = integer32(in.Get("nodePort"), "nodePort");
+  options.node.secret = text(in.Get("nodeSecret"), "nodeSecret");
+  options.node.allow_no_secret = boolean(in.Get("nodeAllowNoSecret"), "nodeAllowNoSecret");
+  options.node.on_this_machine = integer32(in.Get("nodesOnThisMachine"), "nodesOnThisMachine");
+  options.node.join_ms = integer32(in.Get("nodeJoinMs"), "nodeJoinMs");
+  options.node.patience_ms = integer32(in.Get("nodeSilenceMs"), "nodeSilenceMs");
   options.max_model_len = integer(in.Get("maxModelLen"), "maxModelLen");
   options.max_num_seqs = integer32(in.Get("maxNumSeqs"), "maxNumSeqs");
   options.max_batched_tokens = integer32(in.Get("maxBatchedTokens"), "maxBatchedTokens");
@@ -57,6 +67,48 @@ class LoadWorker : public PromiseWorker<EngineLoadProgress> {
   EngineOptions options_;
   Napi::FunctionReference on_progress_;
   std::unique_ptr<Engine> engine_;
+};
+
+struct FollowMessage {
+  EngineLoadProgress progress;
+  std::shared_ptr<EngineInfo> ready;  // null: progress
+};
+
+class FollowWorker : public PromiseWorker<FollowMessage> {
+ public:
+  FollowWorker(Napi::Env env, std::string path, EngineOptions options, const Napi::Function& on_progress,
+               const Napi::Function& on_ready)
+      : PromiseWorker(env),
+        path_(std::move(path)),
+        options_(std::move(options)),
+        on_progress_(Napi::Persistent(on_progress)),
+        on_ready_(Napi::Persistent(on_ready)) {}
+
+ protected:
+  void run() override {
+    follow(
+        path_, options_,
+        [this](const EngineLoadProgress& progress) {
+          send({progress, nullptr});
+        },
+        [this](const EngineInfo& info) {
+          send({{}, std::make_shared<EngineInfo>(info)});
+        },
+        cancelled());
+  }
+  Napi::Value result() override { return Env().Undefined(); }
+  void on_message(const FollowMessage& message) override {
+    if (message.ready)
+      on_ready_.Call({to_js(Env(), *message.ready)});
+    else
+      on_progress_.Call({Napi::Number::New(Env(), static_cast<double>(message.progress.bytes_done)),
+                         Napi::Number::New(Env(), static_cast<double>(message.progress.bytes_total))});
+  }
+
+ private:
+  std::string path_;
+  EngineOptions options_;
+  Napi::FunctionReference on_progress_, on_ready_;
 };
 
 class InspectWorker : public PromiseWorker<char> {
@@ -152,6 +204,13 @@ Napi::Value load(const Napi::CallbackInfo& info) {
   return worker->handle();
 }
 
+Napi::Value follow_leader(const Napi::CallbackInfo& info) {
+  auto* worker = new FollowWorker(info.Env(), string_arg(info, 0, "path"), engine_options(object_arg(info, 1, "options")),
+                                  function_arg(info, 2, "onProgress"), function_arg(info, 3, "onReady"));
+  worker->Queue();
+  return worker->handle();
+}
+
 Napi::Value inspect(const Napi::CallbackInfo& info) {
   auto* worker = new InspectWorker(info.Env(), string_arg(info, 0, "path"), integer32(info[1], "tensorParallelSize"),
                                    boolean(info[2], "enableExpertParallel"));
@@ -209,6 +268,7 @@ Napi::Object init(Napi::Env env, Napi::Object exports) {
   ModelWrap::define(env);
   exports.Set("version", SIGMOE_VERSION);
   exports.Set("load", Napi::Function::New(env, load, "load"));
+  exports.Set("follow", Napi::Function::New(env, follow_leader, "follow"));
   exports.Set("inspect", Napi::Function::New(env, inspect, "inspect"));
   exports.Set("devices", Napi::Function::New(env, devices, "devices"));
   exports.Set("offerLibrary", Napi::Function::New(env, offer_library, "offerLibrary"));

@@ -15,6 +15,8 @@
 #include "engine/schedule/requests.h"
 #include "engine/schedule/scheduler.h"
 #include "engine/schedule/step_builder.h"
+#include "engine/schedule/step_flight.h"
+#include "engine/schedule/step_results.h"
 #include "engine/speculation/speculation.h"
 
 namespace sigmoe {
@@ -31,7 +33,8 @@ class EngineImpl : public Engine {
         max_waiting_(model.max_waiting),
         scheduler_({info_.max_batched_tokens, info_.max_num_seqs}, pool_),
         has_mtp_(model.has_mtp),
-        replay_(std::move(model.replay)) {
+        replay_(std::move(model.replay)),
+        run_ahead_(model.run_ahead) {
     if (model.drafter)
       speculation_ =
           std::make_unique<Speculation>(std::move(model.drafter), info_.max_draft, model.adaptive_depth, info_.max_num_seqs);
@@ -142,7 +145,7 @@ class EngineImpl : public Engine {
   bool take_messages(StepEvent& event) {
     std::unique_lock lock(mutex_);
     const auto something_to_do = [&] {
-      return stopping_ || !arrivals_.empty() || !aborts_.empty() || !masks_.empty() || (has_work() && !stalled_);
+      return stopping_ || !arrivals_.empty() || !aborts_.empty() || !masks_.empty() || flight_ || (has_work() && !stalled_);
     };
     if (deadlines_.empty())
       changed_.wait(lock, something_to_do);
@@ -181,33 +184,75 @@ class EngineImpl : public Engine {
   // Takes a sequence out for good. False when there is none of this id.
   bool retire(uint64_t id) {
     const std::unique_ptr<Sequence> sequence = scheduler_.remove(id);
-    if (sequence) deadlines_.erase({deadline_of(*sequence), id});
-    return sequence != nullptr;
+    if (!sequence) return false;
+    deadlines_.erase({deadline_of(*sequence), id});
+    for (StepFlight* flight : {flight_.get(), behind_.get()})
+      if (flight) flight->forget(*sequence);
+    return true;
   }
 
   bool has_work() const { return scheduler_.n_running() + scheduler_.n_waiting() > 0; }
 
+  // Takes one step in. The one behind it is launched before, where that is possible (schedule/step_flight.h).
   void step(StepEvent& event) {
-    std::vector<Chunk> chunks = scheduler_.plan();
+    if (!flight_) launch();
+    if (!flight_) return;
+    if (run_ahead_ && (!speculation_ || speculation_->rests())) launch_behind();
+    land(*flight_, event);
+    flight_ = std::move(behind_);
+  }
+
+  void launch() {
+    auto flight = std::make_unique<StepFlight>();
+    flight->chunks = scheduler_.plan();
     count_queue();
     for (Sequence* sequence : scheduler_.admitted())
       if (sequence->samples) begin(*static_cast<Generation*>(sequence));
-    stalled_ = chunks.empty();
+    stalled_ = flight->chunks.empty();
     if (stalled_) return;
+    flight_ = std::move(flight);
+    StepInputs inputs;
+    if (speculation_) inputs.chain = speculation_->chain();
+    launch(*flight_, inputs, true);
+  }
+
+  void launch_behind() {
+    StepBehind step = plan_behind(*flight_, scheduler_, info_.context);
+    if (step.chunks.empty()) return;
+    behind_ = std::make_unique<StepFlight>();
+    behind_->chunks = step.chunks;
+    StepInputs inputs;
+    inputs.chain = world_->rank(0).sampled_tokens();
+    const TokensToCome tokens(step);
+    launch(*behind_, inputs, !flight_->timed);  // the marks of a step are read when it has landed
+    ++steps_ahead_;
+  }
+
+  void launch(StepFlight& flight, StepInputs& inputs, bool may_time) {
     try {
-      StepInputs inputs;
-      StepOutputs outputs;
-      const StepBuilder builder(chunks, inputs, replay_ ? &*replay_ : nullptr);
+      StepBuilder builder(flight.chunks, inputs, replay_ ? &*replay_ : nullptr);
+      flight.rows = builder.take_sampled_rows();
       if (speculation_) {
-        speculation_->place_features(chunks, inputs);
-        inputs.chain = speculation_->chain();
-        inputs.timed = speculation_->wants_time(chunks, world_->rank(0).records_steps());
+        speculation_->place_features(flight.chunks, inputs);
+        inputs.timed = may_time && speculation_->wants_time(flight.chunks, world_->rank(0).records_steps());
+        flight.timed = inputs.timed;
       }
       world_->rank(0).shape(inputs);
-      world_->run(inputs, outputs);
-      if (speculation_) speculation_->observe_step(chunks, outputs.ms);
-      take_samples(builder.sampled_rows(), outputs, event);
-      take_logits(chunks, outputs, event);
+      world_->launch(inputs, flight.outputs);
+    } catch (...) {
+      flight.failure = std::current_exception();  // told when it is the step's turn
+    }
+  }
+
+  void land(StepFlight& flight, StepEvent& event) {
+    std::vector<Chunk>& chunks = flight.chunks;
+    std::erase_if(chunks, [](const Chunk& chunk) { return !chunk.sequence; });
+    try {
+      if (flight.failure) std::rethrow_exception(flight.failure);
+      world_->finish(flight.outputs);
+      if (speculation_) speculation_->observe_step(chunks, flight.outputs.ms);
+      take_samples(flight.rows, flight.outputs, info_.context, event);
+      take_logits(chunks, flight.outputs, info_.vocab_size, event);
       commit(chunks, event);
       if (speculation_) draft(chunks, event);
     } catch (const EngineError& error) {
@@ -237,34 +282,6 @@ class EngineImpl : public Engine {
     if (generation.started == Clock::time_point{}) generation.started = Clock::now();
   }
 
-  void take_samples(const std::vector<SampledRow>& rows, const StepOutputs& outputs, StepEvent& event) {
-    const bool logprobs = std::any_of(rows.begin(), rows.end(), [](const SampledRow& row) {
-      return row.prompt_index < 0 && row.generation->request.n_logprobs >= 0;
-    });
-    if (logprobs) {  // ends without a token have no logprobs, but keep their place
-      event.logprobs.resize(event.requests.size());
-      event.top_ids.resize(event.requests.size() * kMaxLogprobs, -1);
-      event.top_logprobs.resize(event.requests.size() * kMaxLogprobs);
-    }
-    for (size_t r = 0; r < rows.size(); ++r) {
-      if (rows[r].prompt_index >= 0) {
-        take_prompt_score(rows[r], outputs, r, event);
-        continue;
-      }
-      Generation& generation = *rows[r].generation;
-      if (outputs.tokens[r] < 0 || generation.finish != FinishReason::none) continue;  // behind the end of a chain
-      if (generation.n_generated() == 0)
-        event.starts.push_back({generation.id, generation.n_found,
-                                std::chrono::duration<double, std::milli>(generation.started - generation.submitted).count()});
-      const int32_t token = outputs.tokens[r];
-      generation.finish = generation.take(token, info_.context);
-      event.requests.push_back(generation.id);
-      event.tokens.push_back(token);
-      event.finish.push_back(generation.finish);
-      if (logprobs) append_logprobs(outputs, r, event.logprobs, event.top_ids, event.top_logprobs);
-    }
-  }
-
   // What the step computed is in the cache from here on. Sequences that ended go, from `chunks` too.
   void commit(std::vector<Chunk>& chunks, StepEvent& event) {
     for (const Chunk& chunk : chunks) {
@@ -284,42 +301,6 @@ class EngineImpl : public Engine {
       if (ended) retire(chunk.sequence->id);
       return ended;
     });
-  }
-
-  static void take_prompt_score(const SampledRow& row, const StepOutputs& outputs, size_t r, StepEvent& event) {
-    Generation& generation = *row.generation;
-    if (event.prompt_logprobs.empty() || event.prompt_logprobs.back().request != generation.id)
-      event.prompt_logprobs.push_back({generation.id, row.prompt_index, {}, {}, {}});
-    StepEvent::PromptLogprobs& to = event.prompt_logprobs.back();
-    append_logprobs(outputs, r, to.logprobs, to.top_ids, to.top_logprobs);
-    generation.n_prompt_scored = row.prompt_index + 1;
-  }
-
-  static void append_logprobs(const StepOutputs& outputs, size_t r, std::vector<float>& logprobs, std::vector<int32_t>& top_ids,
-                              std::vector<float>& top_logprobs) {
-    const auto first = static_cast<int64_t>(r) * kMaxLogprobs;
-    logprobs.push_back(outputs.logprobs[r]);
-    top_ids.insert(top_ids.end(), outputs.top_ids.begin() + first, outputs.top_ids.begin() + first + kMaxLogprobs);
-    top_logprobs.insert(top_logprobs.end(), outputs.top_logprobs.begin() + first,
-                        outputs.top_logprobs.begin() + first + kMaxLogprobs);
-  }
-
-  void take_logits(const std::vector<Chunk>& chunks, const StepOutputs& outputs, StepEvent& event) {
-    size_t plain_at = 0, mtp_at = 0;
-    for (const Chunk& chunk : chunks) {
-      if (chunk.sequence->samples) continue;
-      auto& scoring = static_cast<Scoring&>(*chunk.sequence);
-      const std::vector<float>& source = scoring.mtp ? outputs.mtp_logits : outputs.logits;
-      size_t& at = scoring.mtp ? mtp_at : plain_at;
-      const int64_t rows = chunk.n - (scoring.mtp && chunk.reaches_end ? 1 : 0);
-      const size_t n = static_cast<size_t>(rows) * info_.vocab_size;
-      scoring.values.insert(scoring.values.end(), source.begin() + at, source.begin() + at + n);
-      at += n;
-      if (!chunk.reaches_end) continue;
-      const int64_t total_rows = scoring.length() - (scoring.mtp ? 1 : 0);
-      event.logits.push_back({scoring.id, total_rows, info_.vocab_size, std::move(scoring.values)});
-      add_end(event, scoring.id, FinishReason::stop);
-    }
   }
 
   // Ends the step's sequences with `error`. A device error is sticky: the model is broken from here on, and says so.
@@ -358,17 +339,6 @@ class EngineImpl : public Engine {
     }
   }
 
-  static void add_end(StepEvent& event, uint64_t id, FinishReason finish) {
-    event.requests.push_back(id);
-    event.tokens.push_back(-1);
-    event.finish.push_back(finish);
-    if (!event.logprobs.empty()) {
-      event.logprobs.push_back(0.0f);
-      event.top_ids.resize(event.top_ids.size() + kMaxLogprobs, -1);
-      event.top_logprobs.resize(event.top_logprobs.size() + kMaxLogprobs);
-    }
-  }
-
   // A chunk behind its prompt decodes, whatever it gave; all others read a prompt, or read one again.
   void count(const Chunk& chunk, int64_t n_taken) {
     if (n_taken > 0 && chunk.n - chunk.n_drafts == 1 && chunk.begin >= chunk.sequence->n_prompt)
@@ -393,6 +363,7 @@ class EngineImpl : public Engine {
     stats_.running = scheduler_.n_running();
     stats_.waiting = scheduler_.n_waiting();
     stats_.steps = steps_;
+    stats_.steps_ahead = steps_ahead_;
     stats_.prefill_tokens = prefill_tokens_;
     stats_.decode_tokens = decode_tokens_;
     stats_.preemptions = scheduler_.n_preemptions();
@@ -423,7 +394,10 @@ class EngineImpl : public Engine {
   bool stalled_ = false;                                        // every sequence that has its turn waits for its mask
   bool has_mtp_;
   std::optional<Replay> replay_;  // in benchmarks alone
-  uint64_t steps_ = 0, prefill_tokens_ = 0, decode_tokens_ = 0;
+  bool run_ahead_;
+  std::unique_ptr<StepFlight> flight_;  // launched and not taken in
+  std::unique_ptr<StepFlight> behind_;  // likewise, the one behind it
+  uint64_t steps_ = 0, steps_ahead_ = 0, prefill_tokens_ = 0, decode_tokens_ = 0;
 
   mutable std::mutex mutex_;  // guards what follows
   std::condition_variable changed_;
@@ -447,7 +421,14 @@ std::unique_ptr<Engine> Engine::load(const std::string& folder, const EngineOpti
   const auto load_one = [&](const EngineOptions& one, const ProgressFn& progress) -> std::unique_ptr<Engine> {
     return std::make_unique<EngineImpl>(load_model(folder, one, progress, cancelled));
   };
+  if (options.node.index > 0)
+    throw EngineError(ErrorCode::invalid_argument, "a node that does not lead was loaded as a model of its own",
+                      "requests go to the node of rank 0");
   if (options.data_parallel == 1) return load_one(options, on_progress);
+  if (options.node.count > 1)
+    throw EngineError(ErrorCode::unsupported,
+                      "dataParallelSize " + std::to_string(options.data_parallel) + " asked for on several nodes",
+                      "run one server for each copy, and balance between them");
   if (options.data_parallel < 1 || options.data_parallel > 64)
     throw EngineError(ErrorCode::invalid_argument,
                       "dataParallelSize is " + std::to_string(options.data_parallel) + ", outside [1, 64]");

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "backend/error.h"
+#include "backend/node_options.h"
 
 namespace sigmoe {
 
@@ -28,6 +29,7 @@ struct EngineOptions {
   bool expert_parallel = false;   // ranks hold whole experts instead of a part of each
   int data_parallel = 1;          // copies of the model, of tensor_parallel ranks each, that share the requests
   int first_device = 0;           // of the accelerators the ranks take, one each
+  NodeOptions node;               // the tensor_parallel ranks are spread evenly over as many processes
   int64_t max_model_len = 0;      // tokens; 0 = the model's context
   int max_num_seqs = 32;          // sequences in one step of one copy
   int max_batched_tokens = 512;   // token budget of one step: prefill is cut into chunks of at most this
@@ -42,6 +44,7 @@ struct EngineOptions {
   std::string draft;                 // folder of an EAGLE3 draft
   int max_draft = 0;                 // most tokens drafted at once; 0 = what suits the method
   bool adaptive_depth = true;        // draft fewer, down to none, where it would not pay
+  bool run_ahead = true;             // false, in tests: the host knows a step's tokens before it launches the next
 };
 
 struct EngineLoadProgress {
@@ -167,7 +170,8 @@ struct StepEvent {
 struct EngineStats {
   int64_t free_pages = 0, cached_pages = 0, held_pages = 0, total_pages = 0;
   int64_t running = 0, waiting = 0;
-  uint64_t steps = 0, prefill_tokens = 0, decode_tokens = 0, preemptions = 0;
+  uint64_t steps = 0, steps_ahead = 0;  // and how many were launched before the one before them was taken in
+  uint64_t prefill_tokens = 0, decode_tokens = 0, preemptions = 0;
   uint64_t prefix_queried_tokens = 0, prefix_hit_tokens = 0;  // of prompts looked up in the prefix cache
   uint64_t draft_checks = 0;                                  // chains of drafts that steps checked
   uint64_t drafted_tokens = 0, accepted_tokens = 0;           // tokens in them, and those that came true
@@ -203,6 +207,11 @@ class Engine {
   // Ends all requests with `aborted`, joins the engine thread, frees device memory. Idempotent; blocks for one step.
   virtual void shut_down() = 0;
 };
+
+// A process of several (EngineOptions::node) that does not lead: computes what the leader says, until the leader ends. Throws
+// when the world fails on any node, and aborted once `cancelled` is set. The other options must be those of the leader.
+void follow(const std::string& folder, const EngineOptions& options, const Engine::ProgressFn& on_progress,
+            const std::function<void(const EngineInfo&)>& on_ready, const std::atomic<bool>* cancelled);
 
 // What `sigmoe inspect` shows without loading weights: config and tensor headers only.
 EngineInfo inspect_model(const std::string& folder, int tensor_parallel = 1, bool expert_parallel = false);

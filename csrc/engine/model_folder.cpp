@@ -46,6 +46,11 @@ void warm_up(World& world, int64_t n_tokens) {
   world.run(in, ignored);
 }
 
+// Ranks that share the cores and the memory of this machine.
+int ranks_of_machine(const EngineOptions& options) {
+  return options.tensor_parallel / options.node.count * options.node.on_this_machine;
+}
+
 // lib checks these too; here they protect every other caller from an allocation of absurd size.
 void check_options(const EngineOptions& options) {
   const auto in_range = [](int64_t value, int64_t low, int64_t high, const char* name) {
@@ -55,6 +60,17 @@ void check_options(const EngineOptions& options) {
   };
   in_range(options.n_threads, 0, 1024, "threads");
   in_range(options.tensor_parallel, 1, 64, "tensorParallelSize");
+  in_range(options.node.count, 1, 64, "node.count");
+  in_range(options.node.index, 0, options.node.count - 1, "node.rank");
+  in_range(options.node.port, 1, 65535, "node.port");
+  in_range(options.node.on_this_machine, 1, options.node.count, "node.onThisMachine");
+  in_range(options.node.patience_ms, 100, 3'600'000, "node.silenceMs");
+  in_range(options.node.join_ms, 0, 86'400'000, "node.joinMs");
+  if (options.tensor_parallel % options.node.count != 0)
+    throw EngineError(ErrorCode::invalid_argument,
+                      "tensorParallelSize " + std::to_string(options.tensor_parallel) + " asked for on " +
+                          std::to_string(options.node.count) + " nodes, which cannot have equally many ranks",
+                      "use a multiple of the number of nodes");
   in_range(options.max_model_len, 0, int64_t{1} << 31, "maxModelLen");
   in_range(options.max_num_seqs, 1, 4096, "maxNumSeqs");
   in_range(options.max_batched_tokens, 1, 65536, "maxBatchedTokens");
@@ -136,7 +152,7 @@ uint64_t kv_budget(const EngineOptions& options, const std::string& device, uint
   const bool host = device == "cpu";
   if (host && options.memory_utilization <= 0) return kHostKvBytes / options.tensor_parallel;
   const double share = options.memory_utilization > 0 ? options.memory_utilization : kDeviceUtilization;
-  const double allowed = share * static_cast<double>(free_before) / (host ? options.tensor_parallel : 1);
+  const double allowed = share * static_cast<double>(free_before) / (host ? ranks_of_machine(options) : 1);
   return static_cast<uint64_t>(std::max(0.0, allowed - static_cast<double>(weight_bytes)));
 }
 
@@ -235,7 +251,7 @@ std::string resolve_device(const std::string& asked, std::string& reason) {
 BackendOptions backend_options(const EngineOptions& options) {
   BackendOptions backend;
   const int cores = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  backend.n_threads = options.n_threads > 0 ? options.n_threads : std::max(1, cores / options.tensor_parallel);
+  backend.n_threads = options.n_threads > 0 ? options.n_threads : std::max(1, cores / ranks_of_machine(options));
   backend.kernels = options.kernels;
   backend.kv_cache = options.kv_cache_dtype;
   backend.compute = options.compute == "float32" ? DType::f32 : options.compute == "int8" ? DType::i8 : DType::bf16;
@@ -248,14 +264,16 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
   check_options(options);
   const ModelFolder model = open_model_folder(folder);
   const ModelConfig& config = model.config;
-  const int world = options.tensor_parallel;
+  const int world = options.tensor_parallel, n_here = world / options.node.count, first = options.node.index * n_here;
   LoadedModel loaded;
+  loaded.node = join_nodes(model, options, cancelled);
   loaded.info = describe_model(config);
   EngineInfo& info = loaded.info;
   const DraftPlan drafting = plan_drafting(model, options);
   info.speculation = drafting.method;
   info.max_draft = drafting.max_draft;
   loaded.adaptive_depth = options.adaptive_depth;
+  loaded.run_ahead = options.run_ahead;
   loaded.has_mtp = (options.with_mtp || drafting.method == "mtp") && config.n_mtp_layers > 0;
   const std::string device = resolve_device(options.device, info.device_reason);
 
@@ -276,18 +294,18 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
   // All ranks read at once, so that what several of them need is read from disk once.
   std::vector<std::unique_ptr<Backend>> backends;
   std::vector<std::pair<int, Backend*>> loading;
-  for (int rank = 0; rank < world; ++rank) {
+  for (int i = 0; i < n_here; ++i) {
     BackendOptions for_rank = backend_options(options);
-    for_rank.device_index = options.first_device + rank;
+    for_rank.device_index = options.first_device + i;
     backends.push_back(create_backend(device, for_rank));
-    loading.emplace_back(rank, backends.back().get());
+    loading.emplace_back(first + i, backends.back().get());
   }
   const uint64_t free_before = backends[0]->free_bytes();
   LoadOptions load;
   load.world = world;
   load.expert_parallel = options.expert_parallel;
   load.with_mtp = loaded.has_mtp;
-  load.n_threads = backend_options(options).n_threads * world;
+  load.n_threads = backend_options(options).n_threads * n_here;
   load.cancelled = cancelled;
   if (on_progress)
     load.on_progress = [&on_progress](const LoadProgress& progress) {
@@ -295,8 +313,8 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
     };
   std::vector<ModelWeights> all_weights = load_ranks(config, model.checkpoint, loading, load);
   const auto make_rank = [&](int rank, Comm* comm) {
-    std::unique_ptr<Backend> backend = std::move(backends[rank]);
-    if (rank == 0) {
+    std::unique_ptr<Backend> backend = std::move(backends[rank - first]);
+    if (rank == first) {
       info.device = device;
       info.device_name = backend->info().name;
       info.kernels = backend->info().kernels;
@@ -306,15 +324,17 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
       info.kv_cache_dtype = kv_cache_name(backend->info().kv_dtype);
       info.kv_bytes_per_token = bytes_per_token(config, backend->info().kv_dtype);
     }
-    ModelWeights weights = std::move(all_weights[rank]);
+    ModelWeights weights = std::move(all_weights[rank - first]);
     info.weight_bytes += weights.bytes;
     if (drafting.folder && rank == 0) {  // small beside the target: one rank drafts, and the others wait
       draft_weights = load_draft_weights(*drafting.folder, config, *backend, load.n_threads, cancelled);
       info.weight_bytes += draft_weights.bytes;
     }
-    if (rank == 0)
+    if (rank == first) {
       plan = plan_memory(config, options, bytes_per_token(of_rank, backend->info().kv_dtype),
                          kv_budget(options, device, free_before, weights.bytes + draft_weights.bytes));
+      if (loaded.node) plan.kv_cache_tokens = agree_on_capacity(*loaded.node, plan.kv_cache_tokens);
+    }
     RunnerLimits limits;
     limits.max_tokens = options.max_batched_tokens;
     if (drafting.reads_features()) {
@@ -329,8 +349,10 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
     limits.mtp = loaded.has_mtp;
     return std::make_unique<RankRunner>(config, std::move(backend), std::move(weights), comm, rank, world, limits);
   };
-  loaded.world = std::make_unique<World>(world, make_rank);
-  if (drafting.method != "none") {
+  loaded.world = std::make_unique<World>(world, make_rank, loaded.node);
+  const bool leads = !loaded.node || loaded.node->leads();
+  // A follower drafts only where it has a part of the draft model's weights.
+  if (drafting.method != "none" && (leads || drafting.method == "mtp")) {
     const DrafterLimits limits{most_rows, options.max_num_seqs, plan.context, plan.kv_cache_tokens / kPageTokens};
     RankRunner& target = loaded.world->rank(0);
     loaded.drafter = drafting.folder ? make_eagle3_drafter(*drafting.folder, std::move(draft_weights), target, limits)
@@ -340,7 +362,7 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
     info.workspace_bytes += loaded.drafter->bytes();
   }
   constexpr int64_t kWarmTokens = 32;
-  warm_up(*loaded.world, std::min<int64_t>({kWarmTokens, options.max_batched_tokens, plan.context}));
+  if (leads) warm_up(*loaded.world, std::min<int64_t>({kWarmTokens, options.max_batched_tokens, plan.context}));
 
   info.context = plan.context;
   info.kv_cache_tokens = plan.kv_cache_tokens;
@@ -351,7 +373,8 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
   info.tensor_parallel = world;
   info.max_num_seqs = options.max_num_seqs;
   info.max_batched_tokens = options.max_batched_tokens;
-  for (int rank = 0; rank < world; ++rank) {
+  if (loaded.node) loaded.node->loaded();
+  for (int rank = 0; rank < n_here; ++rank) {
     info.kv_bytes += loaded.world->rank(rank).kv_bytes();
     info.workspace_bytes += loaded.world->rank(rank).workspace_bytes();
   }

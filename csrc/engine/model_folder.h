@@ -44,6 +44,8 @@ struct LoadedModel {
   std::unique_ptr<Drafter> drafter;  // null: no speculation
   bool adaptive_depth = true;
   std::optional<Replay> replay;  // benchmarks alone
+  bool run_ahead = true;
+  std::shared_ptr<Node> node;    // null: one process
 };
 
 std::unique_ptr<Engine> start_engine(LoadedModel model);
@@ -53,6 +55,11 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
 
 // What config and headers alone say; device fields are empty.
 EngineInfo describe_model(const ModelConfig& config);
+
+// Joins the other processes of options.node, which must have the same model and options; null where there is one alone.
+std::shared_ptr<Node> join_nodes(const ModelFolder& model, const EngineOptions& options, const std::atomic<bool>* cancelled);
+// The smallest of the capacities that the nodes have found room for.
+int64_t agree_on_capacity(Node& node, int64_t kv_cache_tokens);
 
 // Picks the device for "auto" and says why; returns the name unchanged otherwise.
 std::string resolve_device(const std::string& asked, std::string& reason);

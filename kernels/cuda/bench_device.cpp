@@ -15,6 +15,7 @@ namespace {
 // Far more than a cache holds. The first part is read untimed: a device that waits for the host would count its waiting.
 constexpr size_t kStreamBytes = size_t{2} << 30, kLeadBytes = size_t{256} << 20;
 constexpr int kCeilingRuns = 21;
+constexpr uint64_t kMeetingsKey = uint64_t{3} << 60;  // of recorded work
 
 class CudaBenchDevice : public BenchDevice {
  public:
@@ -69,6 +70,23 @@ class CudaBenchDevice : public BenchDevice {
     double& known = fp8 ? fp8_gflops_ : bf16_gflops_;
     if (known < 0) known = measure_matrix_gflops(fp8);
     return known;
+  }
+
+  PeerCeilings peer_ceilings() override {
+    constexpr size_t kBytes = size_t{256} << 20;
+    constexpr int kMeetings = 64;
+    DeviceWorld* world = backend_.world();
+    if (!world || world->way() != DeviceWorld::Way::peer_memory) return {};
+    const auto meetings = [&] {
+      backend_.run_recorded(kMeetingsKey, [&] {
+        for (int i = 0; i < kMeetings; ++i) world->meet(backend_.queue());
+      });
+    };
+    PeerCeilings found;
+    found.meeting_us = median_ms(meetings) * 1e3 / kMeetings;
+    // Every rank reads the next one's: each link carries as much in both directions.
+    found.link_gbps = kBytes / 1e6 / median_ms([&] { world->read_next(backend_.queue(), kBytes); });
+    return found;
   }
 
   std::string driver() override {

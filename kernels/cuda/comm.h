@@ -46,6 +46,7 @@ struct ExchangeLayout {
   size_t partial_flags = 0;  // (kTwoShotRows, kMaxRanks) u32
   size_t reduced_flags = 0;  // likewise
   size_t gather_flags = 0;   // (2, kGatherBlocks, kMaxRanks) u32: written, read
+  size_t meeting_counter = 0, meeting_flags = 0;  // one u32; (kMaxRanks) u32
   size_t bytes = 0;
   int width = 0;
 };
@@ -75,6 +76,9 @@ struct GatherArgs {
 };
 void launch_gather(const Queue& queue, const PeerView& peers, const ExchangeLayout& at, const GatherArgs& args);
 
+// All ranks wait for each other, one block each: the least that any of the above can take.
+void launch_meeting(const Queue& queue, const PeerView& peers, const ExchangeLayout& at);
+
 class Nccl;
 struct PeerMemory;
 
@@ -102,6 +106,11 @@ class DeviceWorld {
   float* gather_part(const std::vector<int64_t>& widths, int n_rows, bool& grown);
   void gather(const Queue& queue, const std::vector<int64_t>& widths, int n_rows, float* out);
 
+  // Benchmarks' yardsticks, where ranks reach each other's memory: a meeting that carries nothing, and `bytes` of the next rank
+  // read by the copy engine. The first call of the latter waits for all ranks.
+  void meet(const Queue& queue);
+  void read_next(const Queue& queue, size_t bytes);
+
   // Throws a device error when waits of this rank were ended before what they waited for had come.
   void check() const;
 
@@ -125,6 +134,8 @@ class DeviceWorld {
   std::vector<std::shared_ptr<PeerMemory>> exchange_;      // every rank's, kept until all are done with it
   std::vector<std::shared_ptr<PeerMemory>> gather_parts_;  // likewise
   size_t gather_floats_ = 0;                               // of each rank's part
+  std::vector<std::shared_ptr<PeerMemory>> yardsticks_;    // likewise
+  size_t yardstick_bytes_ = 0;                             // of each half of them
   float* staging_ = nullptr;                               // NCCL's gathers
   std::unique_ptr<Nccl> nccl_;
 };

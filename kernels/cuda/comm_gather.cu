@@ -54,7 +54,28 @@ __global__ void __launch_bounds__(kThreads)
   if (tid == 0) store_relaxed(counter, number);
 }
 
+__global__ void meeting_kernel(const __grid_constant__ PeerView peers, const __grid_constant__ ExchangeLayout at) {
+  let_next_start();
+  wait_for_previous();
+  auto* counter = reinterpret_cast<uint32_t*>(peers.memory[peers.rank] + at.meeting_counter);
+  const uint32_t number = next_number(counter);
+  const int other = static_cast<int>(threadIdx.x);
+  const auto flag = [&](int rank, int source) {
+    return reinterpret_cast<uint32_t*>(peers.memory[rank] + at.meeting_flags) + source;
+  };
+  if (other < peers.world) {
+    raise_flag(flag(other, peers.rank), number);
+    wait_for_flag(peers, flag(peers.rank, other), number);
+  }
+  __syncthreads();
+  if (other == 0) store_relaxed(counter, number);
+}
+
 }  // namespace
+
+void launch_meeting(const Queue& queue, const PeerView& peers, const ExchangeLayout& at) {
+  launch(queue, meeting_kernel, 1, 32, 0, peers, at);
+}
 
 void launch_gather(const Queue& queue, const PeerView& peers, const ExchangeLayout& at, const GatherArgs& args) {
   launch(queue, gather_kernel, kGatherBlocks, kThreads, 0, peers, at, args);

@@ -5,12 +5,16 @@
 
 #include "cuda/attention_decode.h"
 #include "cuda/attention_prefill.h"
+#include "cuda/norm_many.h"
 #include "cuda/ops.h"
+#include "cuda/qk_store_many.h"
 
 namespace sigmoe::cuda {
 namespace {
 
 constexpr size_t kLandingBytes = 64 << 10;
+constexpr size_t kBusRowBytes = 1024;       // what a block of a copying kernel takes
+constexpr size_t kMostBusBytes = 64 << 10;  // longer copies are sooner by a copy engine
 constexpr size_t kMaxRecorded = 256;
 constexpr int kMostTwinTokens = 128;                     // longer steps quantise or convert for themselves
 constexpr size_t kMaxSplitBytes = size_t{64} << 20;      // attention partials; longer batches take several launches
@@ -58,6 +62,10 @@ CudaBackend::CudaBackend(const BackendOptions& options)
   weights_ = std::make_unique<UploadQueue>(loading_.handle);
   CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&landing_), kLandingBytes));
   for (cudaEvent_t& mark : marks_) CUDA_CHECK(cudaEventCreate(&mark));
+  for (Landing& landing : landings_) {
+    CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&landing.host), kMostDownloadBytes));
+    CUDA_CHECK(cudaEventCreateWithFlags(&landing.landed, cudaEventDisableTiming));
+  }
   use_many_row_kernels(!deterministic_);
   info_.device = "cuda";
   info_.name = properties.name;
@@ -76,6 +84,10 @@ CudaBackend::~CudaBackend() {
   cudaSetDevice(device_);
   forget_recorded();
   for (const cudaEvent_t mark : marks_) cudaEventDestroy(mark);
+  for (const Landing& landing : landings_) {
+    cudaEventDestroy(landing.landed);
+    cudaFreeHost(landing.host);
+  }
   cudaFreeHost(landing_);
 }
 
@@ -93,15 +105,41 @@ DeviceBuffer CudaBackend::alloc(size_t bytes, const char* what) {
 void CudaBackend::upload(void* device, const void* host, size_t bytes) {
   enter();
   writes(device);
-  steps_->copy(device, host, bytes);
+  if (bytes == 0 || bytes % kBusRowBytes != 0 || bytes > kMostBusBytes) return steps_->copy(device, host, bytes);
+  steps_->lend(host, bytes, [&](const std::byte* pinned) { copy_by_kernel(pinned, device, bytes); });
+}
+
+// Small copies between a step and the next are kernels of the steps' own queue: a copy engine has to be waited for twice, once
+// before it starts and once when it is done.
+void CudaBackend::copy_by_kernel(const void* from, void* to, size_t bytes) {
+  const bool rows = bytes % kBusRowBytes == 0;
+  const int width = static_cast<int>((rows ? kBusRowBytes : bytes) / sizeof(float));
+  launch_copy_rows(queue_, static_cast<const float*>(from), nullptr, width, static_cast<float*>(to), nullptr, width,
+                   rows ? static_cast<int>(bytes / kBusRowBytes) : 1, width);
 }
 
 void CudaBackend::download(void* host, const void* device, size_t bytes) {
   enter();
+  if (slots_.holds(device)) expand_slots();
   const bool small = bytes <= kLandingBytes;
   CUDA_CHECK(cudaMemcpyAsync(small ? landing_ : host, device, bytes, cudaMemcpyDeviceToHost, queue_.stream));
   synchronize();
   if (small && bytes > 0) std::memcpy(host, landing_, bytes);
+}
+
+void CudaBackend::start_download(int place, const void* device, size_t bytes) {
+  enter();
+  SIGMOE_CHECK(bytes <= kMostDownloadBytes, "a download is larger than its place");
+  SIGMOE_CHECK(bytes % sizeof(float) == 0, "a download of part of a word");
+  if (bytes > 0) copy_by_kernel(device, landings_[place].host, bytes);
+  CUDA_CHECK(cudaEventRecord(landings_[place].landed, queue_.stream));
+}
+
+std::byte* CudaBackend::finish_download(int place) {
+  enter();
+  CUDA_CHECK(cudaEventSynchronize(landings_[place].landed));
+  if (world_) world_->check();
+  return landings_[place].host;
 }
 
 void CudaBackend::zero(void* device, size_t bytes) {
@@ -160,8 +198,10 @@ void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
     const cudaError_t status = cudaGraphInstantiate(&recorded_[key].graph, graph, 0);
     cudaGraphDestroy(graph);
     CUDA_CHECK(status);
+    recorded_[key].slots = slots_;
   }
   CUDA_CHECK(cudaGraphLaunch(recorded_[key].graph, queue_.stream));
+  slots_ = recorded_[key].slots;
 }
 
 bool CudaBackend::would_replay(uint64_t key) const {
@@ -243,6 +283,14 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
   if (n_tokens == 0 || (!addend && !out)) return;
   writes(residual);
   if (out) writes(out);
+  const bool packs = out && many_rows_ && packs_ && n_tokens >= kManyExpertRows && norm_packs(width) && !(addend && comm);
+  const bool addend_is_bf16 = addend && slots_.holds(addend);
+  if (addend_is_bf16 && !packs) {  // the other kernels read float32
+    float* sums = scratch<float>(slot_sums_, static_cast<size_t>(n_tokens) * width);
+    launch_sum_slots(queue_, addend, true, n_slots, n_tokens, width, sums);
+    addend = sums;
+    n_slots = 1;
+  }
   if (addend && comm && world_) {
     const ReduceArgs args{residual, addend, n_slots, n_tokens, width, weight, eps, out};
     return world_->reduce_add_rms_norm(
@@ -251,7 +299,7 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
   if (addend && comm) {  // through the host: right on any world of ranks, and only that
     const size_t n = static_cast<size_t>(n_tokens) * width;
     float* sums = scratch<float>(gathered_, n);
-    launch_sum_slots(queue_, addend, n_slots, n_tokens, width, sums);
+    launch_sum_slots(queue_, addend, false, n_slots, n_tokens, width, sums);
     std::vector<float> host(n);
     download(host.data(), sums, n * sizeof(float));
     comm->all_reduce_sum(host.data(), static_cast<int64_t>(n));
@@ -259,11 +307,29 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
     addend = sums;
     n_slots = 1;
   }
+  if (packs) {
+    ManyNormArgs args;
+    args.residual = residual;
+    args.addend = addend;
+    args.addend_is_bf16 = addend_is_bf16;
+    args.n_slots = n_slots;
+    args.weight = weight;
+    args.eps = eps;
+    args.n_tokens = n_tokens, args.width = width;
+    args.out = out;
+    WeightView multiplier;  // of any weight that `out` may meet
+    multiplier.format = args.format = *packs_;
+    multiplier.n_groups = width / kGroup;
+    args.packed = packed_rows(packed_normed_, normed_scales_, multiplier, n_tokens);
+    launch_many_norm(queue_, args);
+    twin_ = {out, n_tokens, width, nullptr, args.packed, args.format};
+    return;
+  }
   void* twin = nullptr;
   const int most_twin_tokens = many_rows_ ? kManyExpertRows - 1 : kMostTwinTokens;
   if (out && !exact_ && n_tokens > 1 && n_tokens <= most_twin_tokens && norm_has_twin(width)) {
     twin = scratch<uint16_t>(normed_, static_cast<size_t>(n_tokens) * width);
-    twin_ = {out, n_tokens, width, twin};
+    twin_ = {out, n_tokens, width, twin, {}, {}};
   }
   launch_reduce_add_rms_norm(queue_, residual, addend, n_slots, weight, eps, n_tokens, width, out, twin);
 }
@@ -271,10 +337,26 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
 void CudaBackend::writes(const void* address) {
   const float* at = static_cast<const float*>(address);
   if (twin_.rows && at >= twin_.rows && at < twin_.rows + static_cast<size_t>(twin_.n_rows) * twin_.width) twin_ = {};
+  if (slots_.holds(address)) slots_ = {};
+}
+
+// Whoever reads the slots sees floats.
+void CudaBackend::expand_slots() {
+  const size_t n = slots_.bytes / sizeof(uint16_t);
+  float* floats = scratch<float>(slot_sums_, n);
+  launch_sum_slots(queue_, slots_.data, true, 1, 1, static_cast<int>(n), floats);
+  CUDA_CHECK(cudaMemcpyAsync(slots_.data, floats, n * sizeof(float), cudaMemcpyDeviceToDevice, queue_.stream));
+  slots_ = {};
 }
 
 const void* CudaBackend::twin_of(const float* x, int n_rows, int width) const {
   return twin_.rows == x && n_rows <= twin_.n_rows && width == twin_.width ? twin_.bf16 : nullptr;
+}
+
+const PackedRows* CudaBackend::packed_twin_of(const float* x, int n_rows, const WeightView& weight) {
+  packs_ = weight.format;
+  const bool fits = twin_.rows == x && n_rows <= twin_.n_rows && weight.k == twin_.width && weight.format == twin_.format;
+  return fits && twin_.packed.data ? &twin_.packed : nullptr;
 }
 
 const void* CudaBackend::to_bf16(const float* x, const int32_t* row_ids, int n_rows, int width) {
@@ -291,10 +373,14 @@ void CudaBackend::multiply(const float* x, const int32_t* row_ids, int n_rows, c
   if (takes_many_rows(n_rows, weight)) {
     TensorGemmArgs args;
     args.weight = weight;
-    args.x = packed_rows(packed_, packed_scales_, weight, n_rows);
     args.n_rows = n_rows;
     args.out = y;
-    launch_pack_rows(queue_, weight.format, x, row_ids, n_rows, weight.k, args.x, {});
+    if (const PackedRows* packed = row_ids ? nullptr : packed_twin_of(x, n_rows, weight)) {
+      args.x = *packed;
+    } else {
+      args.x = packed_rows(packed_, packed_scales_, weight, n_rows);
+      launch_pack_rows(queue_, weight.format, x, row_ids, n_rows, weight.k, args.x, {});
+    }
     return launch_tensor_gemm(queue_, args);
   }
   GemmArgs args;
@@ -323,7 +409,10 @@ void CudaBackend::qk_norm_rope_store(const BatchView& batch, const AttentionShap
                                      const float* k_norm, float eps, const float* cos, const float* sin, const KvView& kv,
                                      float* q_out) {
   writes(q_out);
-  if (batch.n_tokens > 0) launch_qk_norm_rope_store(queue_, batch, shape, qkv, q_norm, k_norm, eps, cos, sin, kv, q_out);
+  if (batch.n_tokens == 0) return;
+  if (many_rows_ && batch.n_tokens >= kManyExpertRows && fits_many_store(shape, kv.dtype))
+    return launch_many_qk_norm_rope_store(queue_, batch, shape, qkv, q_norm, k_norm, eps, cos, sin, kv, q_out);
+  launch_qk_norm_rope_store(queue_, batch, shape, qkv, q_norm, k_norm, eps, cos, sin, kv, q_out);
 }
 
 void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv, float* out) {
@@ -404,7 +493,7 @@ void CudaBackend::route(const float* x, const LinearWeight& gate, const float* b
   RouterScratch split;
   split.partial = scratch<float>(partial_logits_, static_cast<size_t>(kRouterSlices) * n_tokens * shape.n_experts);
   split.arrivals = scratch<int32_t>(router_arrivals_, 1);
-  launch_route(queue_, x, view, bias, shape, n_tokens, forced, split, logits, out);
+  launch_route(queue_, x, view, bias, shape, n_tokens, many_rows_, forced, split, logits, out);
 }
 
 void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Routing& routing, int n_active, int n_tokens,
@@ -423,6 +512,7 @@ void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Ro
                        same_shape(view_of(*weights.shared_down), table.down_shape);
     if (routed) run_many_experts(x, weights, table, routing, true, alike, n_active, n_tokens, n_slots, out);
     if (shared && !alike) run_many_experts(x, weights, table, routing, false, true, n_active, n_tokens, n_slots, out);
+    slots_ = {out, static_cast<size_t>(n_tokens) * n_slots * width * sizeof(uint16_t)};
     return;
   }
   if (!exact_ && (n_active == 0 || table.uniform))
@@ -468,9 +558,10 @@ void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights,
   down.weight = shared ? view_of(*weights.shared_down) : table.down_shape;
   up.experts = table.gate_up_tiles.as<ExpertTiles>();
   down.experts = table.down_tiles.as<ExpertTiles>();
-  up.x = packed_rows(packed_, packed_scales_, up.weight, n_tokens);
+  const PackedRows* packed = packed_twin_of(x, n_tokens, up.weight);
+  up.x = packed ? *packed : packed_rows(packed_, packed_scales_, up.weight, n_tokens);
   up.inner = down.x = packed_rows(packed_inner_, inner_scales_, down.weight, most_packed_rows(n_routed, n_experts, n_shared));
-  down.out = out;
+  down.slots = reinterpret_cast<__nv_bfloat16*>(out);
 
   TilePlan plan;
   plan.expert_offsets = routing.expert_offsets;
@@ -488,7 +579,7 @@ void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights,
     args->n_active = n_active;
     args->n_slots = n_slots;
   }
-  launch_pack_rows(queue_, up.weight.format, x, nullptr, n_tokens, up.weight.k, up.x, plan);
+  launch_pack_rows(queue_, up.weight.format, x, nullptr, packed ? 0 : n_tokens, up.weight.k, up.x, plan);
   launch_tensor_gemm(queue_, up);
   launch_tensor_gemm(queue_, down);
 }

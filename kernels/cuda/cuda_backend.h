@@ -9,6 +9,7 @@
 #include <array>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,8 @@ class CudaBackend : public Backend, public DecodeLayers {
   void zero(void* device, size_t bytes) override;
   void synchronize() override;
   uint64_t free_bytes() const override;
+  void start_download(int place, const void* device, size_t bytes) override;
+  std::byte* finish_download(int place) override;
   void join(Comm& comm) override;
   void run_recorded(uint64_t key, const std::function<void()>& ops) override;
   std::unique_ptr<BenchDevice> bench_device() override;
@@ -73,11 +76,13 @@ class CudaBackend : public Backend, public DecodeLayers {
   bool decode_layer(const DecodeLayer& layer, int& n_pending) override;
 
   const Queue& queue() const { return queue_; }
+  DeviceWorld* world() const { return world_.get(); }
 
   // Off: one set of kernels at every number of rows, so that results do not depend on how tokens were cut into steps.
   void use_many_row_kernels(bool on) { many_rows_ = on && !exact_ && has_tensor_gemm(); }
 
  private:
+  void copy_by_kernel(const void* from, void* to, size_t bytes);
   void enter() const;  // before the runtime is asked for anything: any thread may call, with any GPU as its own
 
   struct Stream {  // owns the compute or the upload stream
@@ -104,17 +109,31 @@ class CudaBackend : public Backend, public DecodeLayers {
   }
   SplitScratch split_scratch(const BatchView& batch, const AttentionShape& shape, int n_rows);
 
-  // The BF16 copy that the last norm wrote beside its output, for the products that read it next: to_bf16() finds it by the
-  // address of the float rows. Every op that writes floats gives them up first (writes()), and so do the ends of a recorded
-  // step, because a replay sees only what it recorded.
+  // The copy that the last norm wrote beside its output, for the products that read it next, in BF16 or, of many rows, packed:
+  // they find it by the address of the float rows. Every op that writes floats gives them up first (writes()), and so do the
+  // ends of a recorded step, because a replay sees only what it recorded.
   struct Twin {
     const float* rows = nullptr;  // (n_rows, width)
     int n_rows = 0, width = 0;
     const void* bf16 = nullptr;
+    PackedRows packed;  // for weights of `format`
+    WeightFormat format = WeightFormat::bf16;
   };
   void writes(const void* address);
-  const void* twin_of(const float* x, int n_rows, int width) const;  // null: there is none
+  const void* twin_of(const float* x, int n_rows, int width) const;                        // null: there is none
+  const PackedRows* packed_twin_of(const float* x, int n_rows, const WeightView& weight);  // likewise
   const void* to_bf16(const float* x, const int32_t* row_ids, int n_rows, int width);
+
+  // What experts() of many rows left at its output: BF16, half the bytes of the floats that the seam speaks of. The sum over
+  // slots reads them so; for anyone else they are expanded first.
+  struct Slots {
+    void* data = nullptr;
+    size_t bytes = 0;
+    bool holds(const void* address) const {
+      return data && address >= data && address < static_cast<const std::byte*>(data) + bytes;
+    }
+  };
+  void expand_slots();
 
   // The experts of a layer as kernels find them.
   struct ExpertTable {
@@ -149,19 +168,28 @@ class CudaBackend : public Backend, public DecodeLayers {
   WeightArena arena_;
   std::unique_ptr<UploadQueue> steps_, weights_;  // on the compute and the loading stream
   std::byte* landing_ = nullptr;                  // pinned: small downloads land here
+  struct Landing {
+    std::byte* host = nullptr;  // pinned
+    cudaEvent_t landed = nullptr;
+  };
+  std::array<Landing, kDownloads> landings_{};
 
   Twin twin_;
+  Slots slots_;
+  std::optional<WeightFormat> packs_;  // the format of the last weight that met many rows: what the next norm packs for
   Scratch x_{"activations in BF16"}, normed_{"activations in BF16"}, inner_{"expert activations"},
       shared_inner_{"shared expert activations"}, partial_attention_{"attention splits"}, expanded_{"FP8 pages as BF16"},
       chain_rows_{"attention rows"}, arrivals_{"attention splits"}, partial_logits_{"router logits"},
-      router_arrivals_{"router logits"}, packed_{"packed activations"}, packed_scales_{"activation scales"},
-      packed_inner_{"packed expert activations"}, inner_scales_{"expert activation scales"}, row_tiles_{"expert row tiles"},
-      forced_{"forced experts"}, penalised_{"penalised logits"}, group_bests_{"penalised logits"}, history_{"token history"},
-      gathered_{"sums over ranks"};
+      router_arrivals_{"router logits"}, packed_{"packed activations"}, packed_normed_{"packed activations"},
+      normed_scales_{"activation scales"}, packed_scales_{"activation scales"}, packed_inner_{"packed expert activations"},
+      inner_scales_{"expert activation scales"}, row_tiles_{"expert row tiles"}, forced_{"forced experts"},
+      penalised_{"penalised logits"}, group_bests_{"penalised logits"}, history_{"token history"}, gathered_{"sums over ranks"},
+      slot_sums_{"sums over slots"};
 
   struct Recorded {
     int n_runs = 0;
     cudaGraphExec_t graph = nullptr;
+    Slots slots;  // as a replay leaves them
   };
   std::map<uint64_t, Recorded> recorded_;
   std::array<cudaEvent_t, kMarks> marks_{};

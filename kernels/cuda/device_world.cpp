@@ -4,6 +4,7 @@
 #include <string>
 #include <utility>
 
+#include "backend/node_comm.h"
 #include "cuda/comm.h"
 #include "cuda/nccl.h"
 #include "cuda/ops.h"
@@ -69,6 +70,15 @@ bool some_share(const std::vector<Place>& places) {
   return devices.size() < places.size();
 }
 
+// GPUs of several processes are told apart by what they are called everywhere.
+bool some_share(NodeComm& comm, int device) {
+  cudaDeviceProp properties;
+  CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+  std::set<std::string> names;
+  for (const std::string& name : comm.exchange_bytes({properties.uuid.bytes, sizeof properties.uuid.bytes})) names.insert(name);
+  return static_cast<int>(names.size()) < comm.world();
+}
+
 }  // namespace
 
 ExchangeLayout::ExchangeLayout(int width, int world) : width(width) {
@@ -82,6 +92,8 @@ ExchangeLayout::ExchangeLayout(int width, int world) : width(width) {
   two_shot_counters = take(kTwoShotBlocks, 4);
   gather_counters = take(kGatherBlocks, 4);
   gather_flags = take(2 * kGatherBlocks * kMaxRanks, 4);
+  meeting_counter = take(1, 4);
+  meeting_flags = take(kMaxRanks, 4);
   partial_flags = take(kTwoShotRows * kMaxRanks, 4);
   reduced_flags = take(kTwoShotRows * kMaxRanks, 4);
   one_shot = take(2 * kOneShotRows * R * 2 * n, 16);
@@ -90,6 +102,9 @@ ExchangeLayout::ExchangeLayout(int width, int world) : width(width) {
 }
 
 std::unique_ptr<DeviceWorld> DeviceWorld::join(Comm& comm, int device, cudaStream_t stream) {
+  // What another process has is out of our kernels' reach.
+  if (auto* nodes = dynamic_cast<NodeComm*>(&comm))
+    return some_share(*nodes, device) ? nullptr : std::make_unique<DeviceWorld>(comm, device, stream, Way::nccl);
   const std::vector<Place> places = places_of(comm, device);
   if (some_share(places)) return nullptr;
   bool reach = comm.world() <= kMaxRanks;
@@ -168,7 +183,7 @@ void DeviceWorld::reserve(int width) {
 
 void DeviceWorld::reduce_add_rms_norm(const Queue& queue, const ReduceArgs& args, float* sums) {
   if (nccl_) {
-    launch_sum_slots(queue, args.addend, args.n_slots, args.n_tokens, args.width, sums);
+    launch_sum_slots(queue, args.addend, false, args.n_slots, args.n_tokens, args.width, sums);
     nccl_->all_reduce(sums, static_cast<size_t>(args.n_tokens) * args.width, queue.stream);
     return launch_reduce_add_rms_norm(queue, args.residual, sums, 1, args.weight, args.eps, args.n_tokens, args.width, args.out,
                                       nullptr);
@@ -237,6 +252,21 @@ void DeviceWorld::gather(const Queue& queue, const std::vector<int64_t>& widths,
   int64_t column = 0;
   for (size_t r = 0; r < widths.size(); from += counts[r], column += widths[r], ++r)
     launch_copy_rows(queue, from, nullptr, widths[r], out + column, nullptr, args.total, n_rows, static_cast<int>(widths[r]));
+}
+
+void DeviceWorld::meet(const Queue& queue) {
+  reserve(layout_.width > 0 ? layout_.width : 4);
+  launch_meeting(queue, view_, layout_);
+}
+
+void DeviceWorld::read_next(const Queue& queue, size_t bytes) {
+  if (yardstick_bytes_ < bytes) {
+    yardsticks_ = share(2 * bytes, "memory to measure the links with");
+    yardstick_bytes_ = bytes;
+  }
+  const auto* next = static_cast<const std::byte*>(yardsticks_[(view_.rank + 1) % view_.world]->data);
+  auto* own = static_cast<std::byte*>(yardsticks_[view_.rank]->data) + yardstick_bytes_;
+  CUDA_CHECK(cudaMemcpyAsync(own, next, bytes, cudaMemcpyDeviceToDevice, queue.stream));
 }
 
 void DeviceWorld::check() const {

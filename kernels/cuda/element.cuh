@@ -37,9 +37,9 @@ __host__ __device__ inline size_t piece_offset(const WeightView& w, int tile, in
   return ((tile * n_chunks + piece / 4) * 32 + lane) * 16 + (row >= 8 ? 8 : 0);
 }
 
-// Within an 8-byte piece FP8 bytes and INT4 nibbles are permuted, so that pairs of neighbours come out of a 32-bit word by
-// one mask: bytes (0, 2) and (1, 3), nibbles (0, 4), (1, 5), (2, 6) and (3, 7).
-__host__ __device__ inline int fp8_place(int k) { return k % 4 == 1 ? k + 1 : k % 4 == 2 ? k - 1 : k; }
+// Within an 8-byte piece FP8 and INT8 bytes and INT4 nibbles are permuted, so that pairs of neighbours come out of a 32-bit
+// word by one mask: bytes (0, 2) and (1, 3), nibbles (0, 4), (1, 5), (2, 6) and (3, 7).
+__host__ __device__ inline int byte_place(int k) { return k % 4 == 1 ? k + 1 : k % 4 == 2 ? k - 1 : k; }
 __host__ __device__ inline int int4_place(int k) { return k / 8 * 8 + k % 8 / 2 + (k % 2) * 4; }
 
 // Stored value of (n, k), before its scale.
@@ -52,14 +52,14 @@ __device__ inline float stored_element(const WeightView& w, int tile, int row, i
     case WeightFormat::bf16: return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(piece)[i]);
     case WeightFormat::fp8: {
       __nv_fp8_e4m3 value;
-      value.__x = piece[fp8_place(i)];
+      value.__x = piece[byte_place(i)];
       return static_cast<float>(value);
     }
     case WeightFormat::int4: {
       const int place = int4_place(i);
       return static_cast<float>(((piece[place / 2] >> (place % 2 * 4)) & 15) - 8);
     }
-    case WeightFormat::int8: break;  // no such weight is ever built
+    case WeightFormat::int8: return static_cast<float>(static_cast<int8_t>(piece[byte_place(i)]));
   }
   return 0.0f;
 }

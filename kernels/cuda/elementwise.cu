@@ -99,13 +99,15 @@ __global__ void reduce_add_rms_norm_any_kernel(float* residual, const float* add
   if (out) norm_row(row, weight, eps, width, out + t * width);
 }
 
-__global__ void sum_slots_kernel(const float* addend, int n_slots, int width, float* out) {
+// One block per row and run of 1024 columns.
+template <typename T>
+__global__ void sum_slots_kernel(const T* addend, int n_slots, int width, float* out) {
   let_next_start();
   wait_for_previous();
   const int64_t t = blockIdx.x;
-  for (int i = threadIdx.x; i < width; i += blockDim.x) {
+  for (int i = blockIdx.y * blockDim.x + threadIdx.x; i < width; i += gridDim.y * blockDim.x) {
     float sum = 0.0f;
-    for (int s = 0; s < n_slots; ++s) sum += addend[(t * n_slots + s) * width + i];
+    for (int s = 0; s < n_slots; ++s) sum += static_cast<float>(addend[(t * n_slots + s) * width + i]);
     out[t * width + i] = sum;
   }
 }
@@ -168,8 +170,13 @@ void launch_reduce_add_rms_norm(const Queue& queue, float* residual, const float
            width, out);
 }
 
-void launch_sum_slots(const Queue& queue, const float* addend, int n_slots, int n_tokens, int width, float* out) {
-  launch(queue, sum_slots_kernel, n_tokens, threads_for(width), 0, addend, n_slots, width, out);
+void launch_sum_slots(const Queue& queue, const void* addend, bool is_bf16, int n_slots, int n_tokens, int width, float* out) {
+  const dim3 grid(n_tokens, std::min(divide_up(width, kRowThreads), 65535));
+  if (is_bf16)
+    launch(queue, sum_slots_kernel<__nv_bfloat16>, grid, threads_for(width), 0, static_cast<const __nv_bfloat16*>(addend),
+           n_slots, width, out);
+  else
+    launch(queue, sum_slots_kernel<float>, grid, threads_for(width), 0, static_cast<const float*>(addend), n_slots, width, out);
 }
 
 void launch_join_norms(const Queue& queue, const float* embedding, const float* embedding_norm, const float* hidden,

@@ -58,38 +58,57 @@ __global__ void down_kernel(ExactExperts args, const float* inner, float* out) {
   if (threadIdx.x % 32 == 0) out[row * args.width + n] = value;
 }
 
-// One warp per (row, head); lanes over the head's dims, one key after the other with a running maximum.
+// One warp per (row, head); lanes over the head's dims, PerLane each; kKeys keys at a time with a running maximum.
+template <int PerLane>
 __global__ void attention_kernel(BatchView batch, AttentionShape shape, const float* q, KvView kv, float* out) {
   let_next_start();
   wait_for_previous();
-  constexpr int kMaxPerLane = 16;  // heads up to 512 wide
-  const int h = blockIdx.x, t = blockIdx.y, lane = threadIdx.x, head_dim = shape.head_dim;
-  const int g = h / (shape.n_heads / shape.n_kv_heads);
+  constexpr int kKeys = 4;
+  const int h = blockIdx.x, t = blockIdx.y * kWarps + threadIdx.x / 32, lane = threadIdx.x % 32, head_dim = shape.head_dim;
+  if (t >= batch.n_tokens) return;
+  const int g = h / (shape.n_heads / shape.n_kv_heads), last = batch.positions[t];
   const int32_t* pages = batch.page_tables + static_cast<int64_t>(sequence_of(batch, t)) * batch.max_pages;
   const float scale = 1.0f / sqrtf(static_cast<float>(head_dim));
-  const float* query = q + (static_cast<int64_t>(t) * shape.n_heads + h) * head_dim;
-  float sums[kMaxPerLane] = {}, highest = -INFINITY, total = 0.0f;
+  const int64_t row = (static_cast<int64_t>(t) * shape.n_heads + h) * head_dim;
   const auto load = [&](const void* base, const float* scales, int64_t at) {
     if (kv.dtype == DType::f8_e4m3) return from_fp8(static_cast<const uint8_t*>(base)[at]) * scales[at / head_dim];
     return kv.dtype == DType::f32 ? static_cast<const float*>(base)[at]
                                   : __bfloat162float(static_cast<const __nv_bfloat16*>(base)[at]);
   };
-  for (int p = 0; p <= batch.positions[t]; ++p) {
-    const int64_t at = kv_offset(pages, p, g, shape.n_kv_heads, head_dim);
-    float dot = 0.0f;
-    for (int i = lane; i < head_dim; i += 32) dot += query[i] * load(kv.k, kv.k_scales, at + i);
-    const float score = warp_sum(dot) * scale, before = highest;
-    highest = fmaxf(highest, score);
-    const float keep = expf(before - highest), weight = expf(score - highest);
-    total = total * keep + weight;
+  float query[PerLane] = {}, sums[PerLane] = {}, highest = -INFINITY, total = 0.0f;
 #pragma unroll
-    for (int m = 0; m < kMaxPerLane; ++m)
-      if (lane + 32 * m < head_dim) sums[m] = sums[m] * keep + weight * load(kv.v, kv.v_scales, at + lane + 32 * m);
+  for (int m = 0; m < PerLane; ++m)
+    if (lane + 32 * m < head_dim) query[m] = q[row + lane + 32 * m];
+  for (int p = 0; p <= last; p += kKeys) {
+    int64_t at[kKeys];
+    float scores[kKeys], most = highest;
+#pragma unroll
+    for (int j = 0; j < kKeys; ++j) {
+      at[j] = kv_offset(pages, min(p + j, last), g, shape.n_kv_heads, head_dim);
+      float dot = 0.0f;
+#pragma unroll
+      for (int m = 0; m < PerLane; ++m)
+        if (const int i = lane + 32 * m; i < head_dim) dot += query[m] * load(kv.k, kv.k_scales, at[j] + i);
+      scores[j] = p + j <= last ? warp_sum(dot) * scale : -INFINITY;
+      most = fmaxf(most, scores[j]);
+    }
+    const float keep = expf(highest - most);
+    highest = most;
+    total *= keep;
+#pragma unroll
+    for (int m = 0; m < PerLane; ++m) sums[m] *= keep;
+#pragma unroll
+    for (int j = 0; j < kKeys; ++j) {
+      const float weight = expf(scores[j] - highest);
+      total += weight;
+#pragma unroll
+      for (int m = 0; m < PerLane; ++m)
+        if (const int i = lane + 32 * m; i < head_dim && p + j <= last) sums[m] += weight * load(kv.v, kv.v_scales, at[j] + i);
+    }
   }
 #pragma unroll
-  for (int m = 0; m < kMaxPerLane; ++m)
-    if (lane + 32 * m < head_dim)
-      out[(static_cast<int64_t>(t) * shape.n_heads + h) * head_dim + lane + 32 * m] = sums[m] / total;
+  for (int m = 0; m < PerLane; ++m)
+    if (const int i = lane + 32 * m; i < head_dim) out[row + i] = sums[m] / total;
 }
 
 }  // namespace
@@ -111,7 +130,8 @@ void launch_exact_attention(const Queue& queue, const BatchView& batch, const At
   if (shape.head_dim > 512)
     throw EngineError(ErrorCode::unsupported,
                       "attention heads of " + std::to_string(shape.head_dim) + " dims have no CUDA kernel");
-  launch(queue, attention_kernel, dim3(shape.n_heads, batch.n_tokens), 32, 0, batch, shape, q, kv, out);
+  launch(queue, shape.head_dim <= 128 ? attention_kernel<4> : attention_kernel<16>,
+         dim3(shape.n_heads, divide_up(batch.n_tokens, kWarps)), kWarps * 32, 0, batch, shape, q, kv, out);
 }
 
 }  // namespace sigmoe::cuda

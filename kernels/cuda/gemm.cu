@@ -481,7 +481,7 @@ void launch_gemm(const Queue& queue, GemmArgs args, bool x_is_float) {
     case WeightFormat::bf16: return launch_format<WeightFormat::bf16>(queue, args, x_is_float);
     case WeightFormat::fp8: return launch_format<WeightFormat::fp8>(queue, args, x_is_float);
     case WeightFormat::int4: return launch_format<WeightFormat::int4>(queue, args, x_is_float);
-    case WeightFormat::int8: return;  // no such weight is ever built
+    case WeightFormat::int8: return launch_format<WeightFormat::int8>(queue, args, x_is_float);
   }
 }
 

@@ -14,7 +14,7 @@ struct Stream {
   static constexpr int kLaneK = chunk_k(F) / 4;                                   // k per lane, row and chunk
   static constexpr int kDepth = kChunks >= 8 ? 1 : kChunks >= 4 ? 2 : 4;          // 8 loads of 16 bytes per lane or more
   static constexpr int kProducts = F == WeightFormat::f32 ? 1 : chunk_k(F) / 16;  // tensor-core steps of a chunk
-  static constexpr bool kScaled = F == WeightFormat::fp8 || F == WeightFormat::int4;
+  static constexpr bool kScaled = F == WeightFormat::fp8 || F == WeightFormat::int8 || F == WeightFormat::int4;
   static constexpr int kFlushes = F == WeightFormat::int4 ? kChunks : 1;  // of the unscaled sums, per group
 };
 
@@ -28,6 +28,17 @@ __device__ inline uint32_t fp8_pair(uint32_t word) {
   const __nv_bfloat162 scaled = __hmul2(reinterpret_cast<const __nv_bfloat162&>(bits),
                                         __nv_bfloat162(__ushort_as_bfloat16(0x7b80), __ushort_as_bfloat16(0x7b80)));
   return reinterpret_cast<const uint32_t&>(scaled);
+}
+
+// Two's complement in bytes (0, 2) of `word`, or (1, 3) when `high`, to BF16: 0x4300 | v is 128 + v for the low seven bits, and
+// 0x4300 with the sign bit in place is 128 or 256.
+template <bool high>
+__device__ inline uint32_t int8_pair(uint32_t word) {
+  const uint32_t codes = high ? word >> 8 : word;
+  const uint32_t bits = (codes & 0x007f007fu) | 0x43004300u, less = (codes & 0x00800080u) | 0x43004300u;
+  const __nv_bfloat162 value =
+      __hsub2(reinterpret_cast<const __nv_bfloat162&>(bits), reinterpret_cast<const __nv_bfloat162&>(less));
+  return reinterpret_cast<const uint32_t&>(value);
 }
 
 // Nibbles i and i + 4 of `word`, minus 8, to BF16: 0x4300 | v is 128 + v.
@@ -46,6 +57,11 @@ __device__ inline void unpack(const uint4& w, uint32_t (&a)[Stream<F>::kProducts
     a[0][3] = fp8_pair<true>(w.z);
     a[1][0] = fp8_pair<false>(w.y), a[1][1] = fp8_pair<false>(w.w), a[1][2] = fp8_pair<true>(w.y),
     a[1][3] = fp8_pair<true>(w.w);
+  } else if constexpr (F == WeightFormat::int8) {
+    a[0][0] = int8_pair<false>(w.x), a[0][1] = int8_pair<false>(w.z), a[0][2] = int8_pair<true>(w.x),
+    a[0][3] = int8_pair<true>(w.z);
+    a[1][0] = int8_pair<false>(w.y), a[1][1] = int8_pair<false>(w.w), a[1][2] = int8_pair<true>(w.y),
+    a[1][3] = int8_pair<true>(w.w);
   } else if constexpr (F == WeightFormat::bf16) {
     a[0][0] = w.x, a[0][1] = w.z, a[0][2] = w.y, a[0][3] = w.w;
   } else if constexpr (F == WeightFormat::int4) {

@@ -136,6 +136,14 @@ void UploadQueue::copy(void* device, const void* host, size_t bytes) {
   }
 }
 
+void UploadQueue::lend(const void* host, size_t bytes, const std::function<void(const std::byte*)>& enqueue) {
+  SIGMOE_CHECK(bytes <= kBytes, "an upload is larger than its buffer");
+  use_buffer([&](const Buffer& buffer) {
+    std::memcpy(buffer.host, host, bytes);
+    enqueue(buffer.host);
+  });
+}
+
 void UploadQueue::wait() const { CUDA_CHECK(cudaStreamSynchronize(stream_)); }
 
 }  // namespace sigmoe::cuda

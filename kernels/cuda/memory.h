@@ -56,7 +56,9 @@ class UploadQueue {
   // kernels that read them. Any thread.
   void send(size_t bytes, const std::function<void(std::byte*)>& fill, const std::function<void(const std::byte*)>& enqueue);
   void copy(void* device, const void* host, size_t bytes);  // in pieces; the host bytes may change when it returns
-  void wait() const;                                        // until everything sent has arrived
+  // Calls enqueue(pinned) for kernels that read a copy of the host bytes where it lies, over the bus.
+  void lend(const void* host, size_t bytes, const std::function<void(const std::byte*)>& enqueue);
+  void wait() const;  // until everything sent has arrived
 
  private:
   void use_buffer(const std::function<void(const Buffer&)>& work);

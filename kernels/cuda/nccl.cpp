@@ -3,8 +3,10 @@
 #include <dlfcn.h>
 
 #include <atomic>
+#include <cstring>
 #include <string>
 
+#include "backend/node_comm.h"
 #include "cuda/launch.h"
 
 namespace sigmoe::cuda {
@@ -64,6 +66,20 @@ void check(int status, const char* call) {
                       "run again with NCCL_DEBUG=INFO to see why; then dispose the model and load it again");
 }
 
+// What the first rank made, on all.
+UniqueId exchange_id(Comm& comm) {
+  UniqueId own = {};
+  if (comm.rank() == 0) check(functions().ncclGetUniqueId(&own), "ncclGetUniqueId");
+  auto* nodes = dynamic_cast<NodeComm*>(&comm);
+  if (!nodes) return *static_cast<const UniqueId*>(comm.exchange(std::make_shared<UniqueId>(own))[0].get());
+  const std::string first = nodes->exchange_bytes({own.bytes, sizeof own.bytes})[0];
+  if (first.size() != sizeof own.bytes)
+    throw EngineError(ErrorCode::device, "the first rank's NCCL id has " + std::to_string(first.size()) + " bytes",
+                      "start all nodes with the same version");
+  std::memcpy(own.bytes, first.data(), sizeof own.bytes);
+  return own;
+}
+
 }  // namespace
 
 struct Nccl::State {
@@ -82,14 +98,11 @@ Nccl::Nccl(Comm& comm) : state_(std::make_shared<State>()) {
   if (!functions().missing.empty())
     throw EngineError(ErrorCode::not_found,
                       "tensorParallelSize " + std::to_string(comm.world()) +
-                          " asked for on GPUs that cannot reach each other's memory, and NCCL was not found (" +
+                          " asked for on GPUs that cannot reach each other's memory, or of several processes, and NCCL was not "
+                          "found (" +
                           functions().missing + ")",
                       "install libnccl2 (package libnccl2 or nvidia-nccl), or use tensorParallelSize 1");
-  auto own = std::make_shared<UniqueId>();
-  if (comm.rank() == 0) check(functions().ncclGetUniqueId(own.get()), "ncclGetUniqueId");
-  const auto ids = comm.exchange(own);
-  check(functions().ncclCommInitRank(&state_->handle, comm.world(), *static_cast<const UniqueId*>(ids[0].get()), comm.rank()),
-        "ncclCommInitRank");
+  check(functions().ncclCommInitRank(&state_->handle, comm.world(), exchange_id(comm), comm.rank()), "ncclCommInitRank");
   comm.on_shut_down([state = state_] { state->end(true); });
 }
 

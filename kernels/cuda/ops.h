@@ -13,7 +13,7 @@ void launch_embed(const Queue& queue, const Tensor& table, const int32_t* ids, i
 void launch_reduce_add_rms_norm(const Queue& queue, float* residual, const float* addend, int n_slots, const float* weight,
                                 float eps, int n_tokens, int width, float* out, void* twin);
 bool norm_has_twin(int width);
-void launch_sum_slots(const Queue& queue, const float* addend, int n_slots, int n_tokens, int width, float* out);
+void launch_sum_slots(const Queue& queue, const void* addend, bool is_bf16, int n_slots, int n_tokens, int width, float* out);
 void launch_join_norms(const Queue& queue, const float* embedding, const float* embedding_norm, const float* hidden,
                        const float* hidden_norm, float eps, int n_tokens, int width, float* out);
 void launch_to_bf16(const Queue& queue, const float* x, const int32_t* row_ids, int n_rows, int width, void* out);
@@ -54,13 +54,16 @@ struct ExactExperts {
 void launch_exact_experts(const Queue& queue, const ExactExperts& args, const float* x, float* inner, float* out);
 
 // ---- route.cu
-constexpr int kRouterSlices = 8;  // partial logits per (token, expert)
+constexpr int kRouterSlices = 8;     // partial logits per (token, expert)
+constexpr int kManyRouterRows = 64;  // steps of this many rows take the tensor cores
 struct RouterScratch {
   float* partial = nullptr;     // (kRouterSlices, T, E)
   int32_t* arrivals = nullptr;  // (1), zero between launches
 };
+// many_rows: the many-row kernels may run, there is a Hopper for them.
 void launch_route(const Queue& queue, const float* x, const WeightView& gate, const float* bias, const RouterShape& shape,
-                  int n_tokens, const int32_t* forced_ids, const RouterScratch& scratch, float* logits, const Routing& out);
+                  int n_tokens, bool many_rows, const int32_t* forced_ids, const RouterScratch& scratch, float* logits,
+                  const Routing& out);
 bool can_route(const RouterShape& shape);
 
 // ---- sample.cu

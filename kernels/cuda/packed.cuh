@@ -25,10 +25,42 @@ __device__ inline uint32_t pack_fp8(float a, float b) {
   return __nv_cvt_float2_to_fp8x2(float2{a, b}, __NV_SATFINITE, __NV_E4M3);
 }
 
+__device__ inline float largest_of(const float4& v) {
+  return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+}
+// Of a warp, on every lane.
+__device__ inline float warp_largest(float value) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, step));
+  return value;
+}
+
 // scale and its inverse of values up to `largest`.
 __device__ inline float2 fp8_scale(float largest) {
   const float most = fmaxf(largest, 1e-10f);
   return {most / kFp8Largest, kFp8Largest / most};
+}
+
+// The same, the scale a power of two.
+__device__ inline float2 fp8_scale_of_two(float largest) {
+  const uint32_t above = min((__float_as_uint(fmaxf(largest, 1e-10f) / kFp8Largest) + 0x7fffffu) >> 23, 253u);
+  return {__uint_as_float(above << 23), __uint_as_float((254 - above) << 23)};
+}
+
+// Row r's values of one group of 128 columns, packed by a warp: lane l brings columns 4l .. 4l + 3. `inverse` of the row's
+// scale.
+__device__ inline void pack_group_fp8(const PackedRows& out, int r, int group, const float4& v, float inverse) {
+  const int lane = threadIdx.x % 32, piece = lane / 8 * 2 + lane % 2;
+  // the lane's four k fill one word, its middle bytes swapped
+  const uint32_t word = pack_fp8(v.x * inverse, v.z * inverse) | pack_fp8(v.y * inverse, v.w * inverse) << 16;
+  uint8_t* row = out.data + (static_cast<int64_t>(group) * out.stride + r) * 128;
+  *reinterpret_cast<uint32_t*>(row + (piece ^ (r & 7)) * 16 + lane % 8 / 2 * 4) = word;
+}
+__device__ inline void pack_group_bf16(const PackedRows& out, int r, int group, const float4& v) {
+  const int lane = threadIdx.x % 32, piece = lane % 16 / 4 * 2;
+  uint8_t* row = out.data + (static_cast<int64_t>(group * 2 + lane / 16) * out.stride + r) * 128 + lane % 4 * 4;
+  *reinterpret_cast<uint32_t*>(row + (piece ^ (r & 7)) * 16) = pack_bf16(v.x, v.y);
+  *reinterpret_cast<uint32_t*>(row + ((piece + 1) ^ (r & 7)) * 16) = pack_bf16(v.z, v.w);
 }
 
 }  // namespace sigmoe::cuda

@@ -1,4 +1,4 @@
-// Packs activations for the many-row products: one pass over x, a warp per 128 values. Bound: memory, x read once in float32.
+// Packs activations for the many-row products, a block per row. Bound: memory, x read once in float32 (again from the cache).
 // One block more makes the tile list of a step from the router's offsets meanwhile.
 #include "cuda/gemm.h"
 #include "cuda/packed.cuh"
@@ -63,45 +63,38 @@ __device__ void make_plan(const TilePlan& plan) {
 
 template <WeightFormat F>
 __global__ void __launch_bounds__(kWarps * 32) pack_rows_kernel(const __grid_constant__ PackArgs args) {
+  __shared__ float of_warp[kWarps];
   let_next_start();
   wait_for_previous();
-  const int64_t n_items = static_cast<int64_t>(args.n_rows) * args.n_groups;
   if (args.plan.tiles) {
     if (blockIdx.x == 0) return make_plan(args.plan);
   }
-  const int lane = threadIdx.x % 32;
-  const int64_t item = (static_cast<int64_t>(blockIdx.x) - (args.plan.tiles ? 1 : 0)) * kWarps + threadIdx.x / 32;
-  if (item >= n_items) return;
-  const int r = static_cast<int>(item / args.n_groups), group = static_cast<int>(item % args.n_groups);
+  const int r = static_cast<int>(blockIdx.x) - (args.plan.tiles ? 1 : 0), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const float* row = args.x + static_cast<int64_t>(args.row_ids ? args.row_ids[r] : r) * args.k;
-  const int k = group * kGroup + 4 * lane;
-  float v[4];
-  if (args.k % 4 == 0) {
-    const float4 whole = k < args.k ? *reinterpret_cast<const float4*>(row + k) : float4{0, 0, 0, 0};
-    v[0] = whole.x, v[1] = whole.y, v[2] = whole.z, v[3] = whole.w;
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) v[i] = k + i < args.k ? row[k + i] : 0.0f;
-  }
+  const auto load = [&](int group) {
+    const int k = group * kGroup + 4 * lane;
+    if (args.k % 4 == 0) return k < args.k ? *reinterpret_cast<const float4*>(row + k) : float4{0, 0, 0, 0};
+    const auto one = [&](int i) { return k + i < args.k ? row[k + i] : 0.0f; };
+    return float4{one(0), one(1), one(2), one(3)};
+  };
+  float inverse = 1.0f;
   if constexpr (F == WeightFormat::fp8) {
-    float largest = fmaxf(fmaxf(fabsf(v[0]), fabsf(v[1])), fmaxf(fabsf(v[2]), fabsf(v[3])));
+    float largest = 0.0f;
+    for (int group = warp; group < args.n_groups; group += kWarps) largest = fmaxf(largest, largest_of(load(group)));
+    largest = warp_largest(largest);
+    if (lane == 0) of_warp[warp] = largest;
+    __syncthreads();
 #pragma unroll
-    for (int step = 16; step > 0; step /= 2) largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
+    for (int w = 0; w < kWarps; ++w) largest = fmaxf(largest, of_warp[w]);
     const float2 scale = fp8_scale(largest);
-    const int64_t at = static_cast<int64_t>(group) * args.out.stride + r;
-    if (lane == 0) args.out.scales[at] = scale.x;
-    // the lane's four k fill one word, its middle bytes swapped
-    const uint32_t word = pack_fp8(v[0] * scale.y, v[2] * scale.y) | pack_fp8(v[1] * scale.y, v[3] * scale.y) << 16;
-    const int piece = lane / 8 * 2 + lane % 2;
-    *reinterpret_cast<uint32_t*>(args.out.data + at * 128 + ((piece ^ (r & 7)) * 16 + lane % 8 / 2 * 4)) = word;
-  } else {
-    const int64_t at = static_cast<int64_t>(group * 2 + lane / 16) * args.out.stride + r;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int piece = lane % 16 / 4 * 2 + half;
-      *reinterpret_cast<uint32_t*>(args.out.data + at * 128 + ((piece ^ (r & 7)) * 16 + lane % 4 * 4)) =
-          pack_bf16(v[2 * half], v[2 * half + 1]);
-    }
+    inverse = scale.y;
+    if (threadIdx.x == 0) args.out.scales[r] = scale.x;
+  }
+  for (int group = warp; group < args.n_groups; group += kWarps) {
+    if constexpr (F == WeightFormat::fp8)
+      pack_group_fp8(args.out, r, group, load(group), inverse);
+    else
+      pack_group_bf16(args.out, r, group, load(group));
   }
 }
 
@@ -110,7 +103,7 @@ __global__ void __launch_bounds__(kWarps * 32) pack_rows_kernel(const __grid_con
 void launch_pack_rows(const Queue& queue, WeightFormat format, const float* x, const int32_t* row_ids, int n_rows, int k,
                       const PackedRows& out, const TilePlan& plan) {
   const PackArgs args{x, row_ids, n_rows, k, divide_up(k, kGroup), out, plan};
-  const int n_blocks = divide_up(static_cast<int64_t>(n_rows) * args.n_groups, kWarps) + (plan.tiles ? 1 : 0);
+  const int n_blocks = n_rows + (plan.tiles ? 1 : 0);
   launch(queue, format == WeightFormat::fp8 ? pack_rows_kernel<WeightFormat::fp8> : pack_rows_kernel<WeightFormat::bf16>,
          n_blocks, kWarps * 32, 0, args);
 }

@@ -2,8 +2,12 @@
 //
 // Blocks of 128 bytes of k (128 FP8 values or 64 BF16), k-block major: block kb of row r at (kb * stride + r) * 128. Within a
 // block k is in the order of the tensor core's operand (packed_place), and 16-byte pieces are swizzled by r % 8, so that 8 or
-// more consecutive rows from a multiple of 8 on are an operand as they lie. FP8: x = code * scale, one scale per row and block.
+// more consecutive rows from a multiple of 8 on are an operand as they lie. FP8: x = code * scale, with one scale per row for
+// what comes from a norm or from attention (E4M3 keeps its precision over the 14 binades below a row's largest value), and one
+// per row and block between the two products of an expert, whose blocks are made apart from each other: a power of two.
 #pragma once
+
+#include <cuda_bf16.h>
 
 #include <cstdint>
 
@@ -19,8 +23,11 @@ constexpr int block_k(WeightFormat format) { return format == WeightFormat::fp8 
 
 struct PackedRows {
   uint8_t* data = nullptr;  // (k blocks, stride, 128 bytes)
-  float* scales = nullptr;  // (k blocks, stride); null for BF16
+  float* scales = nullptr;  // (stride) f32, or between an expert's products block_scales(); null for BF16
   int stride = 0;           // rows of a k block, a multiple of 8
+
+  // (k blocks, stride), powers of two: exact in BF16.
+  __host__ __device__ __nv_bfloat16* block_scales() const { return reinterpret_cast<__nv_bfloat16*>(scales); }
 
   // Tiles read whole even where rows end: kMostTileRows more than there are.
   static size_t data_bytes(int n_blocks, int stride) { return (static_cast<size_t>(n_blocks) * stride + kMostTileRows) * 128; }
@@ -59,7 +66,7 @@ struct TilePlan {
   int32_t* n_tiles = nullptr;
 };
 
-// Packs rows of x (., k) f32, picked by row_ids when given, and makes the plan.
+// Packs rows of x (., k) f32, picked by row_ids when given, and makes the plan. No rows: the plan alone.
 void launch_pack_rows(const Queue& queue, WeightFormat format, const float* x, const int32_t* row_ids, int n_rows, int k,
                       const PackedRows& out, const TilePlan& plan);
 

@@ -1,8 +1,8 @@
 // The router's choice, float32 throughout: sigmoid, group-limited choice, and the lists of slots by expert.
 //
-// Bound: latency. A warp adds up a token's slices of logits and chooses; the block that is last to be done sorts the slots.
-// What a chunk of tokens chose is a bitmap per expert, so a slot's place in its expert's list is a count of bits: one order, no
-// matter which thread set which bit when.
+// Bound: latency. A warp adds up a token's slices of logits and chooses. Of few tokens the block that is last to be done sorts
+// the slots (of many, route_lists.cu): what a chunk of tokens chose is a bitmap per expert, so a slot's place in its expert's
+// list is a count of bits: one order, no matter which thread set which bit when.
 #include <algorithm>
 #include <cmath>
 
@@ -25,7 +25,7 @@ __device__ inline uint32_t order_key(float x) {
 }
 
 struct ChooseArgs {
-  const float* partial;
+  const float* partial;  // (kSlices, T, E); of one slice, the logits
   const float* bias;
   RouterShape shape;
   int n_tokens;
@@ -36,17 +36,17 @@ struct ChooseArgs {
 };
 
 // scores and choice (E) of token t, by a warp. Lane l has experts l, l + 32, ...: the loads of many are in flight at once.
-template <int kPerLane>
+template <int kPerLane, int kSlices>
 __device__ void score_token(const ChooseArgs& args, int t, const float (&bias)[kPerLane], float* scores, float* choice) {
   constexpr int kAtOnce = 8;
   const int n_experts = args.shape.n_experts, lane = threadIdx.x % 32;
 #pragma unroll
   for (int first = 0; first < kPerLane; first += kAtOnce) {
-    float parts[kAtOnce][kRouterSlices];
+    float parts[kAtOnce][kSlices];
 #pragma unroll
     for (int m = 0; m < kAtOnce; ++m)
 #pragma unroll
-      for (int s = 0; s < kRouterSlices; ++s)
+      for (int s = 0; s < kSlices; ++s)
         if (const int e = lane + 32 * (first + m); e < n_experts)
           parts[m][s] = args.partial[(static_cast<int64_t>(s) * args.n_tokens + t) * n_experts + e];
 #pragma unroll
@@ -54,8 +54,8 @@ __device__ void score_token(const ChooseArgs& args, int t, const float (&bias)[k
       if (const int e = lane + 32 * (first + m); e < n_experts) {
         float logit = 0.0f;
 #pragma unroll
-        for (int s = 0; s < kRouterSlices; ++s) logit += parts[m][s];
-        args.logits[static_cast<int64_t>(t) * n_experts + e] = logit;
+        for (int s = 0; s < kSlices; ++s) logit += parts[m][s];
+        if (kSlices > 1) args.logits[static_cast<int64_t>(t) * n_experts + e] = logit;
         scores[e] = 1.0f / (1.0f + expf(-logit));
         choice[e] = scores[e] + bias[first + m];
       }
@@ -194,9 +194,10 @@ __device__ void sort_slots(const ChooseArgs& args, const int32_t* chosen_ids, ui
   }
 }
 
-// A warp per token, `warps` of them to a block; the rest of the block's warps wait for the sort.
-template <int kPerLane>
-__global__ void __launch_bounds__(kChooseThreads) choose_kernel(const __grid_constant__ ChooseArgs args, int warps) {
+// A warp per token, `warps` of them to a block; the rest of the block's warps wait for the sort, if there is one.
+template <int kPerLane, int kSlices>
+__global__ void __launch_bounds__(kChooseThreads)
+    choose_kernel(const __grid_constant__ ChooseArgs args, int warps, bool sorts) {
   extern __shared__ float shared[];  // per warp (2, E): scores, choice; or the bitmap and (E) counts
   __shared__ int32_t chosen_ids[kChooseThreads / 32 * kMaxActive];
   __shared__ bool last;
@@ -208,10 +209,11 @@ __global__ void __launch_bounds__(kChooseThreads) choose_kernel(const __grid_con
   wait_for_previous();
   if (const int t = blockIdx.x * warps + warp; warp < warps && t < args.n_tokens) {
     float* own = shared + warp * 2 * n_experts;
-    score_token<kPerLane>(args, t, bias, own, own + n_experts);
+    score_token<kPerLane, kSlices>(args, t, bias, own, own + n_experts);
     __syncwarp();
     choose_token<kPerLane>(args, t, own, own + n_experts, chosen_ids + warp * args.shape.n_active);
   }
+  if (!sorts) return;
   const bool alone = gridDim.x == 1;
   if (!alone) {
     __threadfence();
@@ -228,13 +230,25 @@ __global__ void __launch_bounds__(kChooseThreads) choose_kernel(const __grid_con
                reinterpret_cast<int32_t*>(shared) + kBitmapWords);
 }
 
-template <int kPerLane>
-void launch_choose(const Queue& queue, const ChooseArgs& args) {
+template <int kPerLane, int kSlices>
+void launch_choose(const Queue& queue, const ChooseArgs& args, bool sorts) {
   const int n_experts = args.shape.n_experts, most = n_experts <= 512 ? kChooseThreads / 32 : 4;
   // Few tokens: one block, which need not wait for others. More: two to a block, so that many SMs read the logits.
   const int warps = args.n_tokens <= most ? most : std::clamp(divide_up(args.n_tokens, 64), 2, most);
-  const size_t bytes = sizeof(float) * std::max(warps * 2 * n_experts, kBitmapWords + n_experts);
-  launch(queue, choose_kernel<kPerLane>, divide_up(args.n_tokens, warps), kChooseThreads, bytes, args, warps);
+  const size_t own = sizeof(float) * warps * 2 * n_experts, bitmap = sizeof(float) * (kBitmapWords + n_experts);
+  launch(queue, choose_kernel<kPerLane, kSlices>, divide_up(args.n_tokens, warps), sorts ? kChooseThreads : 32 * warps,
+         sorts ? std::max(own, bitmap) : own, args, warps, sorts);
+}
+
+template <int kSlices>
+void choose(const Queue& queue, const ChooseArgs& args) {
+  const bool sorts = args.n_tokens < kManyRouterRows;
+  if (args.shape.n_experts <= 256)
+    launch_choose<8, kSlices>(queue, args, sorts);
+  else
+    launch_choose<kMaxExperts / 32, kSlices>(queue, args, sorts);
+  if (!sorts)
+    launch_route_lists(queue, args.out.expert_ids, args.n_tokens * args.shape.n_active, args.shape.n_experts, args.out);
 }
 
 }  // namespace
@@ -244,13 +258,19 @@ bool can_route(const RouterShape& shape) {
 }
 
 void launch_route(const Queue& queue, const float* x, const WeightView& gate, const float* bias, const RouterShape& shape,
-                  int n_tokens, const int32_t* forced_ids, const RouterScratch& scratch, float* logits, const Routing& out) {
-  launch_router_logits(queue, x, gate, n_tokens, scratch.partial);
-  const ChooseArgs args{scratch.partial, bias, shape, n_tokens, forced_ids, logits, out, scratch.arrivals};
-  if (shape.n_experts <= 256)
-    launch_choose<8>(queue, args);
+                  int n_tokens, bool many_rows, const int32_t* forced_ids, const RouterScratch& scratch, float* logits,
+                  const Routing& out) {
+  const bool tensor = many_rows && n_tokens >= kManyRouterRows && fits_tensor_logits(gate);
+  const bool whole = tensor && adds_slices(n_tokens);
+  if (tensor)
+    launch_tensor_logits(queue, x, gate, n_tokens, whole ? logits : scratch.partial);
   else
-    launch_choose<kMaxExperts / 32>(queue, args);
+    launch_router_logits(queue, x, gate, n_tokens, scratch.partial);
+  const ChooseArgs args{whole ? logits : scratch.partial, bias, shape, n_tokens, forced_ids, logits, out, scratch.arrivals};
+  if (whole)
+    choose<1>(queue, args);
+  else
+    choose<kRouterSlices>(queue, args);
 }
 
 }  // namespace sigmoe::cuda

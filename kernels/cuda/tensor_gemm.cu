@@ -9,88 +9,157 @@ namespace {
 
 constexpr int kBlocks = 2;  // of 64 rows of W, per warpgroup
 
-template <int N>
-__device__ void write_rows(const TensorGemmArgs& args, const Shared<kBlocks>& s, const Item& item, int info,
-                           const Sums<N, kBlocks>& sum) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / 128, g = lane / 4, q = lane % 4;
-  const int n = args.weight.n, first = (item.weight_tile + group * kBlocks * 4 + warp) * 16 + g;
+// Results of linear and down pass through shared memory, a warpgroup's 128 columns of each row as one run.
+template <typename T>
+constexpr int kRunStride = 128 * sizeof(T) + 16;  // the padding spreads a fragment over all banks
+constexpr int kGroupOut = kTileRows * kRunStride<__nv_bfloat16>;
+static_assert(kGroupOut >= kTileRows / 2 * kRunStride<float>);
+
+template <GemmMode M>
+using Memory = std::conditional_t<M == GemmMode::gate_up, Shared<kBlocks>, Shared<kBlocks, 3, kGroups * kGroupOut>>;
+
+// Sums times their row's factor to out, rows picked by out_rows.
+template <typename T, int N, class S>
+__device__ void write_rows(const TensorGemmArgs& args, S& s, T* out, int weight_tile, int info, const Sums<N, kBlocks>& sum) {
+  const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, group = threadIdx.x / 128, g = lane / 4,
+            q = lane % 4, n = args.weight.n, n_rows = s.items[info].n_rows;
+  constexpr int kPass = sizeof(T) == 2 || N <= 64 ? N : N / 2;  // rows of x at a time
+  uint8_t* own = s.out + group * kGroupOut;
+  const int first = weight_tile * 16 + group * 128, n_columns = min(128, n - first);
 #pragma unroll
-  for (int j = 0; j < N / 8; ++j)
+  for (int begin = 0; begin < N; begin += kPass) {
+    meet_group(group);  // what lay here has been read
 #pragma unroll
-    for (int odd = 0; odd < 2; ++odd) {
-      const int column = 8 * j + 2 * q + odd;
-      if (column >= item.rows.n_rows) continue;
-      float* out = args.out + static_cast<int64_t>(s.out_rows[info][column]) * n;
-      const float weight = s.row_weights[info][column];
+    for (int j = 0; j < kPass / 8; j += 2) {
+      float2 factor[2];
 #pragma unroll
-      for (int block = 0; block < kBlocks; ++block)
+      for (int i = 0; i < 2; ++i) factor[i] = *reinterpret_cast<const float2*>(&s.factors[info][begin + 8 * (j + i) + 2 * q]);
 #pragma unroll
-        for (int high = 0; high < 2; ++high) {
-          const int row = first + block * 64 + 8 * high;
-          if (row < n) out[row] = sum[block][4 * j + odd + 2 * high] * weight;
+      for (int block = 0; block < kBlocks; ++block) {
+        const float* from = sum[block] + begin / 2 + 4 * j;
+        const int column = block * 64 + warp * 16;
+        if constexpr (sizeof(T) == 2) {
+          store_transposed(
+              own + (8 * j + lane / 16 * 8 + lane % 8) * kRunStride<T> + (column + lane / 8 % 2 * 8) * 2,
+              pack_bf16(from[0] * factor[0].x, from[1] * factor[0].y), pack_bf16(from[2] * factor[0].x, from[3] * factor[0].y),
+              pack_bf16(from[4] * factor[1].x, from[5] * factor[1].y), pack_bf16(from[6] * factor[1].x, from[7] * factor[1].y));
+        } else {
+#pragma unroll
+          for (int i = 0; i < 8; ++i)
+            *reinterpret_cast<float*>(own + (8 * (j + i / 4) + 2 * q + i % 2) * kRunStride<T> +
+                                      (column + g + i / 2 % 2 * 8) * 4) = from[i] * (i % 2 ? factor[i / 4].y : factor[i / 4].x);
         }
+      }
     }
+    meet_group(group);
+    constexpr int kPieces = 128 * sizeof(T) / 16;  // of 16 bytes in a run
+    if (n_columns == 128 && n * sizeof(T) % 16 == 0) {
+#pragma unroll
+      for (int i = 0; i < kPass * kPieces / 128; ++i) {
+        const int row = i * (128 / kPieces) + thread / kPieces, piece = thread % kPieces;
+        if (begin + row < n_rows)
+          reinterpret_cast<uint4*>(out + static_cast<int64_t>(s.out_rows[info][begin + row]) * n + first)[piece] =
+              *reinterpret_cast<const uint4*>(own + row * kRunStride<T> + piece * 16);
+      }
+    } else {
+      for (int i = 0; i < kPass && begin + i < n_rows; ++i)
+        if (thread < n_columns)
+          out[static_cast<int64_t>(s.out_rows[info][begin + i]) * n + first + thread] =
+              reinterpret_cast<const T*>(own + i * kRunStride<T>)[thread];
+    }
+  }
+}
+
+// Half of the columns' values go to the lane that differs in `mask`, the others become the larger ones of both. Returns where
+// the kept half begins. No column left to give: both lanes keep the last one.
+template <int mask, int half, int width>
+__device__ __forceinline__ int keep_largest(float (&values)[width]) {
+  const bool upper = threadIdx.x & mask;
+  if constexpr (half == 0) {
+    values[0] = fmaxf(values[0], __shfl_xor_sync(kAllLanes, values[0], mask));
+    return 0;
+  } else {
+#pragma unroll
+    for (int i = 0; i < half; ++i) {
+      const float given = __shfl_xor_sync(kAllLanes, upper ? values[i] : values[i + half], mask);
+      values[i] = fmaxf(upper ? values[i + half] : values[i], given);
+    }
+    return upper ? half : 0;
+  }
 }
 
 // SwiGLU, then packed for the down product: the block's 128 columns are one FP8 block (two of BF16).
 template <WeightFormat F, int N>
-__device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, const Item& item, Sums<N, kBlocks>& sum) {
+__device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int weight_tile, int info, bool last,
+                            Sums<N, kBlocks>& sum) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / 128, g = lane / 4, q = lane % 4;
-  const int width = args.weight.n / 2, first_column = item.weight_tile * 8 + group * kBlocks * 32 + warp * 8 + g;
-  const int n_rows = round_up_8(item.rows.n_rows);
+  const int width = args.weight.n / 2, first_column = weight_tile * 8 + group * kBlocks * 32 + warp * 8 + g;
+  const int n_rows = round_up_8(s.items[info].n_rows), packed_row = s.items[info].packed_row;
   if (threadIdx.x == 0) bulk_store_read();  // the last result has left
   const bool real[kBlocks] = {first_column < width, first_column + 32 < width};
+  float largest[N / 4];
 #pragma unroll
-  for (int j = 0; j < N / 8; ++j)
+  for (int j = 0; j < N / 8; ++j) {
+    const float2 factors = *reinterpret_cast<const float2*>(&s.factors[info][8 * j + 2 * q]);
 #pragma unroll
     for (int odd = 0; odd < 2; ++odd) {
-      float largest = 0.0f;
+      const float factor = odd ? factors.y : factors.x;
+      float gate[kBlocks], one[kBlocks];
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
-        float& low = sum[block][4 * j + odd];
-        const float high = sum[block][4 * j + odd + 2];
-        low = real[block] ? low / (1.0f + __expf(-low)) * high : 0.0f;
-        largest = fmaxf(largest, fabsf(low));
+        gate[block] = sum[block][4 * j + odd] * factor;
+        one[block] = 1.0f + __expf(fminf(-gate[block], 40.0f));  // beyond, the result is 0 to all digits that count
       }
-      if constexpr (F == WeightFormat::fp8) {
+      const float inverse = __fdividef(1.0f, one[0] * one[1]);  // one division for both
+      const float silu[kBlocks] = {gate[0] * inverse * one[1], gate[1] * inverse * one[0]};
 #pragma unroll
-        for (int step = 4; step < 32; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
-        if (g == 0) s.largest[group * 4 + warp][8 * j + 2 * q + odd] = largest;
+      for (int block = 0; block < kBlocks; ++block) {
+        float& result = sum[block][4 * j + odd];
+        result = real[block] ? silu[block] * (sum[block][4 * j + odd + 2] * factor) : 0.0f;
       }
+      largest[2 * j + odd] = fmaxf(fabsf(sum[0][4 * j + odd]), fabsf(sum[1][4 * j + odd]));
     }
+  }
   if constexpr (F == WeightFormat::fp8) {
+    // over the eight lanes that share q: each gets an eighth of the columns
+    int first = keep_largest<16, N / 8>(largest);
+    first += keep_largest<8, N / 16>(largest);
+    first += keep_largest<4, N / 32>(largest);
+#pragma unroll
+    for (int i = 0; i < (N + 31) / 32; ++i)
+      s.largest[group * 4 + warp][(first + i) / 2 * 8 + 2 * q + (first + i) % 2] = largest[i];
     meet<kConsumers, kGroups * 128>();
     if (threadIdx.x < N) {
-      float largest = 0.0f;
+      float most = 0.0f;
 #pragma unroll
-      for (int i = 0; i < kGroups * 4; ++i) largest = fmaxf(largest, s.largest[i][threadIdx.x]);
-      const float2 scale = fp8_scale(largest);
+      for (int i = 0; i < kGroups * 4; ++i) most = fmaxf(most, s.largest[i][threadIdx.x]);
+      const float2 scale = fp8_scale_of_two(most);
       s.inverse[threadIdx.x] = scale.y;
       if (static_cast<int>(threadIdx.x) < n_rows)
-        args.inner.scales[static_cast<int64_t>(item.weight_tile / kWeightTiles<kBlocks>) * args.inner.stride +
-                          item.rows.packed_row + threadIdx.x] = scale.x;
+        args.inner.block_scales()[static_cast<int64_t>(weight_tile / kWeightTiles<kBlocks>) * args.inner.stride + packed_row +
+                                  threadIdx.x] = __float2bfloat16_rn(scale.x);
     }
     meet<kConsumers, kGroups * 128>();
 #pragma unroll
-    for (int j = 0; j < N / 8; ++j)
+    for (int j = 0; j < N / 8; ++j) {
+      const float2 inverse = *reinterpret_cast<const float2*>(&s.inverse[8 * j + 2 * q]);
 #pragma unroll
       for (int odd = 0; odd < 2; ++odd) {
-        const int r = 8 * j + 2 * q + odd;
-        const float inverse = s.inverse[r];
+        const int r = 8 * j + 2 * q + odd, place = packed_place_fp8(warp * 8 + g);
+        const float factor = odd ? inverse.y : inverse.x;
+        const uint32_t codes = pack_fp8(sum[0][4 * j + odd] * factor, sum[1][4 * j + odd] * factor);
 #pragma unroll
-        for (int block = 0; block < kBlocks; ++block) {
-          const int place = packed_place_fp8(warp * 8 + g);
-          s.packed[swizzled(r, (group * kBlocks + block) * 2 + place / 16) + place % 16] =
-              static_cast<uint8_t>(pack_fp8(sum[block][4 * j + odd] * inverse, 0.0f));
-        }
+        for (int block = 0; block < kBlocks; ++block)
+          s.out[swizzled(r, (group * kBlocks + block) * 2 + place / 16) + place % 16] =
+              static_cast<uint8_t>(codes >> 8 * block);
       }
+    }
     publish_to_async();
     meet<kConsumers, kGroups * 128>();
     if (threadIdx.x == 0)
       bulk_store(
-          args.inner.data +
-              (static_cast<int64_t>(item.weight_tile / kWeightTiles<kBlocks>) * args.inner.stride + item.rows.packed_row) * 128,
-          s.packed, n_rows * 128);
+          args.inner.data + (static_cast<int64_t>(weight_tile / kWeightTiles<kBlocks>) * args.inner.stride + packed_row) * 128,
+          s.out, n_rows * 128);
   } else {  // a warpgroup's 64 columns are a block: half of it per block of 64 rows of W; one warpgroup after the other
     for (int turn = 0; turn < kGroups; ++turn) {
       meet<kConsumers, kGroups * 128>();
@@ -103,7 +172,7 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, cons
 #pragma unroll
             for (int block = 0; block < kBlocks; ++block) {
               const int k = block * 32 + warp * 8 + g, place = packed_place_bf16(k % 16);
-              *reinterpret_cast<__nv_bfloat16*>(s.packed + swizzled(r, k / 16 * 2 + place / 16) + place % 16) =
+              *reinterpret_cast<__nv_bfloat16*>(s.out + swizzled(r, k / 16 * 2 + place / 16) + place % 16) =
                   __float2bfloat16_rn(sum[block][4 * j + odd]);
             }
           }
@@ -111,51 +180,56 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, cons
       }
       meet<kConsumers, kGroups * 128>();
       if (threadIdx.x == 0) {
-        bulk_store(args.inner.data +
-                       (static_cast<int64_t>(item.weight_tile / kWeightTiles<kBlocks> * kGroups + turn) * args.inner.stride +
-                        item.rows.packed_row) *
-                           128,
-                   s.packed, n_rows * 128);
+        bulk_store(
+            args.inner.data +
+                (static_cast<int64_t>(weight_tile / kWeightTiles<kBlocks> * kGroups + turn) * args.inner.stride + packed_row) *
+                    128,
+            s.out, n_rows * 128);
         if (turn + 1 < kGroups) bulk_store_read();
       }
     }
   }
-  if (item.last && threadIdx.x == 0) bulk_store_done();
+  if (last && threadIdx.x == 0) bulk_store_done();
 }
 
-template <WeightFormat F, bool GateUp, int N>
-__device__ void run_item(const TensorGemmArgs& args, Shared<kBlocks>& s, Position& at, const Item& item, int info) {
+template <WeightFormat F, GemmMode M, int N>
+__device__ void run_item(const TensorGemmArgs& args, Memory<M>& s, Position& at, int weight_tile, int info, bool last) {
   Sums<N, kBlocks> sum;
-  multiply<F, GateUp, N>(args, s, at, item, KRange(args, F), sum);
-  if constexpr (GateUp)
-    write_inner<F, N>(args, s, item, sum);
+  multiply<F, M == GemmMode::gate_up, N, M == GemmMode::down>(args, s, at, s.items[info].expert, weight_tile, KRange(args, F),
+                                                              sum);
+  if constexpr (M == GemmMode::gate_up)
+    write_inner<F, N>(args, s, weight_tile, info, last, sum);
+  else if constexpr (M == GemmMode::down)
+    write_rows<__nv_bfloat16, N>(args, s, args.slots, weight_tile, info, sum);
   else
-    write_rows<N>(args, s, item, info, sum);
+    write_rows<float, N>(args, s, args.out, weight_tile, info, sum);
 }
 
-template <WeightFormat F, bool GateUp>
+template <WeightFormat F, GemmMode M>
 __global__ void __launch_bounds__(kThreads, 1) tensor_gemm_kernel(const __grid_constant__ TensorGemmArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
   let_next_start();
-  Shared<kBlocks>& s = prepare<kBlocks, GateUp>(raw);
+  Memory<M>& s = prepare<Memory<M>, M == GemmMode::gate_up>(raw);
   wait_for_previous();
   if (threadIdx.x >= kGroups * 128) {
     give_registers<40>();
-    produce<F>(args, s, KRange(args, F));
+    produce<F, M>(args, s, KRange(args, F));
   } else {
     take_registers<232>();
     Position at;
     int info = 0;
     const int n_items = count_items<kBlocks>(args);
     for (int index = blockIdx.x; index < n_items; index += gridDim.x) {
-      const Item item = find_item<kBlocks>(args, index);
-      switch (operand_rows(item.rows.n_rows)) {
-        case 16: run_item<F, GateUp, 16>(args, s, at, item, info); break;
-        case 32: run_item<F, GateUp, 32>(args, s, at, item, info); break;
-        case 64: run_item<F, GateUp, 64>(args, s, at, item, info); break;
-        case 96: run_item<F, GateUp, 96>(args, s, at, item, info); break;
-        default: run_item<F, GateUp, 128>(args, s, at, item, info);
+      barrier_wait(&s.full[at.stage], at.parity);  // with its first stage the producers have said what the item is
+      const int weight_tile = s.weight_tiles[info];
+      const bool last = index + static_cast<int>(gridDim.x) >= n_items;
+      switch (operand_rows(s.items[info].n_rows)) {
+        case 16: run_item<F, M, 16>(args, s, at, weight_tile, info, last); break;
+        case 32: run_item<F, M, 32>(args, s, at, weight_tile, info, last); break;
+        case 64: run_item<F, M, 64>(args, s, at, weight_tile, info, last); break;
+        case 96: run_item<F, M, 96>(args, s, at, weight_tile, info, last); break;
+        default: run_item<F, M, 128>(args, s, at, weight_tile, info, last);
       }
       if (++info == kInfos) info = 0;
     }
@@ -180,7 +254,7 @@ int n_multiprocessors() {
 bool has_tensor_gemm() {
   static const bool has = [] {
     cudaFuncAttributes attributes;
-    CUDA_CHECK(cudaFuncGetAttributes(&attributes, tensor_gemm_kernel<WeightFormat::fp8, false>));
+    CUDA_CHECK(cudaFuncGetAttributes(&attributes, tensor_gemm_kernel<WeightFormat::fp8, GemmMode::linear>));
     return attributes.binaryVersion == 90;  // else a build of sm_80 code runs
   }();
   return has;
@@ -198,13 +272,21 @@ void launch_tensor_gemm(const Queue& queue, TensorGemmArgs args) {
     args.n_splits = tensor_splits(args.weight, args.n_rows);
     if (args.n_splits > 1) return launch_tensor_split(queue, args);
   }
-  const bool fp8 = args.weight.format == WeightFormat::fp8, gate_up = args.mode == GemmMode::gate_up;
-  const auto kernel = fp8 ? gate_up ? tensor_gemm_kernel<WeightFormat::fp8, true> : tensor_gemm_kernel<WeightFormat::fp8, false>
-                      : gate_up ? tensor_gemm_kernel<WeightFormat::bf16, true>
-                                : tensor_gemm_kernel<WeightFormat::bf16, false>;
-  constexpr size_t kBytes = sizeof(Shared<kBlocks>) + 1024;
-  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes)));
-  launch(queue, kernel, n_multiprocessors(), kThreads, kBytes, args);
+  const auto run = [&](auto kernel, size_t bytes) {
+    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes + 1024)));
+    launch(queue, kernel, n_multiprocessors(), kThreads, bytes + 1024, args);
+  };
+  const auto run_format = [&]<WeightFormat F>() {
+    switch (args.mode) {
+      case GemmMode::linear: return run(tensor_gemm_kernel<F, GemmMode::linear>, sizeof(Memory<GemmMode::linear>));
+      case GemmMode::gate_up: return run(tensor_gemm_kernel<F, GemmMode::gate_up>, sizeof(Memory<GemmMode::gate_up>));
+      case GemmMode::down: return run(tensor_gemm_kernel<F, GemmMode::down>, sizeof(Memory<GemmMode::down>));
+    }
+  };
+  if (args.weight.format == WeightFormat::fp8)
+    run_format.template operator()<WeightFormat::fp8>();
+  else
+    run_format.template operator()<WeightFormat::bf16>();
 }
 
 }  // namespace sigmoe::cuda

@@ -2,6 +2,8 @@
 // an expert layer with its shared expert.
 #pragma once
 
+#include <cuda_bf16.h>
+
 #include "cuda/gemm.h"
 #include "cuda/quantise.h"
 
@@ -10,7 +12,7 @@ namespace sigmoe::cuda {
 struct TensorGemmArgs {
   GemmMode mode = GemmMode::linear;
   WeightView weight;  // of every expert; tiles and scales are the shared expert's, or the only weight's
-  PackedRows x;       // linear: (rows); gate_up: (T), gathered; down: as gate_up left them
+  PackedRows x;       // linear: (rows); gate_up: (T), gathered; down: as gate_up left them, scales per block of k
 
   // linear: no list, all rows meet the one weight
   int n_rows = 0;
@@ -24,8 +26,9 @@ struct TensorGemmArgs {
   const float* slot_weights = nullptr;  // (T, A)
   int n_active = 0, n_slots = 0;
 
-  float* out = nullptr;  // linear: (rows, n) f32; down: (T, slots, n) f32, weighted
-  PackedRows inner;      // gate_up: silu(gate x) * up x
+  float* out = nullptr;            // linear: (rows, n) f32
+  __nv_bfloat16* slots = nullptr;  // down: (T, slots, n) bf16, weighted
+  PackedRows inner;                // gate_up: silu(gate x) * up x
 
   // Filled by launch_tensor_gemm:
   int n_splits = 1;  // blocks that divide k

@@ -15,37 +15,41 @@
 
 namespace sigmoe::cuda {
 
-constexpr int kStages = 4;
 constexpr int kGroups = 2;                // warpgroups that multiply
 constexpr int kTileRows = kMostTileRows;  // of x
 constexpr int kThreads = (kGroups + 1) * 128;
 constexpr int kChunkRun = 2048;  // bytes of a 16-row tile in a stage
-constexpr int kInfos = kStages + 1;
+constexpr int kInfos = 5;        // items that producers may be ahead, and one
 enum Meeting { kConsumers = 1, kProducers = 2 };
 
 // 16-row tiles of W that a block multiplies, Blocks times 64 rows per warpgroup.
 template <int Blocks>
 constexpr int kWeightTiles = kGroups* Blocks * 4;
 
-template <int Blocks>
+// Blocks: times 64 rows of W, per warpgroup. Stages of the ring; OutBytes: room for results on their way out.
+template <int Blocks, int Stages = 4, int OutBytes = kTileRows * 128>
 struct Shared {
-  uint8_t x[kStages][kTileRows * 128];
-  uint8_t w[kStages][kWeightTiles<Blocks> * kChunkRun];
-  uint8_t packed[kTileRows * 128];  // gate_up: the result on its way out
-  float x_scales[kStages][kTileRows];
-  float largest[kGroups * 4][kTileRows];  // gate_up: per warp
+  static constexpr int kBlocks = Blocks, kStages = Stages;
+  static_assert(Stages < kInfos);
+  uint8_t x[Stages][kTileRows * 128];
+  uint8_t w[Stages][kWeightTiles<Blocks> * kChunkRun];
+  uint8_t out[OutBytes];
+  __nv_bfloat16 x_scales[Stages][kTileRows];  // down
+  float2 w_scales[Stages][kGroups];           // of a warpgroup's rows 0-7 and 8-15 of its tiles: gate and up differ
+  float largest[kGroups * 4][kTileRows];      // gate_up: per warp
   float inverse[kTileRows];
   int32_t out_rows[kInfos][kTileRows];
-  float row_weights[kInfos][kTileRows];
+  float factors[kInfos][kTileRows];  // of a row's results: its scale in x, or its expert's weight
+  RowTile items[kInfos];
+  int32_t weight_tiles[kInfos];  // first, of an item
   int32_t tokens[kTileRows];
-  uint64_t full[kStages], empty[kStages];
+  uint64_t full[Stages], empty[Stages];
 };
 
 // One item: a tile of rows of x and kWeightTiles tiles of W, over all of k or a part of it.
 struct Item {
   RowTile rows;
   int weight_tile;  // first
-  bool last;        // of the block's
 };
 
 template <int Blocks>
@@ -58,7 +62,6 @@ template <int Blocks>
 __device__ inline Item find_item(const TensorGemmArgs& args, int index) {
   const int per_rows = (args.weight.n_tiles + kWeightTiles<Blocks> - 1) / kWeightTiles<Blocks>;
   Item item;
-  item.last = index + static_cast<int>(gridDim.x) >= count_items<Blocks>(args);
   if (args.tiles) {
     RowTile any = args.tiles[index / per_rows];
     const int within = index - any.first_tile * per_rows;
@@ -84,14 +87,22 @@ __device__ inline int operand_rows(int n_rows) {
 struct Position {
   int stage = 0;
   uint32_t parity = 0;
-  __device__ void next() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
+  __device__ void next(int n_stages) {
+    if (++stage == n_stages) stage = 0, parity ^= 1;
   }
 };
 
 __device__ inline ExpertTiles weight_of(const TensorGemmArgs& args, int expert) {
   return expert < args.n_experts ? args.experts[expert] : ExpertTiles{args.weight.tiles, args.weight.scales};
 }
+
+// Row `row` of a tile of 16 as a row of W.
+__device__ inline int weight_row(const WeightView& w, int tile, int row) {
+  if (tile >= w.n_tiles) tile = w.n_tiles - 1;
+  return w.gate_up ? tile * 8 + row % 8 + (row < 8 ? 0 : w.n / 2) : tile * 16 + row;
+}
+// Whether W has scales that change along k; if not, they wait for the end.
+__device__ inline bool has_block_scales(const WeightView& w) { return w.format == WeightFormat::fp8 && w.k_shift < 30; }
 
 // The blocks of 128 bytes of k that are this block's: all, or its share when args.n_splits blocks of a cluster divide them.
 struct KRange {
@@ -105,12 +116,12 @@ struct KRange {
 
 // ---- producers -------------------------------------------------------------------------------------------------------
 
-template <WeightFormat F, int Blocks>
-__device__ void produce(const TensorGemmArgs& args, Shared<Blocks>& s, const KRange& range) {
+template <WeightFormat F, GemmMode M = GemmMode::linear, class S>
+__device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
+  constexpr int Blocks = S::kBlocks;
   const int thread = threadIdx.x - kGroups * 128, lane = thread % 32, warp = thread / 32;
-  constexpr bool scaled = F == WeightFormat::fp8;
+  constexpr bool scaled = F == WeightFormat::fp8 && M == GemmMode::down, gathered = M == GemmMode::gate_up;
   const int n_blocks = args.weight.n_groups * (kGroup / block_k(F)), n_items = count_items<Blocks>(args);
-  const bool gathered = args.mode == GemmMode::gate_up;
   Position at;
   int info = 0, pending[2] = {-1, -1};  // stages whose 16-byte copies have not been awaited, newest first
   for (int index = blockIdx.x / args.n_splits; index < n_items; index += gridDim.x) {
@@ -120,29 +131,33 @@ __device__ void produce(const TensorGemmArgs& args, Shared<Blocks>& s, const KRa
 
     // Rows past the last repeat it; nobody writes their results.
     int32_t token = rows.first + min(thread, rows.n_rows - 1), out_row = token;
-    float row_weight = 1.0f;
-    if (args.tiles) {
+    float factor = 1.0f;
+    if (M != GemmMode::linear) {
       if (rows.expert < args.n_experts) {
         const int slot = args.slot_order[token];
         token = slot / args.n_active;
         out_row = token * args.n_slots + slot % args.n_active;
-        if (args.mode == GemmMode::down) row_weight = args.slot_weights[slot];
+        if (M == GemmMode::down) factor = args.slot_weights[slot];
       } else {
         out_row = token * args.n_slots + args.n_active;
       }
     }
+    if (F == WeightFormat::fp8 && M != GemmMode::down) factor = args.x.scales[token];
+    uint32_t places[kTileRows / 16];  // in a k block of x, of the pieces that this thread gathers
     if (gathered) {
       meet<kProducers, 128>();  // the last item's tokens have been read
       s.tokens[thread] = token;
       meet<kProducers, 128>();
+#pragma unroll
+      for (int i = 0; i < kTileRows / 16; ++i) places[i] = swizzled(s.tokens[thread / 8 + 16 * i], thread % 8);
     }
     // A bulk copy costs its thread some hundred cycles, so each warp has a part of them: some tiles of W, and x or its scales.
     constexpr int kOwn = kWeightTiles<Blocks> / 4;
     const int n_own = max(0, min(kOwn, args.weight.n_tiles - item.weight_tile - kOwn * warp));
-    const bool takes_x = !gathered && warp == 0, takes_scales = scaled && !gathered && warp == 1;
+    const bool takes_x = !gathered && warp == 0, takes_scales = scaled && warp == 1;
     uint32_t own_bytes = n_own * kChunkRun;
     if (takes_x) own_bytes += n_operand * 128;
-    if (takes_scales) own_bytes += n_operand * 4;
+    if (takes_scales) own_bytes += n_operand * 2;
     const uint8_t* source = reinterpret_cast<const uint8_t*>(weight_of(args, rows.expert).tiles) +
                             static_cast<size_t>(item.weight_tile + kOwn * warp + lane) * n_blocks * kChunkRun;
     uint32_t source_step = kChunkRun, bytes = lane < n_own ? kChunkRun : 0;
@@ -152,29 +167,38 @@ __device__ void produce(const TensorGemmArgs& args, Shared<Blocks>& s, const KRa
       source = args.x.data + static_cast<size_t>(rows.packed_row) * 128, source_step = args.x.stride * 128;
       target = s.x[0], target_step = kTileRows * 128, bytes = n_operand * 128;
     } else if (lane == kOwn && takes_scales) {
-      source = reinterpret_cast<const uint8_t*>(args.x.scales + rows.packed_row), source_step = args.x.stride * 4;
-      target = reinterpret_cast<uint8_t*>(s.x_scales[0]), target_step = kTileRows * 4, bytes = n_operand * 4;
+      source = reinterpret_cast<const uint8_t*>(args.x.block_scales() + rows.packed_row), source_step = args.x.stride * 2;
+      target = reinterpret_cast<uint8_t*>(s.x_scales[0]), target_step = kTileRows * 2, bytes = n_operand * 2;
     }
     source += static_cast<size_t>(range.begin) * source_step;
+    // The scales of W: four threads have one each, a k block ahead.
+    const bool brings_scale = warp == 3 && lane < 2 * kGroups;
+    const float* w_scales = nullptr;
+    if (brings_scale && has_block_scales(args.weight)) {
+      const int row = max(weight_row(args.weight, item.weight_tile + lane / 2 * Blocks * 4, lane % 2 * 8), 0);
+      w_scales =
+          weight_of(args, rows.expert).scales + static_cast<size_t>(row >> args.weight.row_shift) * args.weight.scale_columns;
+    }
+    const auto w_scale_of = [&](int kb) { return w_scales ? __ldg(w_scales + (kb * kGroup >> args.weight.k_shift)) : 1.0f; };
+    float w_scale = w_scale_of(range.begin);
     for (int kb = range.begin; kb < range.end; ++kb) {
       barrier_wait(&s.empty[at.stage], at.parity ^ 1);
       if (kb == range.begin) {
         s.out_rows[info][thread] = out_row;
-        s.row_weights[info][thread] = row_weight;
+        s.factors[info][thread] = factor;
+        if (thread == 0) s.items[info] = rows, s.weight_tiles[info] = item.weight_tile;
       }
+      if (brings_scale) reinterpret_cast<float*>(s.w_scales[at.stage])[lane] = w_scale;
       uint64_t* full = &s.full[at.stage];
       __syncwarp();
       if (lane == 0) barrier_expect(full, own_bytes);
       if (bytes > 0) bulk_load(target + at.stage * target_step, source, bytes, full);
       source += source_step;
       if (gathered) {
-        const size_t x_block = static_cast<size_t>(kb) * args.x.stride;
+        const uint8_t* x_block = args.x.data + static_cast<size_t>(kb) * args.x.stride * 128;
 #pragma unroll
         for (int i = 0; i < kTileRows / 16; ++i)
-          if (16 * i < n_operand)
-            copy_16_bytes(s.x[at.stage] + swizzled(thread / 8 + 16 * i, thread % 8),
-                          args.x.data + x_block * 128 + swizzled(s.tokens[thread / 8 + 16 * i], thread % 8));
-        if (scaled && thread < n_operand) copy_4_bytes(&s.x_scales[at.stage][thread], args.x.scales + x_block + token);
+          if (16 * i < n_operand) copy_16_bytes(s.x[at.stage] + swizzled(thread / 8 + 16 * i, thread % 8), x_block + places[i]);
         commit_copies();
         if (pending[1] >= 0) {
           wait_for_copies_but<2>();
@@ -185,7 +209,8 @@ __device__ void produce(const TensorGemmArgs& args, Shared<Blocks>& s, const KRa
         pending[1] = pending[0];
         pending[0] = at.stage;
       }
-      at.next();
+      if (kb + 1 < range.end) w_scale = w_scale_of(kb + 1);
+      at.next(S::kStages);
     }
     if (++info == kInfos) info = 0;
   }
@@ -199,11 +224,11 @@ __device__ void produce(const TensorGemmArgs& args, Shared<Blocks>& s, const KRa
 }
 
 // Start of a kernel: the block's shared memory with its barriers.
-template <int Blocks, bool Gathered>
-__device__ Shared<Blocks>& prepare(uint8_t* raw) {
-  Shared<Blocks>& s = *reinterpret_cast<Shared<Blocks>*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
+template <class S, bool Gathered>
+__device__ S& prepare(uint8_t* raw) {
+  S& s = *reinterpret_cast<S*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
   if (threadIdx.x == 0) {
-    for (int i = 0; i < kStages; ++i) {
+    for (int i = 0; i < S::kStages; ++i) {
       barrier_init(&s.full[i], Gathered ? 8 : 4);
       barrier_init(&s.empty[i], kGroups * 4);
     }

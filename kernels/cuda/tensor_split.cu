@@ -18,7 +18,7 @@ constexpr int kMostRows = 1024;
 template <WeightFormat F, int N>
 __device__ void run_item(const TensorGemmArgs& args, Shared<kBlocks>& s, Position& at, const Item& item) {
   Sums<N, kBlocks> sum;
-  multiply<F, false, N>(args, s, at, item, KRange(args, F), sum);
+  multiply<F, false, N>(args, s, at, item.rows.expert, item.weight_tile, KRange(args, F), sum);
   meet<kConsumers, kGroups * 128>();             // nobody reads the stages any more, nor are any on their way
   float* parts = reinterpret_cast<float*>(s.x);  // (N / 2, threads)
 #pragma unroll
@@ -43,7 +43,7 @@ __device__ void run_item(const TensorGemmArgs& args, Shared<kBlocks>& s, Positio
 #pragma unroll
       for (int from = 1; from < kMostSplits; ++from) total += values[from][i];
       if (index < end && column < item.rows.n_rows && own_row < n)
-        args.out[static_cast<int64_t>(item.rows.first + column) * n + own_row] = total;
+        args.out[static_cast<int64_t>(item.rows.first + column) * n + own_row] = total * s.factors[0][column];
     }
   }
 }
@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_split_kernel(const __grid_
                 "the sums take the place of x");
   extern __shared__ uint8_t raw[];
   let_next_start();
-  Shared<kBlocks>& s = prepare<kBlocks, false>(raw);
+  Shared<kBlocks>& s = prepare<Shared<kBlocks>, false>(raw);
   wait_for_previous();
   if (threadIdx.x >= kGroups * 128) {
     give_registers<40>();

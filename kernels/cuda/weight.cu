@@ -39,8 +39,8 @@ __global__ void pack_rows(const uint8_t* rows, int row0, int n_rows, int row_byt
   for (int i = 0; i < n_bytes; ++i) in[i] = source[i];
   if (not_finite(*reinterpret_cast<uint2*>(in), w.format)) atomicMin(bad_row, n);
   for (int i = 0; i < 8; ++i) {
-    if (w.format == WeightFormat::fp8)
-      out[fp8_place(i)] = in[i];
+    if (w.format == WeightFormat::fp8 || w.format == WeightFormat::int8)
+      out[byte_place(i)] = in[i];
     else if (w.format == WeightFormat::int4)
       for (int k = 2 * i; k < 2 * i + 2; ++k) {
         // a short last piece is padded with the code of zero
@@ -80,7 +80,8 @@ __device__ uint64_t mix(uint64_t x) {  // splitmix64
   return x ^ x >> 31;
 }
 
-// Every stored element random: FP8 and INT4 codes uniform over the finite ones, BF16 uniform with standard deviation 0.02.
+// Every stored element random: FP8, INT8 and INT4 codes uniform over the finite ones, BF16 uniform with standard deviation
+// 0.02.
 __global__ void fill_random(WeightFormat format, uint64_t seed, int64_t n_words, uint32_t* words) {
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n_words;
        i += int64_t{gridDim.x} * blockDim.x) {
@@ -125,8 +126,8 @@ class Builder : public LinearBuilder {
   Builder(const LinearDesc& desc, WeightArena& arena, UploadQueue& uploads, bool exact)
       : desc_(desc), arena_(arena), uploads_(uploads), n_blocks_(desc.k_bounds.empty() ? 0 : desc.k_bounds.size() - 1) {
     if (desc.n <= 0 || desc.k <= 0 || desc.n > INT_MAX / 2 || desc.k > INT_MAX / 16 ||
-        weight_row_bytes(desc.format, desc.k) == 0 || desc.format == WeightFormat::int8 ||
-        (desc.format == WeightFormat::int4 && desc.k % 2 != 0) || (desc.gate_up && desc.n % 2 != 0))
+        weight_row_bytes(desc.format, desc.k) == 0 || (desc.format == WeightFormat::int4 && desc.k % 2 != 0) ||
+        (desc.gate_up && desc.n % 2 != 0))
       throw EngineError(ErrorCode::unsupported, desc.name + ": a weight of " + std::to_string(desc.n) + " x " +
                                                     std::to_string(desc.k) + " in " + weight_format_name(desc.format) +
                                                     " has no CUDA kernel");
@@ -271,8 +272,9 @@ std::unique_ptr<LinearWeight> random_weight(const LinearDesc& desc, uint64_t see
   weight->view.tiles = reinterpret_cast<const uint4*>(weight->tiles.data);
   launch({uploads.stream()}, fill_random, 2048, 256, 0, desc.format, seed, static_cast<int64_t>(weight->tiles.bytes / 4),
          reinterpret_cast<uint32_t*>(weight->tiles.data));
-  if (desc.format == WeightFormat::fp8 || desc.format == WeightFormat::int4) {
-    // Uniform codes have a standard deviation of 127 (E4M3) or 4.6 (INT4); one block of 128 x 128 or of one row by 128.
+  if (desc.format != WeightFormat::f32 && desc.format != WeightFormat::bf16) {
+    // Uniform codes have a standard deviation of 127 (E4M3), 74 (INT8) or 4.6 (INT4); one block of 128 x 128 or of one row by
+    // 128.
     const bool fp8 = desc.format == WeightFormat::fp8;
     WeightView& view = weight->view;
     view.row_shift = fp8 ? 7 : 0;
@@ -282,7 +284,10 @@ std::unique_ptr<LinearWeight> random_weight(const LinearDesc& desc, uint64_t see
     weight->scales = arena.take(n_scales * sizeof(float), desc.name.c_str());
     view.scales = reinterpret_cast<const float*>(weight->scales.data);
     launch({uploads.stream()}, fill_float, divide_up(n_scales, 256), 256, 0, reinterpret_cast<float*>(weight->scales.data),
-           n_scales, 0.02f / (fp8 ? 127.0f : 4.6f));
+           n_scales,
+           0.02f / (fp8                                 ? 127.0f
+                    : desc.format == WeightFormat::int8 ? 74.0f
+                                                        : 4.6f));
   }
   uploads.wait();
   weight->held = weight->tiles.bytes + weight->scales.bytes;

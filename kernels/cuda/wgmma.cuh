@@ -47,6 +47,9 @@ __device__ inline void meet() {
   asm volatile("bar.sync %0, %1;" ::"n"(id), "n"(n_threads) : "memory");
 }
 
+// The 128 threads of a warpgroup meet, at a barrier of its own.
+__device__ inline void meet_group(int group) { asm volatile("bar.sync %0, 128;" ::"r"(3 + group) : "memory"); }
+
 // ---- clusters --------------------------------------------------------------------------------------------------------
 
 __device__ inline void cluster_meet() {
@@ -85,6 +88,13 @@ __device__ inline void copy_4_bytes(void* shared, const void* global) {
 template <int n>
 __device__ inline void wait_for_copies_but() {
   asm volatile("cp.async.wait_group %0;" ::"n"(n) : "memory");
+}
+// Four 8 x 8 matrices of 16-bit values, of which the lane holds a pair of columns of one row of each: lane i's address gets
+// column i % 8 of matrix i / 8.
+__device__ inline void store_transposed(void* shared, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(shared)), "r"(a),
+               "r"(b), "r"(c), "r"(d)
+               : "memory");
 }
 // Shared memory written by this thread becomes visible to bulk stores and to the tensor cores.
 __device__ inline void publish_to_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }

@@ -2,6 +2,7 @@
  * Whether a model fits a memory, and how fast one sequence can be at most: a token reads the weights it uses and its cache once,
  * so bandwidth over those bytes is a bound. Only a model that fits the processor's caches passes it.
  */
+import { STEP_SEQUENCES, STEP_TOKENS, workspaceOf } from '../memory_plan.js';
 import type { ModelInfo } from '../types.js';
 import type { Bandwidth, Fit, FitDtype } from './types.js';
 
@@ -14,10 +15,6 @@ const BODY_BYTES: Record<FitDtype, number> = {
   int4: 0.5 + 2 / 128,
 };
 const PLAIN_BYTES = 2;
-
-/** Defaults of a load: tokens in a step, and sequences. */
-const STEP_TOKENS = 512;
-const STEP_SEQUENCES = 32;
 
 /** Data sheets, in 10^9 bytes a second. A GPU that is not here gets no estimate rather than a guess. */
 const LISTED: readonly (readonly [RegExp, number])[] = [
@@ -59,7 +56,7 @@ export function fitOf(
   const scores = head > 0 ? head : embedding; // a tied head reads the table
   const weightBytes = (attention + denseMlp + routed + shared) * body + (embedding + head + router + norms) * plain;
   const kvBytes = context * info.memory.kvBytesPerToken;
-  const workspaceBytes = workspaceOf(info);
+  const workspaceBytes = workspaceOf(info, STEP_TOKENS, STEP_SEQUENCES);
   const totalBytes = weightBytes + kvBytes + workspaceBytes;
   const bytesPerToken =
     (attention + denseMlp + routed * perRouted + shared) * body + (scores + router + norms) * plain + kvBytes;
@@ -88,14 +85,4 @@ function partsOf({ parameters }: ModelInfo) {
     router: of('router'),
     norms: of('norms'),
   };
-}
-
-/**
- * Buffers of a step at the default limits, float32: what attention, router and experts hand on for each token, and logits and
- * penalty counts for each sequence.
- */
-function workspaceOf({ shape, vocabSize }: ModelInfo): number {
-  const { hiddenSize, heads, kvHeads, headDim, experts, activeExperts } = shape;
-  const perToken = (activeExperts + 5) * hiddenSize + 2 * (heads + 2 * kvHeads) * headDim + 2 * experts;
-  return 4 * (STEP_TOKENS * perToken + 3 * STEP_SEQUENCES * vocabSize);
 }

@@ -17,6 +17,7 @@ export class Service {
   isDraining = false;
   private completions: Completions | undefined;
   private whenIdle: () => void = () => {};
+  private isBreakLogged = false;
 
   constructor(
     readonly loading: LoadingModel,
@@ -50,6 +51,7 @@ export class Service {
   }
 
   ended(record: RequestRecord): void {
+    this.logBreak();
     this.running.delete(record);
     if (this.running.size === 0) this.whenIdle();
   }
@@ -62,6 +64,17 @@ export class Service {
     for (const record of this.running) record.controller.abort();
     await this.idleWithin(lastWordsMs);
     return cut;
+  }
+
+  /** Why the model broke is for whoever runs the server: its callers see only that it did. */
+  private logBreak(): void {
+    const failure = this.model?.failure;
+    if (failure === undefined || this.isBreakLogged) return;
+    this.isBreakLogged = true;
+    this.options.log?.error(
+      { reason: failure.message, hint: failure.hint },
+      'the model is broken: every request fails from here on',
+    );
   }
 
   private async idleWithin(ms: number): Promise<void> {

@@ -14,7 +14,7 @@ const pages = readdirSync(join(root, 'docs'))
 const serving = pages.find(({ name }) => name === 'serving.md')?.text ?? '';
 
 /** Of Node, SGLang, npm and the scripts of this repository. */
-const OF_OTHERS = ['--import', '--no-addons', '--output-file', '--ignore-scripts', '--arch'];
+const OF_OTHERS = ['--import', '--no-addons', '--output-file', '--ignore-scripts', '--arch', '--ours'];
 
 function flagsOf(command: Command): Set<string> {
   return new Set(command.options.flatMap(({ long }) => long ?? []));

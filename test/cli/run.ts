@@ -12,8 +12,8 @@ export interface Ended {
   status: number | null;
 }
 
-export function start(args: string[]): ChildProcessWithoutNullStreams {
-  return spawn(process.execPath, [main, ...args], { cwd: root });
+export function start(args: string[], env: Record<string, string | undefined> = {}): ChildProcessWithoutNullStreams {
+  return spawn(process.execPath, [main, ...args], { cwd: root, env: { ...process.env, ...env } });
 }
 
 export function ended(child: ChildProcessWithoutNullStreams): Promise<Ended> {

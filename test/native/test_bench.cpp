@@ -54,6 +54,41 @@ TEST_CASE("bench decode: a whole step and its ops for each batch size; experts a
   CHECK(rows_of(result, "attention")[1]["bytes"].get<double>() == 6 * kv);
 }
 
+TEST_CASE("bench decode on several ranks: whole steps, and their sums over ranks") {
+  Json options = {{"mode", "decode"}, {"batch", {1, 6}}, {"context", 150}, {"device", "cpu"}, {"repeats", 2}, {"threads", 1}};
+  options["model"] = std::string(SIGMOE_SOURCE_DIR) + "/models/nano";
+  const auto width = static_cast<double>(inspect_model(options["model"]).hidden_size);
+  const auto measured = [&] { return Json::parse(run_benchmark(options.dump(), [](const std::string&) {})); };
+  options["tensorParallelSize"] = 1;
+  const Json alone = measured();
+  options["tensorParallelSize"] = 2;
+  for (const bool whole_experts : {false, true}) {
+    options["enableExpertParallel"] = whole_experts;
+    const Json result = measured();
+    check_rows(result);
+    const std::vector<Json> whole = rows_of(result, "whole"), one = rows_of(alone, "whole"),
+                            sums = rows_of(result, "sums over ranks, with residual and norm");
+    REQUIRE(whole.size() == 2);
+    REQUIRE(sums.size() == 2);
+    // One token takes four experts of each layer, however many ranks there are. Each weight but the router lies on one of them:
+    // together they read what one reads.
+    CHECK(whole[0]["distinctExperts"] == 4);
+    CHECK(whole[0]["bytes"].get<double>() >= one[0]["bytes"].get<double>());
+    CHECK(whole[0]["bytes"].get<double>() < one[0]["bytes"].get<double>() * 1.2);
+    for (int i = 0; i < 2; ++i) {
+      CHECK(whole[i]["ranks"] == 2);
+      CHECK(whole[i]["experts"] == (whole_experts ? "whole" : "in parts"));
+      CHECK(sums[i]["linkBytes"] == sums[i]["perStep"].get<double>() * (i == 0 ? 1 : 6) * width * 4);
+    }
+  }
+  options["mode"] = "prefill";
+  CHECK_THROWS_AS(measured(), EngineError);
+  options["mode"] = "decode";
+  options.erase("model");
+  options["shape"] = "nano:2";
+  CHECK_THROWS_WITH_AS(measured(), doctest::Contains("random weights in parts"), EngineError);
+}
+
 TEST_CASE("bench prefill: prompts in chunks, causal FLOP of attention") {
   const Json result = run({{"mode", "prefill"}, {"tokens", {40, 200}}, {"chunk", 64}});
   check_rows(result);

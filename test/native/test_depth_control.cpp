@@ -1,5 +1,7 @@
 // Depth control as a simulation: sequences whose drafts come true with a known chance, a machine whose steps cost a known time.
+#include <algorithm>
 #include <random>
+#include <utility>
 
 #include "doctest/doctest.h"
 #include "engine/speculation/depth_control.h"
@@ -14,7 +16,8 @@ struct Machine {
   double step(int n_rows) const { return fixed + row * n_rows; }
 };
 
-// Speed against plain decoding over `n_steps` steps of `batch` sequences whose drafts come true with chance(step).
+// Speed against plain decoding over `n_steps` steps of `batch` sequences whose drafts come true with chance(step). As the
+// engine does, it chooses nothing while the last choice holds.
 template <typename Chance>
 double speed_up(DepthControl& control, const Machine& machine, int batch, int n_steps, Chance chance, uint32_t seed = 1) {
   std::mt19937 random(seed);
@@ -22,6 +25,7 @@ double speed_up(DepthControl& control, const Machine& machine, int batch, int n_
   std::vector<DraftRecord> records(batch, control.begin());
   std::vector<int> depths(batch, 0);
   double ms = 0, tokens = 0;
+  int rest = 0, n_since_choice = 0;
   for (int step = 0; step < n_steps; ++step) {
     int n_rows = batch;
     for (int b = 0; b < batch; ++b) {
@@ -34,9 +38,11 @@ double speed_up(DepthControl& control, const Machine& machine, int batch, int n_
     const double noise = 0.9 + 0.2 * uniform(random);
     control.observe_step(n_rows, machine.step(n_rows) * noise);
     ms += machine.step(n_rows);
+    ++n_since_choice;
+    if (rest-- > 0) continue;
     std::vector<DraftCandidate> candidates;
     for (DraftRecord& record : records) candidates.push_back({&record, control.max_depth()});
-    control.choose(candidates, batch);
+    rest = control.choose(candidates, batch, std::exchange(n_since_choice, 0));
     int deepest = 0, n_drafting = 0;
     for (int b = 0; b < batch; ++b) {
       depths[b] = candidates[b].depth;
@@ -100,8 +106,37 @@ TEST_CASE("depth control: fixed depth drafts what it may; new sequences are foll
   CHECK(control.worth_following());
   speed_up(control, {0.05, 1.0, 0.3}, 4, 3000, [](int) { return 0.0; });
   int n = 0;
-  for (int i = 0; i < 80; ++i) n += control.worth_following();
-  CHECK(n == 10);
+  for (int i = 0; i < 80; ++i) n += control.worth_following();  // the 8th, the 16th behind it, the 32nd behind that
+  CHECK(n == 3);
+  for (int i = 0; i < 400; ++i) n += control.worth_following();  // then each 64th
+  CHECK(n == 9);
+}
+
+TEST_CASE("depth control: a choice to draft nothing holds until a trial is due, longer where nothing could be drafted") {
+  DepthControl control(4, true);
+  speed_up(control, {0.05, 1.0, 0.3}, 1, 3000, [](int) { return 0.0; });
+  DraftRecord record = control.begin();
+  std::vector<DraftCandidate> one{{&record, 4}};
+  const int rest = control.choose(one, 1);
+  CHECK(rest > 16);
+  CHECK(one[0].depth == 0);
+  CHECK(control.choose(one, 1, rest) == 0);  // and drafts nothing yet
+  CHECK(one[0].depth == 0);
+  CHECK(control.choose(one, 1) == 0);
+  CHECK(one[0].depth == 1);
+
+  std::vector<DraftCandidate> nobody;
+  CHECK(control.choose(nobody, 1) > 16);
+  std::vector<DraftCandidate> barren{{&record, 0}};
+  CHECK(control.choose(barren, 1) == 0);
+  int longest = 0;
+  for (int i = 0; i < 100; ++i) longest = std::max(longest, control.choose(barren, 1));
+  CHECK(longest >= 4);
+  CHECK(longest <= 8);
+  one[0].depth = 0;
+  DepthControl fixed(4, false);
+  CHECK(fixed.choose(one, 1) == 0);
+  CHECK(one[0].depth == 4);
 }
 
 TEST_CASE("depth control: stalls of the machine, the first step among them, do not make it draft what never comes true") {

@@ -198,6 +198,7 @@ TEST_CASE("engine: logits requests give every position, chunked, beside running 
   WorldSpec spec;
   spec.kernels = engine->info().device == "cpu" ? engine->info().kernels : engine->info().device;
   spec.compute = DType::bf16;  // the engine's default
+  spec.deterministic = on_test_device({}).deterministic;
   spec.world = ranks_here.world;
   spec.expert_parallel = ranks_here.expert_parallel;
   TestModel model(kNano, spec, 256);

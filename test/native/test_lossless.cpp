@@ -5,9 +5,14 @@
 // SIGMOE_LOSSLESS_SAMPLES sets the continuations of each side. 100,000, the figure claimed, takes about an hour on two cores.
 // Where SIGMOE_LOSSLESS_FOLDER is set, continuations are kept there part by part and those of earlier runs are not drawn again:
 // a run that was cut off goes on where it stood. The folder belongs to one build; draws of other code are not told apart.
+// With SIGMOE_LOSSLESS_SHARD=i/n a process draws every n-th part from part i on, and compares nothing: n processes
+// share the work, and a last one without the variable compares. SIGMOE_LOSSLESS_KERNELS names the CPU path, so that processors
+// of several kinds may draw for one folder: a path's bits are the same on all of them. SIGMOE_TEST_DEVICE=cuda draws on a GPU;
+// an engine that cheats is always one of the CPU.
 #include <algorithm>
 #include <cmath>
 #include <condition_variable>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -80,49 +85,73 @@ std::vector<int32_t> context_of(size_t sampler) {
   return {static_cast<int32_t>(300 + 41 * sampler), 77, static_cast<int32_t>(1200 + 97 * sampler)};
 }
 
-// Continuations of one context under seeds that follow each other, from one engine.
-std::vector<Continuation> draw_part(const std::string& method, const std::vector<int32_t>& context, const Sampler& sampler,
-                                    uint64_t first_seed, int n) {
-  EngineOptions options;
-  options.max_num_seqs = 64;
-  options.max_waiting = n;
-  if (!method.empty()) {
-    options.speculation = method;
-    options.max_draft = kTokens - 1;
-    options.adaptive_depth = false;
-    if (method == "eagle3") options.draft = source_dir() + "/models/nano-eagle3";
-  }
-  const auto engine = Engine::load(source_dir() + "/models/nano", options);
-  std::mutex mutex;
-  std::condition_variable all_ended;
-  std::map<uint64_t, std::vector<int32_t>> tokens;
-  int n_ended = 0;
-  engine->set_listener([&](StepEvent&& event) {
-    const std::lock_guard lock(mutex);
-    for (size_t i = 0; i < event.requests.size(); ++i) {
-      tokens[event.requests[i]].push_back(event.tokens[i]);
-      n_ended += event.finish[i] != FinishReason::none;
-    }
-    if (n_ended == n) all_ended.notify_one();
-  });
-  GenerateRequest request;
-  request.prompt = context;
-  request.max_tokens = kTokens;
-  sampler.set(request);
-  for (int i = 0; i < n; ++i) {
-    request.seed = first_seed + i;
-    engine->submit(request);
-  }
-  std::unique_lock lock(mutex);
-  REQUIRE(all_ended.wait_for(lock, std::chrono::minutes(30), [&] { return n_ended == n; }));
-  std::vector<Continuation> out;
-  for (const auto& [id, ids] : tokens) {
-    REQUIRE(ids.size() == kTokens);
-    std::copy(ids.begin(), ids.end(), out.emplace_back().begin());
-  }
-  if (!method.empty() && method != "ngram") CHECK(engine->stats().accepted_tokens > 0);
-  return out;
+constexpr int kPart = 5000;  // continuations that are kept together
+
+// Where the engine of a draw runs.
+std::string device_asked() {
+  const char* device = std::getenv("SIGMOE_TEST_DEVICE");
+  return planted_bias == 0 && device && *device ? device : "cpu";
 }
+
+// An engine that draws continuations, one part after the other.
+class Drawer {
+ public:
+  explicit Drawer(const std::string& method) : checks_(!method.empty() && method != "ngram") {
+    EngineOptions options;
+    options.device = device_asked();
+    options.max_num_seqs = 64;
+    options.max_waiting = kPart;
+    if (const char* kernels = std::getenv("SIGMOE_LOSSLESS_KERNELS"); kernels && options.device == "cpu")
+      options.kernels = kernels;
+    if (!method.empty()) {
+      options.speculation = method;
+      options.max_draft = kTokens - 1;
+      options.adaptive_depth = false;
+      if (method == "eagle3") options.draft = source_dir() + "/models/nano-eagle3";
+    }
+    engine_ = Engine::load(source_dir() + "/models/nano", on_test_device(options));
+    engine_->set_listener([this](StepEvent&& event) {
+      const std::lock_guard lock(mutex_);
+      for (size_t i = 0; i < event.requests.size(); ++i) {
+        tokens_[event.requests[i]].push_back(event.tokens[i]);
+        n_ended_ += event.finish[i] != FinishReason::none;
+      }
+      ended_.notify_one();
+    });
+  }
+  ~Drawer() { engine_->shut_down(); }
+
+  // Continuations of one context under seeds that follow each other.
+  std::vector<Continuation> draw(const std::vector<int32_t>& context, const Sampler& sampler, uint64_t first_seed, int n) {
+    GenerateRequest request;
+    request.prompt = context;
+    request.max_tokens = kTokens;
+    sampler.set(request);
+    for (int i = 0; i < n; ++i) {
+      request.seed = first_seed + i;
+      engine_->submit(request);
+    }
+    std::unique_lock lock(mutex_);
+    REQUIRE(ended_.wait_for(lock, std::chrono::minutes(30), [&] { return n_ended_ == n; }));
+    std::vector<Continuation> out;
+    for (const auto& [id, ids] : tokens_) {
+      REQUIRE(ids.size() == kTokens);
+      std::copy(ids.begin(), ids.end(), out.emplace_back().begin());
+    }
+    tokens_.clear();
+    n_ended_ = 0;
+    if (checks_) CHECK(engine_->stats().accepted_tokens > 0);
+    return out;
+  }
+
+ private:
+  bool checks_;
+  std::mutex mutex_;
+  std::condition_variable ended_;
+  std::map<uint64_t, std::vector<int32_t>> tokens_;  // by request
+  int n_ended_ = 0;
+  std::unique_ptr<Engine> engine_;
+};
 
 // The part's continuations where an earlier run has left all of them; else none. A file is whole when it has its name.
 std::vector<Continuation> kept_part(const std::filesystem::path& file, int n) {
@@ -141,20 +170,41 @@ void keep_part(const std::filesystem::path& file, const std::vector<Continuation
   std::filesystem::rename(unfinished, file);
 }
 
-std::vector<Continuation> draw(const std::string& method, size_t sampler, uint64_t first_seed, int n) {
-  constexpr int kPart = 5000;
+// Which parts this process draws: those whose number is `index` modulo `count`.
+struct PartShare {
+  int index = 0, count = 1;
+  bool whole() const { return count == 1; }
+};
+
+PartShare shard_asked() {
+  PartShare shard;
+  const char* asked = std::getenv("SIGMOE_LOSSLESS_SHARD");
+  if (!asked) return shard;
+  REQUIRE(std::sscanf(asked, "%d/%d", &shard.index, &shard.count) == 2);
+  REQUIRE((shard.index >= 0 && shard.index < shard.count));
+  REQUIRE(std::getenv("SIGMOE_LOSSLESS_FOLDER"));
+  return shard;
+}
+
+// All n, or of a shard those it has.
+std::vector<Continuation> draw(const std::string& method, size_t sampler, uint64_t first_seed, int n, const PartShare& shard) {
+  static int n_parts = 0;
+  const std::string device = device_asked() == "cpu" ? "" : device_asked() + "-";
+  std::unique_ptr<Drawer> drawer;
   const std::vector<int32_t> context = context_of(sampler);
   const char* folder = std::getenv("SIGMOE_LOSSLESS_FOLDER");
   std::vector<Continuation> all;
   for (int done = 0; done < n; done += kPart) {
     const int m = std::min(kPart, n - done);
-    const std::string name = "sampler" + std::to_string(sampler) + "-" + (method.empty() ? "plain" : method) + "-seed" +
-                             std::to_string(first_seed + done) + "-bias" + std::to_string(planted_bias) + "-" +
+    const std::string name = device + "sampler" + std::to_string(sampler) + "-" + (method.empty() ? "plain" : method) +
+                             "-seed" + std::to_string(first_seed + done) + "-bias" + std::to_string(planted_bias) + "-" +
                              std::to_string(m) + ".i32";
+    if (n_parts++ % shard.count != shard.index) continue;
     std::vector<Continuation> part;
     if (folder) part = kept_part(std::filesystem::path(folder) / name, m);
     if (part.empty()) {
-      part = draw_part(method, context, kSamplers[sampler], first_seed + done, m);
+      if (!drawer) drawer = std::make_unique<Drawer>(method);
+      part = drawer->draw(context, kSamplers[sampler], first_seed + done, m);
       if (folder) keep_part(std::filesystem::path(folder) / name, part);
     }
     all.insert(all.end(), part.begin(), part.end());
@@ -250,21 +300,24 @@ TEST_CASE("lossless: the chi-squared tail is the textbook's") {
 
 TEST_CASE("lossless: no sampler tells drafted text from plain text, and every method's cheating is noticed") {
   const int n = n_samples(250);
+  const PartShare shard = shard_asked();
   std::vector<double> all;
   uint64_t seed = 1;
   const auto sample = [&](const std::string& method, size_t sampler) {
     seed += n;
-    return draw(method, sampler, seed, n);
+    return draw(method, sampler, seed, n, shard);
   };
   for (size_t sampler = 0; sampler < kSamplers.size(); ++sampler) {
     const std::vector<Continuation> plain = sample("", sampler);
     for (const std::string method : {"eagle3", "mtp", "ngram"}) {
-      const std::vector<double> p = compare(plain, sample(method, sampler));
+      const std::vector<Continuation> drafted = sample(method, sampler);
+      if (!shard.whole()) continue;
+      const std::vector<double> p = compare(plain, drafted);
       all.insert(all.end(), p.begin(), p.end());
       MESSAGE(kSamplers[sampler].name << ", " << method << ": least p " << *std::min_element(p.begin(), p.end()));
     }
   }
-  CHECK_FALSE(any_rejected(all, 0.01));
+  if (shard.whole()) CHECK_FALSE(any_rejected(all, 0.01));
 
   // A bias of a hundredth takes the full number of samples to be seen; fewer see a larger one.
   planted_bias = std::min(1.0, 0.01 * 100'000 / n);
@@ -272,7 +325,9 @@ TEST_CASE("lossless: no sampler tells drafted text from plain text, and every me
     return std::make_unique<CheatingBackend>(options);
   };
   for (const std::string method : {"eagle3", "mtp"}) {
-    const std::vector<double> p = compare(sample("", 1), sample(method, 1));
+    const std::vector<Continuation> plain = sample("", 1), biased = sample(method, 1);
+    if (!shard.whole()) continue;
+    const std::vector<double> p = compare(plain, biased);
     std::vector<double> with_others = all;
     with_others.insert(with_others.end(), p.begin(), p.end());
     MESSAGE("bias of " << planted_bias << ", " << method << ": least p " << *std::min_element(p.begin(), p.end()));
@@ -280,4 +335,5 @@ TEST_CASE("lossless: no sampler tells drafted text from plain text, and every me
   }
   planted_bias = 0;
   make_cpu_backend = nullptr;
+  if (!shard.whole()) MESSAGE("shard " << shard.index << " of " << shard.count << ": drawn, nothing compared");
 }

@@ -288,8 +288,8 @@ TEST_CASE("scheduler: drafts take what plain decoding leaves of budget and pages
     chunk.sequence->tokens.push_back(2);
   }
   Sequence &first = *scheduler.find(1), &second = *scheduler.find(2);
-  CHECK(scheduler.make_room_for_drafts(first, 4) == 4);
-  CHECK(scheduler.make_room_for_drafts(second, 4) == 4);
+  CHECK(scheduler.make_room_behind(first, 4) == 4);
+  CHECK(scheduler.make_room_behind(second, 4) == 4);
   first.drafts = {7, 8, 9, 10};
   second.drafts = {7, 8, 9, 10};
   chunks = scheduler.plan();
@@ -316,10 +316,10 @@ TEST_CASE("scheduler: drafts take what plain decoding leaves of budget and pages
 
   // Pages: what is free is taken, nobody gives way.
   CHECK(pool.available() == 0);
-  CHECK(scheduler.make_room_for_drafts(first, 500) == kPageTokens - first.length());
+  CHECK(scheduler.make_room_behind(first, 500) == kPageTokens - first.length());
   CHECK(scheduler.n_preemptions() == 0);
   CHECK(scheduler.remove(1) != nullptr);
-  CHECK(scheduler.make_room_for_drafts(second, 200) == 200);
+  CHECK(scheduler.make_room_behind(second, 200) == 200);
 }
 
 TEST_CASE("scheduler: random traffic keeps every invariant, starves nobody and never shows a page of another prefix") {
@@ -398,7 +398,7 @@ TEST_CASE("scheduler: random traffic keeps every invariant, starves nobody and n
           done.push_back(sequence.id);
         else if (sequence.samples && pick(0, 2) > 0) {
           const int64_t n = std::min<int64_t>(pick(0, 7), wanted[sequence.id] - sequence.length());
-          sequence.drafts.assign(scheduler.make_room_for_drafts(sequence, n), pick(3, 5));
+          sequence.drafts.assign(scheduler.make_room_behind(sequence, n), pick(3, 5));
         }
       }
       for (const uint64_t id : done) {

@@ -4,7 +4,9 @@ import { join } from 'node:path';
 import type { Command } from 'commander';
 import { describe, expect, test } from 'vitest';
 import { parse, parseAllDocuments } from 'yaml';
+import type { ServeFlags } from '../../lib/cli/commands/serve/flags.js';
 import { serveCommand } from '../../lib/cli/commands/serve.js';
+import { nodeOptions } from '../../lib/cli/nodes.js';
 import { Model } from '../../lib/index.js';
 import { buildApp } from '../../lib/server/index.js';
 import { nano, root } from '../helpers/files.js';
@@ -132,6 +134,57 @@ describe('deploy/kubernetes', () => {
       expect(flags.length).toBeGreaterThan(4);
       expect(flags.filter((flag) => !known.has(flag))).toEqual([]);
     }
+  });
+
+  test('the nodes of a LeaderWorkerSet take the same flags, find the leader, and share a secret', () => {
+    interface Pod {
+      metadata: { labels: Record<string, string> };
+      spec: {
+        terminationGracePeriodSeconds: number;
+        containers: [Container & { env: { name: string; valueFrom?: { secretKeyRef?: { name: string } } }[] }];
+      };
+    }
+    const set = find('nodes/leaderworkerset.yaml') as unknown as {
+      kind: string;
+      spec: { leaderWorkerTemplate: { size: number; restartPolicy: string; leaderTemplate: Pod; workerTemplate: Pod } };
+    };
+    const { size, restartPolicy, leaderTemplate: leader, workerTemplate: worker } = set.spec.leaderWorkerTemplate;
+    expect([set.kind, restartPolicy]).toEqual(['LeaderWorkerSet', 'RecreateGroupOnPodRestart']);
+    const [{ args, env, ports }] = leader.spec.containers;
+    expect(worker.spec.containers[0]).toMatchObject({ args, env });
+    expect(env.find(({ name }) => name === 'SIGMOE_WORLD_SECRET')?.valueFrom?.secretKeyRef?.name).toBeDefined();
+
+    // What the controller would put in place of its variables.
+    const command = serveCommand() as Command;
+    command.exitOverride().action(() => {});
+    const place = { LWS_GROUP_SIZE: String(size), LWS_LEADER_ADDRESS: 'sigmoe-0.sigmoe.sigmoe' };
+    const flagsOf = (rank: number): ServeFlags => {
+      const values: Record<string, string> = { ...place, LWS_WORKER_INDEX: String(rank) };
+      const filled = args
+        .slice(1)
+        .map((arg) => arg.replace(/\$\((\w+)\)/g, (_, name: string) => values[name] ?? expect.fail(name)));
+      command.parse(filled, { from: 'user' });
+      return command.opts<ServeFlags>();
+    };
+    const port = ports?.find(({ name }) => name === 'world')?.containerPort;
+    for (let rank = 0; rank < size; rank++) {
+      const flags = flagsOf(rank);
+      expect(nodeOptions(flags, {})).toMatchObject({ rank, count: size, address: place.LWS_LEADER_ADDRESS, port });
+      expect((flags.tensorParallelSize ?? 0) % size).toBe(0);
+      expect(leader.spec.terminationGracePeriodSeconds).toBeGreaterThan(flags.drainTimeout);
+    }
+    // Only leaders answer; pods of the set, whoever they are, reach each other.
+    const selected = find('nodes/service.yaml').spec.selector;
+    expect(leader.metadata.labels).toEqual(selected);
+    expect(worker.metadata.labels).not.toEqual(selected);
+    const { podSelector, ingress, egress } = find('nodes/network.yaml').spec as unknown as {
+      podSelector: { matchLabels: Record<string, string> };
+      ingress: { from: { podSelector?: object }[]; ports?: object[] }[];
+      egress: { to: { podSelector?: object }[] }[];
+    };
+    for (const pod of [leader, worker]) expect(pod.metadata.labels).toMatchObject(podSelector.matchLabels);
+    expect(ingress[0]).toEqual({ from: [{ podSelector }] });
+    expect(egress[0]).toEqual({ to: [{ podSelector }] });
   });
 
   test('probes ask a route of the server on its port, and allow for loading and draining', async () => {

@@ -4,6 +4,7 @@
 #include <fstream>
 
 #include "engine/bench/modes.h"
+#include "engine/bench/parallel.h"
 #include "engine/bench/speculation.h"
 
 namespace sigmoe {
@@ -22,6 +23,10 @@ double peak_resident_bytes() {
   for (std::string line; std::getline(status, line);)
     if (line.rfind("VmHWM:", 0) == 0) return std::stod(line.substr(6)) * 1024;
   return 0;
+}
+
+std::string name_of(const Options& options) {
+  return options.shape.empty() ? std::filesystem::path(options.model).filename().string() : options.shape;
 }
 
 Json facts_of(const BenchModel& model, const Meter& meter) {
@@ -67,6 +72,14 @@ std::string run_benchmark(const std::string& options_json, const std::function<v
   if (Json::parse(options_json, nullptr, false).contains("acceptance"))
     return measure_speculation(options_json, on_line, cancelled);
   const Options options = parse_options(options_json);
+  if (options.engine.tensor_parallel > 1) {
+    Json measured = measure_parallel(options, on_line, cancelled);
+    Json result = {{"machine", measured["machine"]}, {"shape", name_of(options)}};
+    if (options.model.empty()) result.update({{"dtype", options.dtype}, {"head", options.head}});
+    result["memory"] = {{"weightBytes", measured["weightBytes"]}, {"peakResidentBytes", peak_resident_bytes()}};
+    result["rows"] = measured["rows"];
+    return result.dump();
+  }
   std::vector<Json> plain;
   if (options.engine.deterministic && options.mode == "decode") plain = default_steps(options, on_line, cancelled);
 
@@ -80,7 +93,7 @@ std::string run_benchmark(const std::string& options_json, const std::function<v
   add_cost_of_determinism(meter.rows(), plain);
 
   result["machine"] = facts_of(model, meter);
-  result["shape"] = options.shape.empty() ? std::filesystem::path(options.model).filename().string() : options.shape;
+  result["shape"] = name_of(options);
   if (options.model.empty()) result.update({{"dtype", options.dtype}, {"head", options.head}});
   result["deterministic"] = options.engine.deterministic;
   result["memory"] = {{"weightBytes", model.weights.bytes}, {"peakResidentBytes", peak_resident_bytes()}};

@@ -21,10 +21,15 @@ struct BenchModel {
   std::string device_reason;
   ModelConfig config;
   ModelWeights weights;
+  int rank = 0, world = 1;  // of several, each with its part of the weights; parallel.h
+  Comm* comm = nullptr;
 };
 
 // Only the device, for what needs no weights.
 void open_device(BenchModel& model, const Options& options);
+
+// The weights, or this rank's part of them, once the device is open.
+void fill_model(BenchModel& model, const Options& options, const OnLine& on_line, const std::atomic<bool>* cancelled);
 
 BenchModel make_model(const Options& options, const OnLine& on_line, const std::atomic<bool>* cancelled);
 

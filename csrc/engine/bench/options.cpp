@@ -77,10 +77,15 @@ Options parse_options(const std::string& json) {
   in.read("kvCacheDtype", options.engine.kv_cache_dtype);
   in.read("deterministic", options.engine.deterministic);
   in.read("threads", options.engine.n_threads, 0, 1024);
+  in.read("tensorParallelSize", options.engine.tensor_parallel, 1, 8);
+  in.read("enableExpertParallel", options.engine.expert_parallel);
 
   const bool modes =
       options.mode == "model" || options.mode == "decode" || options.mode == "prefill" || options.mode == "kernels";
   require(modes, "bench mode '" + options.mode + "' asked for: no such mode", "use model, decode, prefill or kernels");
+  require(options.engine.tensor_parallel == 1 || (options.mode == "decode" && !options.engine.deterministic),
+          "bench " + options.mode + " on several ranks asked for",
+          "several ranks are measured by bench decode, not deterministic");
   require(options.model.empty() != options.shape.empty(), "bench needs either a model folder or a shape");
   require(!options.load || !options.model.empty(), "bench of loading needs a model folder");
   require(options.dtype == "fp8" || options.dtype == "bf16" || options.dtype == "int4",

@@ -14,10 +14,10 @@ Step::Step(BenchModel& model, int n_seqs, int n_tokens, int64_t context, int chu
       n_seqs_(n_seqs),
       context_(context),
       n_pages_each_(pages_for(context)),
-      heads_(shard_heads(config_, 0, 1)),
-      kv_(*model.backend, config_.n_layers, n_pages_each_ * n_seqs, config_.n_kv_heads, config_.head_dim),
+      heads_(shard_heads(config_, model.rank, model.world)),
+      kv_(*model.backend, config_.n_layers, n_pages_each_ * n_seqs, heads_.kv.size(), config_.head_dim),
       workspace_(config_, heads_, *model.backend, static_cast<int64_t>(n_seqs) * std::min(chunk, n_tokens), context, false),
-      graph_(config_, model.weights, heads_, *model.backend, nullptr, kv_, workspace_) {
+      graph_(config_, model.weights, heads_, *model.backend, model.comm, kv_, workspace_) {
   SIGMOE_CHECK(n_seqs == 1 || n_tokens == 1, "a step is many sequences of one row or one sequence of many");
   make_views(n_tokens, chunk);
   make_sampler();
@@ -105,7 +105,7 @@ void Step::use_noise() {
 }
 
 void Step::head() {
-  model_.backend->head_logits(workspace_.normed.as<float>(), head_rows_, n_seqs_, *model_.weights.lm_head, nullptr,
+  model_.backend->head_logits(workspace_.normed.as<float>(), head_rows_, n_seqs_, *model_.weights.lm_head, model_.comm,
                               model_.weights.vocab_widths, logits_.as<float>());
 }
 
@@ -123,15 +123,15 @@ std::vector<double> Step::touched_by_forward() {
 void Step::fill_cache() {
   constexpr int kRows = 4096;
   Backend& backend = *model_.backend;
-  const int64_t width = (config_.n_heads + 2 * config_.n_kv_heads) * config_.head_dim;
-  const AttentionShape shape{static_cast<int>(config_.n_heads), static_cast<int>(config_.n_kv_heads),
+  const int64_t width = (heads_.q.size() + 2 * heads_.kv.size()) * config_.head_dim;
+  const AttentionShape shape{static_cast<int>(heads_.q.size()), static_cast<int>(heads_.kv.size()),
                              static_cast<int>(config_.head_dim), static_cast<int>(config_.rotary_dim)};
   const int64_t total = context_ * n_seqs_;
   const int rows_at_once = static_cast<int>(std::min<int64_t>(kRows, total));
   const size_t n_noise = static_cast<size_t>(rows_at_once) * width;
   const DeviceBuffer qkv = backend.alloc(n_noise * sizeof(float), "random keys and values");
   const DeviceBuffer query = backend.alloc(
-      static_cast<size_t>(rows_at_once) * config_.n_heads * config_.head_dim * sizeof(float), "queries that nobody reads");
+      static_cast<size_t>(rows_at_once) * heads_.q.size() * config_.head_dim * sizeof(float), "queries that nobody reads");
   model_.device->fill(qkv.data(), DType::f32, n_noise, 1.7f, 13);
   // Every row is a sequence of its own here, so that one step may hold any positions of all sequences.
   for (int64_t first = 0; first < total; first += rows_at_once) {

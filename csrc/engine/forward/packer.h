@@ -20,6 +20,8 @@ class Packer {
     if (!values.empty()) std::memcpy(bytes_.data() + at, values.data(), values.size() * sizeof(T));
     return at;
   }
+  // With room behind the last array: backends copy whole kibibytes faster than other small sizes.
+  void end() { bytes_.resize((bytes_.size() + 1023) / 1024 * 1024); }
 
  private:
   std::vector<std::byte>& bytes_;

@@ -4,10 +4,14 @@
 #include <bit>
 #include <cstddef>
 #include <initializer_list>
+#include <utility>
 
+#include "backend/node_comm.h"
 #include "backend/thread_name.h"
 #include "engine/forward/bucket.h"
 #include "engine/forward/packer.h"
+#include "engine/forward/sampled_block.h"
+#include "engine/nodes/step_codec.h"
 
 namespace sigmoe {
 namespace {
@@ -25,30 +29,8 @@ int head_rows(const Backend& backend, const RunnerLimits& limits) {
 // A size that changes with the requests, rounded up so that it changes rarely.
 size_t room_for(size_t n) { return std::bit_ceil(std::max<size_t>(n, 64)); }
 
-// Where the sampler puts what it finds for `rows` rows: one piece of memory, so that one download brings it all.
-struct SampledBlock {
-  static constexpr size_t kRowBytes = (2 + 2 * kMaxLogprobs) * 4;
-  SampledBlock(std::byte* memory, int rows)
-      : tokens(reinterpret_cast<int32_t*>(memory)),
-        logprobs(reinterpret_cast<float*>(tokens + rows)),
-        top_ids(reinterpret_cast<int32_t*>(logprobs + rows)),
-        top_logprobs(reinterpret_cast<float*>(top_ids + static_cast<int64_t>(rows) * kMaxLogprobs)) {}
-
-  int32_t* tokens;
-  float* logprobs;
-  int32_t* top_ids;
-  float* top_logprobs;
-};
-
 // Marks of a step on the device; a drafting run has others.
 constexpr int kStepBegins = 0, kStepEnds = 1;
-
-void resize_samples(StepOutputs& outputs, int n_rows) {
-  outputs.tokens.resize(n_rows);
-  outputs.logprobs.resize(n_rows);
-  outputs.top_ids.resize(static_cast<size_t>(n_rows) * kMaxLogprobs);
-  outputs.top_logprobs.resize(static_cast<size_t>(n_rows) * kMaxLogprobs);
-}
 
 // Tells apart steps whose kernels take other arguments.
 uint64_t step_key(const BatchView& batch, const int32_t* feature_rows) {
@@ -134,6 +116,7 @@ RankRunner::DeviceStep RankRunner::upload(const StepInputs& inputs) {
   }
   const size_t from_at = packer.put(drafted_from), to_at = packer.put(drafted_to), masks = packer.put(inputs.masks),
                logits_row_ids = packer.put(inputs.logits_row_ids), mtp_row_ids = packer.put(inputs.mtp_row_ids);
+  packer.end();
   if (step_input_.bytes() < staging_.size()) step_input_ = backend_->alloc(staging_.size() * 2, "step inputs");
   backend_->upload(step_input_.data(), staging_.data(), staging_.size());
 
@@ -170,6 +153,11 @@ void RankRunner::shape(StepInputs& inputs) const {
 }
 
 void RankRunner::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace) {
+  launch(inputs, outputs, trace);
+  finish(outputs);
+}
+
+void RankRunner::launch(const StepInputs& inputs, StepOutputs& outputs, Trace* trace) {
   if (rank_ == 0)
     for (const SlotReset& reset : inputs.resets)
       backend_->reset_counts(counts_.as<uint32_t>() + reset.slot * config_.vocab_size, static_cast<int>(config_.vocab_size),
@@ -217,8 +205,18 @@ void RankRunner::run_whole(const StepInputs& inputs, const DeviceStep& step, con
   });
   if (inputs.timed) backend_->mark(kStepEnds);
   resize_samples(outputs, n_rows);
-  download_samples(inputs, 0, n_rows, outputs);
-  outputs.ms = inputs.timed && replays ? backend_->ms_between(kStepBegins, kStepEnds) : 0;
+  outputs.timed = inputs.timed && replays;
+  outputs.with_logprobs = wants_logprobs(inputs);
+  outputs.landing = n_launched_++ % Backend::kDownloads;
+  backend_->start_download(outputs.landing, step_output_.data(),
+                           outputs.with_logprobs ? step_output_.bytes() : n_rows * sizeof(int32_t));
+}
+
+void RankRunner::finish(StepOutputs& outputs) {
+  if (outputs.landing < 0) return;
+  std::byte* block = backend_->finish_download(std::exchange(outputs.landing, -1));
+  take_samples(block, head_rows_, outputs.with_logprobs, 0, static_cast<int>(outputs.tokens.size()), outputs);
+  outputs.ms = outputs.timed ? backend_->ms_between(kStepBegins, kStepEnds) : 0;
 }
 
 // Token ids are 32-bit words like floats, and copied like them.
@@ -267,17 +265,10 @@ void RankRunner::sample(const StepInputs& inputs, const DeviceStep& step, StepOu
 
 // What the sampler has just found for rows [first, first + n).
 void RankRunner::download_samples(const StepInputs& inputs, int first, int n, StepOutputs& outputs) {
-  const bool logprobs = std::any_of(inputs.sample_rows.begin(), inputs.sample_rows.end(),
-                                    [](const SampleRow& row) { return row.n_logprobs >= 0; });
-  if (!logprobs) return backend_->download(outputs.tokens.data() + first, step_output_.as<int32_t>(), n * sizeof(int32_t));
-  staging_.resize(step_output_.bytes());
+  const bool logprobs = wants_logprobs(inputs);
+  staging_.resize(logprobs ? step_output_.bytes() : n * sizeof(int32_t));
   backend_->download(staging_.data(), step_output_.data(), staging_.size());
-  const SampledBlock on_host(staging_.data(), head_rows_);
-  const auto alternatives = static_cast<int64_t>(first) * kMaxLogprobs;
-  std::copy_n(on_host.tokens, n, outputs.tokens.begin() + first);
-  std::copy_n(on_host.logprobs, n, outputs.logprobs.begin() + first);
-  std::copy_n(on_host.top_ids, n * kMaxLogprobs, outputs.top_ids.begin() + alternatives);
-  std::copy_n(on_host.top_logprobs, n * kMaxLogprobs, outputs.top_logprobs.begin() + alternatives);
+  take_samples(staging_.data(), head_rows_, logprobs, first, n, outputs);
 }
 
 void RankRunner::download_logits(const int32_t* row_ids, int n_rows, std::vector<float>& out) {
@@ -288,11 +279,13 @@ void RankRunner::download_logits(const int32_t* row_ids, int n_rows, std::vector
       [&](int first, int n) { backend_->download(out.data() + first * vocab, logits_.data(), n * vocab * sizeof(float)); });
 }
 
-World::World(int n_ranks, const MakeRank& make_rank) {
-  if (n_ranks > 1) comms_ = make_thread_world(n_ranks);
-  for (int rank = 0; rank < n_ranks; ++rank) runners_.push_back(make_rank(rank, comms_.empty() ? nullptr : comms_[rank].get()));
+World::World(int n_ranks, const MakeRank& make_rank, std::shared_ptr<Node> node) : node_(std::move(node)) {
+  const int n_here = node_ ? n_ranks / node_->count() : n_ranks, first = node_ ? node_->index() * n_here : 0;
+  if (n_ranks > 1) comms_ = node_ ? make_node_world(node_, n_here) : make_thread_world(n_here);
+  for (int rank = 0; rank < n_here; ++rank)
+    runners_.push_back(make_rank(first + rank, comms_.empty() ? nullptr : comms_[rank].get()));
   if (n_ranks == 1) return;
-  for (int rank = 1; rank < n_ranks; ++rank) threads_.emplace_back([this, rank] { rank_loop(rank); });
+  for (int rank = 1; rank < n_here; ++rank) threads_.emplace_back([this, rank] { rank_loop(rank); });
   try {
     on_every_rank([this](int rank) { runners_[rank]->backend().join(*comms_[rank]); });
   } catch (...) {
@@ -301,7 +294,15 @@ World::World(int n_ranks, const MakeRank& make_rank) {
   }
 }
 
-World::~World() { stop(); }
+World::~World() {
+  // Said before anything goes that nodes hold together: NCCL would wait for those that do not know.
+  if (node_ && std::uncaught_exceptions() > 0)
+    node_->fail(
+        EngineError(ErrorCode::device, node_->name_of(node_->index()) + " ended with an error; its own log says which"));
+  else if (node_)
+    node_->end();
+  stop();
+}
 
 void World::stop() {
   {
@@ -313,7 +314,13 @@ void World::stop() {
   threads_.clear();
 }
 
+void World::tell_nodes(const std::function<std::string()>& command) {
+  if (node_ && node_->leads()) node_->tell(command());
+}
+
 void World::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace) {
+  SIGMOE_CHECK(!trace || !node_, "traces are of one process");
+  tell_nodes([&] { return encode_step(inputs); });
   on_every_rank([&](int rank) {
     if (rank == 0) return runners_[0]->run(inputs, outputs, trace);
     StepOutputs ignored;
@@ -321,6 +328,11 @@ void World::run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace) {
     if (trace) forced.forced_ids = trace->forced_ids;
     runners_[rank]->run(inputs, ignored, forced.forced_ids.empty() ? nullptr : &forced);
   });
+}
+
+void World::launch(const StepInputs& inputs, StepOutputs& outputs) {
+  if (comms_.empty()) return runners_[0]->launch(inputs, outputs);
+  run(inputs, outputs);
 }
 
 void World::on_every_rank(const std::function<void(int rank)>& work) {
@@ -338,9 +350,10 @@ void World::on_every_rank(const std::function<void(int rank)>& work) {
   } catch (...) {
     own_failure = std::current_exception();
   }
-  if (own_failure && !threads_.empty()) fail(0, own_failure);
+  if (own_failure && !comms_.empty()) fail(0, own_failure);
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [&] { return n_unfinished_ == 0; });
+  if (node_) node_->check();  // what a rank elsewhere failed with is the cause of what failed here
   if (failure_) throw_broken();
   if (own_failure) std::rethrow_exception(own_failure);
 }
@@ -351,6 +364,11 @@ void World::fail(int rank, std::exception_ptr failure) {
     const std::lock_guard lock(mutex_);
     if (!failure_) failure_ = failure;
   }
+  if (node_) try {
+      std::rethrow_exception(failure);
+    } catch (const std::exception& error) {
+      node_->fail(EngineError(ErrorCode::device, node_->name_of(node_->index()) + " failed: " + error.what()));
+    }
   comms_[rank]->shut_down();
 }
 

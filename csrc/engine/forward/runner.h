@@ -7,10 +7,12 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <thread>
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/node.h"
 #include "engine/forward/graph.h"
 
 namespace sigmoe {
@@ -61,6 +63,9 @@ struct StepOutputs {
   std::vector<float> logits;        // (logits_row_ids, V)
   std::vector<float> mtp_logits;    // (mtp_row_ids, V)
   double ms = 0;  // of the device, from the first op to the last sampled token; 0: not measured, or not one to go by
+  // A step that was only launched: where its samples land (Backend::start_download). -1: everything above is there.
+  int landing = -1;
+  bool with_logprobs = false, timed = false;  // of such a step
 };
 
 struct RunnerLimits {
@@ -80,6 +85,12 @@ class RankRunner {
 
   // `outputs` is filled on the rank that samples (0) and ignored elsewhere.
   void run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace = nullptr);
+  // The same in two halves: a recorded step (outputs.landing >= 0) is only enqueued by the first, and one more may be launched
+  // before it is finished. That one may take its tokens from sampled_tokens(), with them as its chain.
+  void launch(const StepInputs& inputs, StepOutputs& outputs, Trace* trace = nullptr);
+  void finish(StepOutputs& outputs);
+  // On the device, of the step launched last, by its sampled rows.
+  const int32_t* sampled_tokens() const { return step_output_.as<int32_t>(); }
 
   // Brings a step to a size that recordings exist for, where the device has any.
   void shape(StepInputs& inputs) const;
@@ -89,6 +100,7 @@ class RankRunner {
   Graph& graph() { return graph_; }
   const ModelConfig& config() const { return config_; }
   Comm* comm() const { return comm_; }
+  const RunnerLimits& limits() const { return limits_; }
   const ModelWeights& weights() const { return weights_; }
   Workspace& workspace() { return workspace_; }
   const float* features() const { return features_.as<float>(); }  // (limits.features.n_rows, its width)
@@ -124,22 +136,31 @@ class RankRunner {
   DeviceBuffer step_input_;   // everything a step uploads, in one piece
   DeviceBuffer step_output_;  // tokens, logprobs and alternatives of a block of sampled rows
   std::vector<std::byte> staging_;
+  int n_launched_ = 0;  // recorded steps; their samples land in turns
 };
 
-// All ranks of a model in one process. Rank 0 runs on the caller's thread, the others on threads of their own.
+// All ranks of a model in one process. Rank 0 runs on the caller's thread, the others on threads of their own. Of a model on
+// several nodes (backend/node.h): the ranks of this one, counted from 0 here; what the leader's run, those of the others run,
+// too.
 class World {
  public:
-  // Makes rank r's runner; called on the constructing thread, in rank order.
+  // Makes rank r's runner, r counted over all nodes; called on the constructing thread, in rank order.
   using MakeRank = std::function<std::unique_ptr<RankRunner>(int rank, Comm* comm)>;
-  World(int n_ranks, const MakeRank& make_rank);
+  World(int n_ranks, const MakeRank& make_rank, std::shared_ptr<Node> node = nullptr);
   ~World();
 
   void run(const StepInputs& inputs, StepOutputs& outputs, Trace* trace = nullptr);
+  // RankRunner's; of several ranks no step is ever only launched.
+  void launch(const StepInputs& inputs, StepOutputs& outputs);
+  void finish(StepOutputs& outputs) { runners_[0]->finish(outputs); }
   // work(rank), on the thread of each rank at the same time; the first error of any is thrown when all have ended.
   void on_every_rank(const std::function<void(int rank)>& work);
 
   RankRunner& rank(int index) { return *runners_[index]; }
   int size() const { return static_cast<int>(runners_.size()); }
+  Node* node() const { return node_.get(); }  // null: one process
+  // Of the leader of several nodes: has the others do what on_every_rank() does next. Elsewhere nothing.
+  void tell_nodes(const std::function<std::string()>& command);
 
  private:
   void rank_loop(int rank);
@@ -147,6 +168,7 @@ class World {
   [[noreturn]] void throw_broken();
   void stop();
 
+  std::shared_ptr<Node> node_;
   std::vector<std::unique_ptr<Comm>> comms_;  // empty for one rank
   std::vector<std::unique_ptr<RankRunner>> runners_;
   std::vector<std::thread> threads_;

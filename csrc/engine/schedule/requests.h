@@ -22,6 +22,8 @@ struct Generation : Sequence {
 
   // The token that must come next whatever the logits say, or -1.
   int32_t forced_token() const { return thinking_.forced.empty() ? -1 : thinking_.forced[thinking_.n_forced]; }
+  // Whether what may be sampled depends on the token before it, by rules that the host keeps.
+  bool is_steered() const { return request.masked || !request.bad_words.empty() || request.thinking.budget >= 0; }
   // Appends the ids that a bad word would be completed by now, and the stop ids while the answer is too short.
   void append_bans(std::vector<int32_t>& bans) const;
   // Appends the words of what may be sampled now and returns true, or returns false when everything may.
@@ -40,10 +42,11 @@ struct Generation : Sequence {
 
   // What speculation knows of it; speculation.h.
   struct Drafting {
-    bool followed = false;    // a draft model sees its tokens
-    int64_t n_seen = 0;       // tokens whose features it has taken in
-    int32_t staged_row = -1;  // of the step's first row, when its features are not in the ring
-    bool refused = false;     // a mask has cut its drafts short
+    bool followed = false;      // a draft model sees its tokens
+    int64_t n_seen = 0;         // tokens whose features it has taken in
+    int64_t n_placed_from = 0;  // tokens from here on have theirs in the ring
+    int32_t staged_row = -1;    // of the step's first row, when its features are not in the ring
+    bool refused = false;       // a mask has cut its drafts short
     DraftRecord record;
   };
   Drafting drafting;

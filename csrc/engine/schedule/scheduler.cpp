@@ -108,10 +108,15 @@ int64_t Scheduler::budget_for_drafts() const {
   return prompts_wait ? left / 2 : left;
 }
 
-int64_t Scheduler::make_room_for_drafts(Sequence& sequence, int64_t n) {
+int64_t Scheduler::make_room_behind(Sequence& sequence, int64_t n) {
   const int64_t missing = pages_for(sequence.length() + n) - static_cast<int64_t>(sequence.pages.size());
   if (missing <= 0 || pool_.acquire(sequence.pages, missing)) return n;
   return std::max<int64_t>(0, static_cast<int64_t>(sequence.pages.size()) * kPageTokens - sequence.length());
+}
+
+bool Scheduler::only_goes_on_with(int64_t n_sequences) const {
+  if (n_running() != n_sequences || n_sequences > limits_.max_batched_tokens) return false;
+  return waiting_.empty() || (free_slots_.empty() && running_.back()->priority <= waiting_.begin()->second->priority);
 }
 
 // A waiting sequence that outranks running ones takes the place of the last of them, if it lacks a slot or pages.

@@ -72,9 +72,12 @@ class Scheduler {
   // After the step ran and what it sampled was appended: the chunk's tokens are in the cache, of its drafts those that became
   // tokens. What the others left there lies behind the sequence's end and is overwritten by the tokens that come instead.
   void commit(const Chunk& chunk);
-  // Takes pages for n drafts behind a running sequence's last token, as far as some are left: drafts never preempt anybody.
-  // Returns how many have room.
-  int64_t make_room_for_drafts(Sequence& sequence, int64_t n);
+  // Takes pages for n tokens behind a running sequence's last, drafts or ones to come, as far as some are left: they never
+  // preempt anybody. Returns how many have room.
+  int64_t make_room_behind(Sequence& sequence, int64_t n);
+  // Whether plan() could do no more than go on with the sequences that run, all n_sequences of them: nobody who waits could
+  // have a place.
+  bool only_goes_on_with(int64_t n_sequences) const;
 
   std::vector<uint64_t> ids() const;
   int64_t n_running() const { return static_cast<int64_t>(running_.size()); }

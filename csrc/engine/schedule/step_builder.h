@@ -3,6 +3,7 @@
 
 #include <functional>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "engine/forward/runner.h"
@@ -14,8 +15,8 @@ namespace sigmoe {
 // Whom a sampled row of a step belongs to. A generation's drafts make a chain of rows, of which those behind the first wrong
 // draft have no token.
 struct SampledRow {
-  Generation* generation = nullptr;
-  int64_t prompt_index = -1;  // the prompt token that the row scores; -1: the row samples the next token
+  Generation* generation = nullptr;  // null: it is gone
+  int64_t prompt_index = -1;         // the prompt token that the row scores; -1: the row samples the next token
 };
 
 // For benchmarks of models whose drafts nobody trained, which repeat themselves and never come true: another token in the place
@@ -29,7 +30,7 @@ class StepBuilder {
  public:
   StepBuilder(const std::vector<Chunk>& chunks, StepInputs& inputs, const Replay* replay = nullptr);
 
-  const std::vector<SampledRow>& sampled_rows() const { return sampled_rows_; }  // as many as inputs.sample_rows
+  std::vector<SampledRow> take_sampled_rows() { return std::move(sampled_rows_); }  // as many as inputs.sample_rows
 
  private:
   void add(const Chunk& chunk);

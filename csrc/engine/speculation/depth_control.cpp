@@ -20,8 +20,11 @@ constexpr double kLeastSpread = 1.25;       // of sizes, before the cost of a ro
 constexpr int kPlainEvery = 32;             // drafting steps before one goes without drafts
 constexpr int kSteady = 32;                 // drafting steps before one goes a place deeper, to see what that is worth
 constexpr int kLeastPatience = 8, kMostPatience = 1024;
-constexpr int kFollowOneIn = 8;  // new sequences, while drafting does not pay
+constexpr int kFollowOneIn = 8;  // new sequences, while drafting does not pay; half as many after each, down to the second
+constexpr int kFollowRarely = 64;
 constexpr double kRarely = 0.05;
+constexpr int kMostRest = 256;      // choices that are known ahead
+constexpr int kMostBarrenRest = 8;  // likewise, where nothing could be drafted
 
 }  // namespace
 
@@ -79,6 +82,7 @@ double CostBySize::at(int size) const {
 DepthControl::DepthControl(int max_depth, bool adaptive)
     : max_depth_(std::min(max_depth, kMaxDraftDepth)), adaptive_(adaptive) {
   rate_.fill(kFirstRate);
+  follow_one_in_ = kFollowOneIn;
 }
 
 DraftRecord DepthControl::begin() const {
@@ -89,8 +93,10 @@ DraftRecord DepthControl::begin() const {
 }
 
 bool DepthControl::worth_following() {
-  if (!adaptive_ || paying_ > kRarely) return true;
-  if (++n_unfollowed_ < kFollowOneIn) return false;
+  const bool pays = !adaptive_ || paying_ > kRarely;
+  if (pays) follow_one_in_ = kFollowOneIn;
+  if (!pays && ++n_unfollowed_ < follow_one_in_) return false;
+  if (!pays) follow_one_in_ = std::min(2 * follow_one_in_, kFollowRarely);
   n_unfollowed_ = 0;
   return true;
 }
@@ -119,16 +125,20 @@ DepthControl::Outlook DepthControl::try_depth(std::vector<DraftCandidate>& candi
   return {tokens, steps_.at(rows) + (deepest > 0 ? passes_.at(n_drafting) * deepest : 0)};
 }
 
-void DepthControl::choose(std::vector<DraftCandidate>& candidates, int n_rows) {
+int DepthControl::choose(std::vector<DraftCandidate>& candidates, int n_rows, int n_steps) {
   for (DraftCandidate& candidate : candidates) {
     candidate.most = std::clamp(candidate.most, 0, max_depth_);
     candidate.depth = adaptive_ ? 0 : candidate.most;
   }
-  if (!adaptive_ || candidates.empty()) return;
+  paying_ += ((pays_ ? 1.0 : 0.0) - paying_) * (1 - std::pow(1.0 - kCommonBlend, n_steps));
+  if (candidates.empty()) return kMostRest;
+  if (!adaptive_) return 0;
   if (++n_since_plain_ > kPlainEvery) {  // what a step without drafts costs changes too
     n_since_plain_ = 0;
-    return;
+    return 0;
   }
+  const bool barren = std::all_of(candidates.begin(), candidates.end(), [](const DraftCandidate& c) { return c.most == 0; });
+  n_barren_ = barren ? n_barren_ + n_steps : 0;
   const double plain = try_depth(candidates, n_rows, 0, 0).rate();
   double best = plain * kLeastGain;
   int best_depth = 0;
@@ -137,12 +147,14 @@ void DepthControl::choose(std::vector<DraftCandidate>& candidates, int n_rows) {
     if (rate > best) best = rate, best_depth = depth;
   }
   try_depth(candidates, n_rows, best_depth, plain);
-  paying_ += ((best_depth > 0 ? 1.0 : 0.0) - paying_) * kCommonBlend;
+  pays_ = best_depth > 0;
   int n_drafting = 0;
   const TrialCost cost = trial_cost(n_rows);
   for (DraftCandidate& candidate : candidates) {
     DraftRecord& record = *candidate.record;
-    record.on_trial = candidate.depth == 0 && candidate.most > 0 && ++record.n_idle >= patience(record, cost);
+    const bool idle = candidate.depth == 0 && candidate.most > 0;
+    if (idle) record.n_idle += n_steps;
+    record.on_trial = idle && record.n_idle >= patience(record, cost);
     if (record.on_trial) candidate.depth = 1;
     if (candidate.depth > 0) record.n_idle = 0;
     if (candidate.depth > 0 && candidate.depth < candidate.most && !record.on_trial && ++record.n_steady >= kSteady) {
@@ -151,7 +163,17 @@ void DepthControl::choose(std::vector<DraftCandidate>& candidates, int n_rows) {
     }
     n_drafting += candidate.depth > 0;
   }
-  if (n_drafting == 0) n_since_plain_ = 0;
+  if (n_drafting > 0) return 0;
+  n_since_plain_ = 0;
+  return rest(candidates, cost);
+}
+
+// Until the first trial is due; where nothing could be drafted, a little longer every time.
+int DepthControl::rest(const std::vector<DraftCandidate>& candidates, const TrialCost& cost) const {
+  int n = n_barren_ > 0 ? std::min(n_barren_ / kMostBarrenRest, kMostBarrenRest) : kMostRest;
+  for (const DraftCandidate& candidate : candidates)
+    if (candidate.most > 0) n = std::min(n, patience(*candidate.record, cost) - candidate.record->n_idle - 1);
+  return std::max(n, 0);
 }
 
 // Of one draft for one sequence, beside a step of n_rows.

@@ -3,8 +3,9 @@
 // A step of more rows costs more time and may give more tokens. What both come to is learned while running: the time of a step
 // by its rows, the time of a drafting pass by its sequences, and of every sequence how often the draft at each place of its
 // chain comes true once those before it have. Each step takes the depths with the most expected tokens per millisecond; zero
-// where drafting would lose, with trials to notice when that changes, as many as half a percent of the time pays for. A wrong
-// choice costs time, never a token.
+// where drafting would lose, with trials to notice when that changes, as many as half a percent of the time pays for. Between
+// trials there is nothing to choose: the caller is told for how long, and may leave out all that drafting needs until then. A
+// wrong choice costs time, never a token.
 #pragma once
 
 #include <array>
@@ -58,8 +59,9 @@ class DepthControl {
   // most of them while drafting does not pay.
   bool worth_following();
 
-  // Fills in the depths. n_rows: rows that the step has without any draft.
-  void choose(std::vector<DraftCandidate>& candidates, int n_rows);
+  // Fills in the depths. n_rows: rows that the step has without any draft; n_steps: steps since the last choice. Returns how
+  // many of the next choices would be to draft nothing, while the sequences stay the same.
+  int choose(std::vector<DraftCandidate>& candidates, int n_rows, int n_steps = 1);
 
   void observe_drafts(DraftRecord& record, int n_drafted, int n_accepted);
   void observe_step(int n_rows, double ms) { steps_.observe(n_rows, ms); }
@@ -81,13 +83,16 @@ class DepthControl {
   };
   TrialCost trial_cost(int n_rows) const;
   static int patience(const DraftRecord& record, const TrialCost& cost);
+  int rest(const std::vector<DraftCandidate>& candidates, const TrialCost& cost) const;
 
   int max_depth_;
   bool adaptive_;
   CostBySize steps_, passes_;
   std::array<float, kMaxDraftDepth> rate_;  // over all sequences
-  double paying_ = 1.0;                     // share of recent choices in which drafting paid
-  int n_unfollowed_ = 0, n_since_plain_ = 0;
+  double paying_ = 1.0;                     // share of recent steps for which drafting paid
+  bool pays_ = true;                        // for those since the last choice
+  int follow_one_in_, n_unfollowed_ = 0, n_since_plain_ = 0;
+  int n_barren_ = 0;  // steps since anything could be drafted
 };
 
 }  // namespace sigmoe

@@ -96,6 +96,7 @@ ModelDrafter::Chain ModelDrafter::upload_chain(const std::vector<DraftTask>& tas
                seq_offsets = packer.put(pass.seq_offsets), feature_rows = packer.put(pass.feature_rows),
                last_rows = packer.put(pass.last_rows), next_offsets = packer.put(offsets),
                page_tables = packer.put(pass.page_tables), next_positions = packer.put(positions);
+  packer.end();
   if (input_.bytes() < staging_.size()) input_ = backend_.alloc(staging_.size() * 2, "draft inputs");
   backend_.upload(input_.data(), staging_.data(), staging_.size());
   const auto at = [&](size_t offset) { return reinterpret_cast<const int32_t*>(input_.as<std::byte>() + offset); };

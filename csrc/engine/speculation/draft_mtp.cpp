@@ -1,6 +1,7 @@
 // The checkpoint's own MTP layer as a draft: reads the final hidden states, shares embeddings and head, and is run again on
 // its own output for every further token; reference/model.md 3.3. Its weights are sharded like the target's, so every rank runs
 // it.
+#include "engine/nodes/step_codec.h"
 #include "engine/speculation/draft_model.h"
 
 namespace sigmoe {
@@ -41,6 +42,7 @@ class ShardedMtpDrafter : public Drafter {
     return total;
   }
   void draft(std::vector<DraftTask>& tasks, DraftTrace* trace) override {
+    world_.tell_nodes([&] { return encode_drafts(tasks); });
     std::vector<std::vector<DraftTask>> copies(ranks_.size() - 1, tasks);
     world_.on_every_rank([&](int rank) {
       if (rank == 0)
@@ -62,7 +64,7 @@ std::unique_ptr<Drafter> make_mtp_drafter(RankRunner& target, const DrafterLimit
 }
 
 std::unique_ptr<Drafter> make_mtp_drafter(World& world, const DrafterLimits& limits) {
-  if (world.size() == 1) return make_mtp_drafter(world.rank(0), limits);
+  if (world.size() == 1 && !world.node()) return make_mtp_drafter(world.rank(0), limits);
   return std::make_unique<ShardedMtpDrafter>(world, limits);
 }
 

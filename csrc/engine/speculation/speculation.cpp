@@ -9,12 +9,6 @@ namespace sigmoe {
 Speculation::Speculation(std::unique_ptr<Drafter> drafter, int max_depth, bool adaptive, int max_seqs)
     : drafter_(std::move(drafter)), control_(max_depth, adaptive), n_ring_rows_(max_seqs * kRingRows) {}
 
-// Whether what a row may sample depends on the drafts before it.
-bool Speculation::host_needs_drafts(const Sequence& sequence) {
-  const GenerateRequest& request = static_cast<const Generation&>(sequence).request;
-  return request.masked || !request.bad_words.empty() || request.thinking.budget >= 0;
-}
-
 bool Speculation::may_draft(const Generation& generation) { return generation.request.max_draft != 0; }
 
 void Speculation::begin(Generation& generation) {
@@ -22,6 +16,8 @@ void Speculation::begin(Generation& generation) {
   drafting.followed = may_draft(generation) && control_.worth_following();
   drafting.n_seen = generation.n_computed;
   drafting.staged_row = -1;
+  drafting.n_placed_from = 0;
+  rest_ = 0;
   if (!drafting.record.begun) drafting.record = control_.begin();
 }
 
@@ -31,6 +27,11 @@ void Speculation::place_features(const std::vector<Chunk>& chunks, StepInputs& i
     return chunk.sequence->samples && static_cast<Generation*>(chunk.sequence)->drafting.followed;
   };
   if (!drafter_->reads_features() || std::none_of(chunks.begin(), chunks.end(), is_followed)) return;
+  if (rest_ > kRingRows) {
+    for (const Chunk& chunk : chunks)
+      if (chunk.sequence->samples) static_cast<Generation*>(chunk.sequence)->drafting.n_placed_from = chunk.begin + chunk.n;
+    return;
+  }
   inputs.feature_rows.reserve(inputs.n_tokens());
   for (const Chunk& chunk : chunks) {
     const int32_t staged = n_ring_rows_ + static_cast<int32_t>(inputs.feature_rows.size());
@@ -109,6 +110,12 @@ void Speculation::forget_device_drafts(Scheduler& scheduler) {
 }
 
 void Speculation::draft(const std::vector<Chunk>& chunks, Scheduler& scheduler, int64_t context) {
+  ++n_since_choice_;
+  if (rest_ > 0) {
+    const bool fewer = 4 * chunks.size() < 3 * n_chosen_;  // another choice may be right for them
+    rest_ = fewer ? 0 : rest_ - 1;
+    return;
+  }
   forget_device_drafts(scheduler);
   std::vector<DraftTask> tasks;
   std::vector<DraftCandidate> candidates;  // the first tasks
@@ -130,17 +137,20 @@ void Speculation::draft(const std::vector<Chunk>& chunks, Scheduler& scheduler, 
         task.begin = chunk.begin;
         task.first_feature_row = drafting.staged_row;
       } else {
-        task.begin = std::max(drafting.n_seen, task.end - kRingRows);
+        task.begin = std::max({drafting.n_seen, drafting.n_placed_from, task.end - kRingRows});
         task.feature_rows = kRingRows;
         task.ring_row = generation.slot * kRingRows;
       }
-      if (goes_on) candidates.push_back({&drafting.record, most_drafts(generation, context)});
+      const bool seen = !drafter_->reads_features() || task.begin < task.end;
+      if (goes_on) candidates.push_back({&drafting.record, seen ? most_drafts(generation, context) : 0});
       tasks.push_back(std::move(task));
     }
-  control_.choose(candidates, n_rows);
+  rest_ = control_.choose(candidates, n_rows, std::exchange(n_since_choice_, 0));
+  n_chosen_ = chunks.size();
+  if (reads_prompts || n_rows < static_cast<int>(chunks.size())) rest_ = 0;
   for (size_t i = 0; i < candidates.size(); ++i)
     if (candidates[i].depth > 0)
-      tasks[i].depth = static_cast<int>(scheduler.make_room_for_drafts(*tasks[i].sequence, candidates[i].depth));
+      tasks[i].depth = static_cast<int>(scheduler.make_room_behind(*tasks[i].sequence, candidates[i].depth));
   // A step's tokens are taken in when something is drafted behind them, and those of a prompt always.
   std::erase_if(tasks, [&](const DraftTask& task) {
     const bool of_prompt = task.feature_rows == 0 || task.sequence->n_pending() > 1;
@@ -155,7 +165,8 @@ void Speculation::make(std::vector<DraftTask>& tasks, bool reads_prompts) {
   drafter_->draft(tasks);
   const auto on_device = [](const DraftTask& task) { return !task.drafts.empty() && task.drafts[0] < 0; };
   const bool stay = std::any_of(tasks.begin(), tasks.end(), on_device);
-  if (stay && std::any_of(tasks.begin(), tasks.end(), [](const DraftTask& task) { return host_needs_drafts(*task.sequence); }))
+  if (stay && std::any_of(tasks.begin(), tasks.end(),
+                          [](const DraftTask& task) { return static_cast<const Generation&>(*task.sequence).is_steered(); }))
     drafter_->fetch(tasks);
   const double ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
   int deepest = 0;

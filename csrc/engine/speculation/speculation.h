@@ -4,7 +4,8 @@
 // A draft model must have seen every token of a sequence before it drafts for it. While it drafts, it takes each step's tokens
 // in at once. While depth control holds it back, features of the last kRingRows tokens wait in a ring, so that a trial costs
 // one pass for many steps; after a longer pause the tokens in between are never seen, and the drafts are a little worse for it.
-// So are they behind a prefix that the cache held: its last position was drafted from with another next token.
+// So are they behind a prefix that the cache held: its last position was drafted from with another next token. Where no trial
+// is due before the ring would have been written anew (rests()), nothing is kept and nothing chosen.
 //
 // Where the device records passes, drafts stay there: the step that checks them reads them where they lie, and the host never
 // waits for them, unless something it has to say depends on which they are.
@@ -41,6 +42,8 @@ class Speculation {
   // The sequence was given a slot; of its tokens those that the prefix cache held are computed.
   void begin(Generation& generation);
   void place_features(const std::vector<Chunk>& chunks, StepInputs& inputs) const;
+  // Whether nothing will be drafted behind the step that was launched last, whatever it gives.
+  bool rests() const { return rest_ > 0; }
   // n_taken: tokens the chunk's sequence was given by the step. ended: and with the last of them it ended.
   void observe(const Chunk& chunk, int64_t n_taken, bool ended);
   bool wants_time(const std::vector<Chunk>& chunks, bool marks_cost);
@@ -54,7 +57,6 @@ class Speculation {
  private:
   static int rows_to_time(const std::vector<Chunk>& chunks);
   static bool may_draft(const Generation& generation);
-  static bool host_needs_drafts(const Sequence& sequence);
   void forget_device_drafts(Scheduler& scheduler);
   int most_drafts(const Generation& generation, int64_t context) const;
   void make(std::vector<DraftTask>& tasks, bool reads_prompts);
@@ -68,6 +70,9 @@ class Speculation {
   std::vector<uint64_t> on_device_;
   int n_timed_ = 0, timed_depth_ = 0;
   int n_untimed_ = 0;  // steps without drafts since the start
+  // The last choice: for how many steps it still holds, how many there were since, and of how many sequences it was.
+  int rest_ = 0, n_since_choice_ = 0;
+  size_t n_chosen_ = 0;
 };
 
 }  // namespace sigmoe

@@ -2,7 +2,7 @@
 import os from 'node:os';
 import Table from 'cli-table3';
 import { Command } from 'commander';
-import { inspect, type ModelInfo } from '../../index.js';
+import { inspect, type MemoryPlan, type ModelInfo, memoryPlan } from '../../index.js';
 import { addModelFlags, type ModelFlags, number } from '../flags.js';
 import { bytes, count, integer, json, percent } from '../format.js';
 import { findModel } from '../load.js';
@@ -12,6 +12,8 @@ interface InspectFlags extends ModelFlags {
   json?: boolean;
   tensorParallelSize?: number;
   enableExpertParallel?: boolean;
+  context?: number;
+  maxBatchedTokens?: number;
 }
 
 export function inspectCommand(): Command {
@@ -21,13 +23,16 @@ export function inspectCommand(): Command {
     .argument('<model>', 'model folder, or owner/name of a hub')
     .option('--tensor-parallel-size <n>', 'show what each of so many ranks would keep', number)
     .option('--enable-expert-parallel', 'with whole experts on each rank')
+    .option('--context <tokens>', 'plan memory for so many tokens of KV cache; default: the context of the model', number)
+    .option('--max-batched-tokens <n>', 'and for prompts read in chunks of so many tokens; default: 512', number)
     .option('--json', 'print one JSON object')
     .addHelpText('after', '\nExample:\n  sigmoe inspect models/nano');
   return addModelFlags(command).action(async (model: string, flags: InspectFlags) => {
-    const { tensorParallelSize, enableExpertParallel } = flags;
+    const { tensorParallelSize, enableExpertParallel, context, maxBatchedTokens } = flags;
     const info = await inspect((await findModel(model, flags)).path, { tensorParallelSize, enableExpertParallel });
     const fit = whatFits(info, availableBytes());
-    await write(flags.json ? `${json({ ...describe(info), fit }, 2)}\n` : `${report(info, fit)}\n`);
+    const plan = memoryPlan(info, { context, maxBatchedTokens });
+    await write(flags.json ? `${json({ ...describe(info), plan, fit }, 2)}\n` : `${report(info, plan, fit)}\n`);
   });
 }
 
@@ -61,7 +66,7 @@ function describe({ path, architecture, context, vocabSize, weightFormat, shape,
   return { path, architecture, weightFormat, context, vocabSize, shape, parameters, memory, ranks };
 }
 
-function report(info: ModelInfo, fit: Fit): string {
+function report(info: ModelInfo, plan: MemoryPlan, fit: Fit): string {
   const { shape, parameters, memory } = info;
   const plain = { chars: noBorders, style: { head: [], border: [], 'padding-left': 0, 'padding-right': 2 } };
   const facts = new Table(plain);
@@ -83,6 +88,7 @@ function report(info: ModelInfo, fit: Fit): string {
     ['checkpoint', bytes(memory.checkpointBytes)],
     ['in memory', `${bytes(memory.weightBytes)} of weights, ${bytes(memory.kvBytesPerToken)} of KV cache a token`],
     ['whole context', wholeContext(info)],
+    ['memory plan', planned(plan)],
   );
 
   const parts = new Table({ ...plain, head: ['part', 'parameters', 'share'], colAligns: ['left', 'right', 'right'] });
@@ -116,6 +122,14 @@ function rankTable({ ranks }: ModelInfo): string {
     table.push([String(rank), bytes(weightBytes), bytes(kvBytesPerToken)]);
   }
   return `${table.toString()}\n\n`;
+}
+
+/** All of it for one context, read in chunks: the estimate of what a device needs. */
+function planned({ context, maxBatchedTokens, weightBytes, kvBytes, workspaceBytes, totalBytes }: MemoryPlan): string {
+  return (
+    `${bytes(totalBytes)} for ${integer(context)} tokens in chunks of ${integer(maxBatchedTokens)}: ${bytes(weightBytes)} of weights, ` +
+    `${bytes(kvBytes)} of KV cache, about ${bytes(workspaceBytes)} of workspace`
+  );
 }
 
 /** The KV cache of a sequence as long as the model allows; FP8 has a scale beside each head's values. */

@@ -1,12 +1,13 @@
 /** sigmoe serve: the OpenAI-compatible server, until SIGTERM or Ctrl-C. */
 import { Command } from 'commander';
-import { type LoadOptions, Model, selftest } from '../../index.js';
+import { follow, type LoadOptions, Model, type NodeOptions, selftest } from '../../index.js';
 import type { ApiKey, Logger, LogLevel, RunningServer, ServerOptions } from '../../server/index.js';
 import { CliError, EXIT_INTERRUPTED, EXIT_USAGE } from '../failure.js';
 import { engineOptions } from '../flags.js';
 import { readText } from '../input.js';
 import { interruptible } from '../interrupt.js';
 import { findModel, readNotice } from '../load.js';
+import { nodeOptions } from '../nodes.js';
 import { write } from '../terminal.js';
 import { failureOf } from './selftest.js';
 import { addServeFlags, readForeignFlags, type ServeFlags } from './serve/flags.js';
@@ -29,11 +30,17 @@ export function serveCommand(): Command {
 async function run(argument: string | undefined, given: ServeFlags, command: Command): Promise<void> {
   const named = modelPath(argument, given);
   const ineffective = readForeignFlags(command);
+  const node = nodeOptions(given, process.env);
   const { path, flags } = await interruptible((signal) => findModel(named, given, signal));
   // Loaded here, so that other commands need not wait for the parts of the server.
   const server = await import('../../server/index.js');
   const log = server.createLog(logLevel(flags), process.stderr);
   const load = await loadOptions(flags);
+  if (node !== undefined) {
+    load.node = node;
+    load.tensorParallelSize ??= node.count;
+    if (node.rank > 0) return await followLeader(path, { ...load, node }, flags, log);
+  }
   const notice = await readNotice(path);
   const options = await serverOptions(named, notice, flags, log, server);
   for (const line of ineffective) log.info(line);
@@ -81,6 +88,34 @@ async function loadTested(path: string, load: LoadOptions, flags: ServeFlags, lo
   }
 }
 
+/**
+ * A node that does not serve. A signal does not end it at once: the leader, which had the same signal, may be finishing answers,
+ * and ends its followers when it is done.
+ */
+async function followLeader(
+  path: string,
+  load: LoadOptions & { node: NodeOptions },
+  { drainTimeout }: ServeFlags,
+  log: Logger,
+): Promise<void> {
+  const { rank, count, address, port } = load.node;
+  log.info({ rank, count, leader: `${address}:${port}` }, 'following');
+  const aborted = new AbortController();
+  let patience: NodeJS.Timeout | undefined;
+  void signalled(log, 'waiting for the leader to end; a second signal ends at once').then(() => {
+    patience = setTimeout(() => aborted.abort(), drainTimeout * 1000);
+  });
+  try {
+    await follow(path, { ...load, signal: aborted.signal, onReady: () => log.info({ rank }, 'ready') });
+    log.info('the leader has ended');
+  } catch (error) {
+    if (!aborted.signal.aborted) throw error;
+    log.warn('ended before the leader');
+  } finally {
+    clearTimeout(patience);
+  }
+}
+
 async function end(running: RunningServer, { drainTimeout }: ServeFlags, log: Logger): Promise<void> {
   const cut = await running.close(drainTimeout * 1000);
   if (cut > 0) log.warn({ cut }, 'requests still ran at the end of the drain timeout and were cut off');
@@ -88,13 +123,13 @@ async function end(running: RunningServer, { drainTimeout }: ServeFlags, log: Lo
 }
 
 /** Settles at the first SIGTERM or SIGINT. A second one ends the process at once. */
-function signalled(log: Logger): Promise<void> {
+function signalled(log: Logger, meaning = 'draining: no new requests; a second signal ends at once'): Promise<void> {
   return new Promise((resolve) => {
     let count = 0;
     const on = (name: NodeJS.Signals) => {
       count += 1;
       if (count > 1) process.exit(name === 'SIGINT' ? EXIT_INTERRUPTED : 143);
-      log.info({ signal: name }, 'draining: no new requests; a second signal ends at once');
+      log.info({ signal: name }, meaning);
       resolve();
     };
     process.on('SIGTERM', on).on('SIGINT', on);

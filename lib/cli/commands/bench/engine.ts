@@ -14,6 +14,12 @@ export function benchDecodeCommand(): Command {
   return engineCommand('decode', 'measure decode steps by batch size, and every op of them')
     .option('--batch <sizes>', 'sequences of a step, such as 1,8,32,128', list)
     .option('--context <tokens>', 'tokens in the cache, the own one included; a list, such as 1024,32768', list)
+    .option(
+      '--tensor-parallel-size <n>',
+      'ranks that share the model, up to 8: whole steps, and their sums over ranks',
+      integer,
+    )
+    .option('--enable-expert-parallel', 'whole experts on each of them')
     .addHelpText('after', '\nExample:\n  sigmoe bench decode --shape ling-mini-2.0:3 --batch 1,4 --repeats 5');
 }
 

@@ -19,6 +19,9 @@ interface EngineResult {
     copyGbps?: number;
     matrixGflops?: number;
     matrixFp8Gflops?: number;
+    /** Of several ranks: what one reads of another's memory, and a meeting of all that carries nothing. */
+    linkGbps?: number;
+    meetingMicroseconds?: number;
   };
   shape: string;
   rows: EngineRow[];
@@ -27,6 +30,9 @@ interface EngineResult {
 interface EngineRow {
   phase: 'decode' | 'prefill' | 'kernels' | 'load';
   part: string;
+  ranks?: number;
+  /** Of several ranks: `whole` ones on each, or each `in parts` on all. */
+  experts?: string;
   batch?: number;
   prompt?: number;
   rows?: number;
@@ -116,18 +122,38 @@ function report({ machine, shape, rows }: EngineResult): string {
   return `${shape} on ${machine.name}, ${machine.kernels}; bounds of this run: ${ceilings(machine)}\n${table.toString()}`;
 }
 
-function ceilings({ readGbps, copyGbps, matrixGflops, matrixFp8Gflops }: EngineResult['machine']): string {
+function ceilings({
+  readGbps,
+  copyGbps,
+  matrixGflops,
+  matrixFp8Gflops,
+  linkGbps,
+  meetingMicroseconds,
+}: EngineResult['machine']): string {
   const known = [
     readGbps === undefined ? '' : `read ${measure(readGbps)} GB/s`,
     copyGbps === undefined ? '' : `copy ${measure(copyGbps)} GB/s`,
     matrixGflops === undefined ? '' : `matrix ${measure(matrixGflops)} GFLOP/s`,
     matrixFp8Gflops === undefined ? '' : `in FP8 ${measure(matrixFp8Gflops)} GFLOP/s`,
+    linkGbps === undefined ? '' : `link ${measure(linkGbps)} GB/s`,
+    meetingMicroseconds === undefined ? '' : `meeting ${measure(meetingMicroseconds)} us`,
   ].filter((text) => text !== '');
   return known.join(', ') || 'not measured on this device';
 }
 
-function size({ batch, prompt, rows, rowsPerExpert, context, distinctExperts, timesDefault }: EngineRow): string {
+function size({
+  ranks,
+  experts,
+  batch,
+  prompt,
+  rows,
+  rowsPerExpert,
+  context,
+  distinctExperts,
+  timesDefault,
+}: EngineRow): string {
   return [
+    ranks === undefined ? '' : `${ranks} ranks, experts ${experts}`,
     batch === undefined ? '' : `batch ${batch}`,
     prompt === undefined ? '' : `prompt ${prompt}`,
     rows === undefined ? '' : `${rows} rows`,

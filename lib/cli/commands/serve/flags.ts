@@ -5,8 +5,9 @@
 import type { Command } from 'commander';
 import { CliError, EXIT_USAGE } from '../../failure.js';
 import { addEngineFlags, type EngineFlags, integer, number } from '../../flags.js';
+import type { NodeFlags } from '../../nodes.js';
 
-export interface ServeFlags extends EngineFlags {
+export interface ServeFlags extends EngineFlags, NodeFlags {
   model?: string;
   servedModelName?: string[];
   host: string;
@@ -55,7 +56,7 @@ const WITHOUT_EFFECT: readonly (readonly [flags: string, why: string])[] = [
   ['--load-format <name>', 'checkpoints are safetensors'],
   ['--tokenizer-mode <name>', 'there is one'],
   ['--attention-backend <name>', 'there is one'],
-  ['--distributed-executor-backend <name>', 'one process runs all ranks'],
+  ['--distributed-executor-backend <name>', 'ranks are threads of this process, or of the nodes that --nnodes counts'],
 ];
 
 /** vLLM's flags for what is not built here; 1 is what there is. */
@@ -107,6 +108,19 @@ export function addServeFlags(command: Command): Command {
       '--selftest [recording]',
       'serve only once the model answers as recorded; default: selftest.json of the model folder',
     );
+  command
+    .optionsGroup(
+      'Several processes or machines (also MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE):',
+    )
+    .option('--nnodes <n>', 'processes that share the ranks of the model; rank 0 serves, the others follow it', positive)
+    .option('--node-rank <n>', 'this one of them', integer)
+    .option('--master-addr <address>', 'of rank 0, which listens there for the others; set SIGMOE_WORLD_SECRET on all')
+    .option('--master-port <n>', 'likewise; default: 29500', integer)
+    .option('--dist-init-addr <address:port>', 'both in one')
+    .option('--headless', 'does not serve (any rank but 0 does not)')
+    .option('--allow-no-world-secret', 'do without the secret: any machine of the network may take a place or lead')
+    .option('--node-join-timeout <s>', 'how long to wait until all are there; default: 600', number)
+    .option('--node-timeout <s>', 'one that is silent for longer is lost, and the model with it; default: 30', number);
   for (const flag of ONE_ONLY) command.addOption(command.createOption(`${flag} <n>`, '1').argParser(integer).hideHelp());
   for (const [flag, why] of WITHOUT_EFFECT) command.addOption(command.createOption(flag, why).hideHelp());
   return command;

@@ -1,0 +1,13 @@
+# Flags of nvcc by its version, as a list; empty: too old, Hopper's instructions came with 12.0.
+function(sigmoe_cuda_flags version out)
+  set(flags "")
+  if(version VERSION_GREATER_EQUAL 12.0)
+    list(APPEND flags --expt-relaxed-constexpr)
+    if(version VERSION_GREATER_EQUAL 12.8)
+      list(APPEND flags --compress-mode=size)
+    else()
+      list(APPEND flags -Xfatbin=-compress-all)
+    endif()
+  endif()
+  set(${out} "${flags}" PARENT_SCOPE)
+endfunction()
