@@ -157,7 +157,7 @@ export function readLoadOptions(options: LoadOptions): NativeEngineOptions {
   checkCallback('onProgress', options.onProgress);
   const count = (name: keyof LoadOptions, fallback: number, min: number, max: number) =>
     checkNumber(name, options[name] ?? fallback, { min, max, integer: true });
-  const kernels = ['auto', 'reference', 'generic', 'avx2', 'avx512', 'avx512bf16', 'amx'] as const;
+  const kernels = ['auto', 'reference', 'generic', 'avx2', 'avx512', 'avx512bf16', 'amx', 'mma'] as const;
   return {
     device: checkOneOf('device', options.device ?? 'auto', ['auto', 'cpu', 'cuda', 'ascend', 'ascend-twin']),
     kernels: checkOneOf('kernels', options.kernels ?? 'auto', kernels),

@@ -13,8 +13,11 @@ export interface LoadOptions extends ModelSource {
    * `ascend-twin` runs the Ascend kernels on the CPU, for tests; `auto` never picks it.
    */
   device?: 'auto' | 'cpu' | 'cuda' | 'ascend' | 'ascend-twin' | undefined;
-  /** CPU instruction path. Default `auto`: the fastest this machine has. */
-  kernels?: 'auto' | 'reference' | 'generic' | 'avx2' | 'avx512' | 'avx512bf16' | 'amx' | undefined;
+  /**
+   * Which of a device's kernels. Default `auto`: the fastest this machine has. `mma` is of CUDA: many rows as on cards before
+   * Hopper, on any card; the others are instruction paths of the CPU.
+   */
+  kernels?: 'auto' | 'reference' | 'generic' | 'avx2' | 'avx512' | 'avx512bf16' | 'amx' | 'mma' | undefined;
   /** Type of activations. `float32` is for comparison with goldens; `int8` (W8A8) is for Ascend alone. Default `bfloat16`. */
   compute?: 'bfloat16' | 'float32' | 'int8' | undefined;
   /**

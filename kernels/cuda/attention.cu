@@ -9,6 +9,7 @@
 #include "cuda/device.cuh"
 #include "cuda/kv_address.cuh"
 #include "cuda/kv_fp8.cuh"
+#include "cuda/mma_attention.h"
 #include "cuda/ops.h"
 
 namespace sigmoe::cuda {
@@ -101,6 +102,7 @@ struct SplitArgs {
   BatchView batch;
   AttentionShape shape;
   int first_row, n_splits_max;
+  int most_rows;  // not 0: row i is row i % most_rows of sequence i / most_rows, if that has at most most_rows
   const float* q;
   const __nv_bfloat16 *k, *v;
   float* partial;     // (rows, H, splits, partial_width): sums, then maximum (base 2) and total
@@ -121,7 +123,14 @@ __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const
   wait_for_previous();
 
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
-  const int split = blockIdx.x, kv_head = blockIdx.y, local_row = blockIdx.z, t = args.first_row + local_row;
+  const int split = blockIdx.x, kv_head = blockIdx.y, local_row = blockIdx.z;
+  int t = args.first_row + local_row;
+  if (args.most_rows > 0) {
+    const int seq = t / args.most_rows, begin = args.batch.seq_offsets[seq], n_rows = args.batch.seq_offsets[seq + 1] - begin;
+    const int row = t % args.most_rows;
+    if (n_rows > args.most_rows || row >= n_rows) return;
+    t = begin + row;
+  }
   const AttentionShape& shape = args.shape;
   const int n_group = shape.n_heads / shape.n_kv_heads, n_kv = shape.n_kv_heads;
   const int length = args.batch.positions[t] + 1, split_keys = split_length(length),
@@ -320,12 +329,13 @@ __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const
 
 template <int HD>
 void launch_split(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int first_row, int n_rows,
-                  const float* q, const KvView& kv, const SplitScratch& scratch, float* out) {
+                  int most_rows, const float* q, const KvView& kv, const SplitScratch& scratch, float* out) {
   const int n_splits = max_splits(batch.max_pages);
   const SplitArgs<HD> args{batch,
                            shape,
                            first_row,
                            n_splits,
+                           most_rows,
                            q,
                            static_cast<const __nv_bfloat16*>(kv.k),
                            static_cast<const __nv_bfloat16*>(kv.v),
@@ -360,10 +370,16 @@ size_t split_partial_bytes(const AttentionShape& shape, int n_rows, int max_page
 
 void launch_split_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int first_row, int n_rows,
                             const float* q, const KvView& kv, const SplitScratch& scratch, float* out) {
+  launch_split_attention_of_few(queue, batch, shape, 0, first_row, n_rows, q, kv, scratch, out);
+}
+
+void launch_split_attention_of_few(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int most_rows,
+                                   int first_row, int n_rows, const float* q, const KvView& kv, const SplitScratch& scratch,
+                                   float* out) {
   if (shape.head_dim == 128)
-    launch_split<128>(queue, batch, shape, first_row, n_rows, q, kv, scratch, out);
+    launch_split<128>(queue, batch, shape, first_row, n_rows, most_rows, q, kv, scratch, out);
   else
-    launch_split<64>(queue, batch, shape, first_row, n_rows, q, kv, scratch, out);
+    launch_split<64>(queue, batch, shape, first_row, n_rows, most_rows, q, kv, scratch, out);
 }
 
 }  // namespace sigmoe::cuda

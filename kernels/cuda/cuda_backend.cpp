@@ -5,6 +5,7 @@
 
 #include "cuda/attention_decode.h"
 #include "cuda/attention_prefill.h"
+#include "cuda/mma_attention.h"
 #include "cuda/norm_many.h"
 #include "cuda/ops.h"
 #include "cuda/qk_store_many.h"
@@ -49,15 +50,18 @@ CudaBackend::Stream::~Stream() {
 
 CudaBackend::CudaBackend(const BackendOptions& options)
     : exact_(options.compute == DType::f32),
+      before_hopper_(options.kernels == "mma"),
       deterministic_(options.deterministic),
       device_(select_device(options.device_index)) {
-  if (options.kernels != "auto")
+  if (options.kernels != "auto" && options.kernels != "mma")
     throw EngineError(ErrorCode::invalid_argument,
-                      "kernels '" + options.kernels + "' asked for; on cuda the only choice is auto");
+                      "kernels '" + options.kernels + "' asked for; on cuda there are auto and mma",
+                      "mma: many rows by the kernels of cards before Hopper, on any card");
   cudaDeviceProp properties;
   CUDA_CHECK(cudaGetDeviceProperties(&properties, device_));
   queue_ = {compute_.handle, properties.major >= 9};
   sm_ = 10 * properties.major + properties.minor;
+  if (before_hopper_ || (sm_ == 90 && !has_tensor_gemm())) sm_ = 80;
   steps_ = std::make_unique<UploadQueue>(compute_.handle);
   weights_ = std::make_unique<UploadQueue>(loading_.handle);
   CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&landing_), kLandingBytes));
@@ -70,6 +74,7 @@ CudaBackend::CudaBackend(const BackendOptions& options)
   info_.device = "cuda";
   info_.name = properties.name;
   info_.kernels = exact_ ? "exact" : "sm_" + std::to_string(properties.major) + std::to_string(properties.minor);
+  if (before_hopper_ && !exact_) info_.kernels += ", mma";
   if (deterministic_ && !exact_) info_.kernels += ", deterministic";
   info_.compute = exact_ ? DType::f32 : DType::bf16;
   info_.kv_dtype = kv_cache_dtype(options, info_.compute, !exact_ && sm_ == 90);
@@ -326,7 +331,7 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
     return;
   }
   void* twin = nullptr;
-  const int most_twin_tokens = many_rows_ ? kManyExpertRows - 1 : kMostTwinTokens;
+  const int most_twin_tokens = many_rows_ ? kManyExpertRows - 1 : mma_rows_ ? n_tokens : kMostTwinTokens;
   if (out && !exact_ && n_tokens > 1 && n_tokens <= most_twin_tokens && norm_has_twin(width)) {
     twin = scratch<uint16_t>(normed_, static_cast<size_t>(n_tokens) * width);
     twin_ = {out, n_tokens, width, twin, {}, {}};
@@ -383,6 +388,15 @@ void CudaBackend::multiply(const float* x, const int32_t* row_ids, int n_rows, c
     }
     return launch_tensor_gemm(queue_, args);
   }
+  if (takes_mma_rows(n_rows, weight)) {
+    MmaGemmArgs args;
+    args.weight = weight;
+    const void* twin = row_ids ? nullptr : twin_of(x, n_rows, weight.k);
+    args.x = twin ? twin : to_bf16(x, row_ids, n_rows, weight.k);
+    args.n_rows = n_rows;
+    args.out = y;
+    return launch_mma_gemm(queue_, args);
+  }
   GemmArgs args;
   args.n_tokens = n_rows;
   args.dense = weight;
@@ -430,11 +444,19 @@ void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape,
   // sequences as one without drafts, so drafts change no class.
   const bool few = batch.n_seqs < 24 && batch.n_tokens <= kMostChainRows * batch.n_seqs;
   if (!deterministic_ && !few && has_chain_attention(shape, sm_)) return attention_by_rows(batch, shape, q, kv, out);
+  // Two classes of rows here too; only what may have both is split up.
+  int n_rows = batch.n_tokens, most_rows = 0;
+  if (mma_rows_ && batch.n_tokens - batch.n_seqs >= kMostChainRows && has_mma_attention(shape)) {
+    launch_mma_attention(queue_, batch, shape, kMostChainRows + 1, q, kv, out);
+    if (batch.n_seqs == 1) return;
+    n_rows = batch.n_seqs * kMostChainRows, most_rows = kMostChainRows;
+  }
   const size_t row_bytes = split_partial_bytes(shape, 1, batch.max_pages);
-  const int rows_at_once = static_cast<int>(std::clamp<size_t>(kMaxSplitBytes / row_bytes, 1, batch.n_tokens));
+  const int rows_at_once = static_cast<int>(std::clamp<size_t>(kMaxSplitBytes / row_bytes, 1, n_rows));
   const SplitScratch split = split_scratch(batch, shape, rows_at_once);
-  for (int row = 0; row < batch.n_tokens; row += rows_at_once)
-    launch_split_attention(queue_, batch, shape, row, std::min(rows_at_once, batch.n_tokens - row), q, kv, split, out);
+  for (int row = 0; row < n_rows; row += rows_at_once)
+    launch_split_attention_of_few(queue_, batch, shape, most_rows, row, std::min(rows_at_once, n_rows - row), q, kv, split,
+                                  out);
 }
 
 SplitScratch CudaBackend::split_scratch(const BatchView& batch, const AttentionShape& shape, int n_rows) {
@@ -506,13 +528,17 @@ void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Ro
   if ((n_active > 0 && !table.complete) || nothing_shared)  // this rank's missing shares stay zero
     zero(out, static_cast<size_t>(n_tokens) * n_slots * width * sizeof(float));
   if (nothing_shared) return;
-  if (takes_many_experts(weights, table, n_active, n_tokens)) {
+  const auto tensor = [&](const WeightView& view) { return n_tokens >= kManyExpertRows && takes_many_rows(n_tokens, view); };
+  const auto mma = [&](const WeightView& view) { return n_tokens >= kMmaExpertRows && takes_mma_rows(n_tokens, view); };
+  const bool by_tensor = takes_many_experts(weights, table, n_active, tensor);
+  if (by_tensor || takes_many_experts(weights, table, n_active, mma)) {
+    const auto run = by_tensor ? &CudaBackend::run_many_experts : &CudaBackend::run_mma_experts;
     const bool routed = n_active > 0 && table.gate_up_shape.n > 0, shared = weights.shared_gate_up != nullptr;
     const bool alike = routed && shared && same_shape(view_of(*weights.shared_gate_up), table.gate_up_shape) &&
                        same_shape(view_of(*weights.shared_down), table.down_shape);
-    if (routed) run_many_experts(x, weights, table, routing, true, alike, n_active, n_tokens, n_slots, out);
-    if (shared && !alike) run_many_experts(x, weights, table, routing, false, true, n_active, n_tokens, n_slots, out);
-    slots_ = {out, static_cast<size_t>(n_tokens) * n_slots * width * sizeof(uint16_t)};
+    if (routed) (this->*run)(x, weights, table, routing, true, alike, n_active, n_tokens, n_slots, out);
+    if (shared && !alike) (this->*run)(x, weights, table, routing, false, true, n_active, n_tokens, n_slots, out);
+    if (by_tensor) slots_ = {out, static_cast<size_t>(n_tokens) * n_slots * width * sizeof(uint16_t)};
     return;
   }
   if (!exact_ && (n_active == 0 || table.uniform))
@@ -535,11 +561,11 @@ void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Ro
                        out);
 }
 
-bool CudaBackend::takes_many_experts(const ExpertWeights& weights, const ExpertTable& table, int n_active, int n_tokens) const {
-  if (n_tokens < kManyExpertRows) return false;
+template <typename Takes>
+bool CudaBackend::takes_many_experts(const ExpertWeights& weights, const ExpertTable& table, int n_active,
+                                     const Takes& takes) const {
   const auto fits = [&](const WeightView& gate_up, const WeightView& down) {
-    return gate_up.n == 0 ||
-           (gate_up.format == down.format && takes_many_rows(n_tokens, gate_up) && takes_many_rows(n_tokens, down));
+    return gate_up.n == 0 || (gate_up.format == down.format && takes(gate_up) && takes(down));
   };
   return (n_active == 0 || (table.uniform && fits(table.gate_up_shape, table.down_shape))) &&
          (!weights.shared_gate_up || fits(view_of(*weights.shared_gate_up), view_of(*weights.shared_down)));
@@ -582,6 +608,48 @@ void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights,
   launch_pack_rows(queue_, up.weight.format, x, nullptr, packed ? 0 : n_tokens, up.weight.k, up.x, plan);
   launch_tensor_gemm(queue_, up);
   launch_tensor_gemm(queue_, down);
+}
+
+// The same by mma.sync, from BF16 rows as they are.
+void CudaBackend::run_mma_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table,
+                                  const Routing& routing, bool routed, bool shared, int n_active, int n_tokens, int n_slots,
+                                  float* out) {
+  const int n_experts = routed ? static_cast<int>(weights.gate_up.size()) : 0, n_shared = shared ? n_tokens : 0;
+  const int n_routed = routed ? n_tokens * n_active : 0;
+  MmaGemmArgs up, down;
+  up.mode = GemmMode::gate_up;
+  down.mode = GemmMode::down;
+  up.weight = shared ? view_of(*weights.shared_gate_up) : table.gate_up_shape;
+  down.weight = shared ? view_of(*weights.shared_down) : table.down_shape;
+  up.experts = table.gate_up_tiles.as<ExpertTiles>();
+  down.experts = table.down_tiles.as<ExpertTiles>();
+
+  TilePlan plan;
+  plan.expert_offsets = routing.expert_offsets;
+  plan.experts = up.experts;
+  plan.n_experts = n_experts;
+  plan.n_shared = n_shared;
+  plan.tiles = scratch<RowTile>(row_tiles_, most_tiles(n_routed, n_experts, n_shared) + 1);
+  plan.n_tiles = reinterpret_cast<int32_t*>(plan.tiles++);  // the first place holds the count
+  for (MmaGemmArgs* args : {&up, &down}) {
+    args->tiles = plan.tiles;
+    args->n_tiles = plan.n_tiles;
+    args->most_tiles = most_tiles(n_routed, n_experts, n_shared);
+    args->n_experts = n_experts;
+    args->slot_order = routing.slot_order;
+    args->slot_weights = routing.weights;
+    args->n_active = n_active;
+    args->n_slots = n_slots;
+  }
+  const int width = up.weight.k;
+  const void* twin = twin_of(x, n_tokens, width);
+  up.x = twin ? twin : to_bf16(x, nullptr, n_tokens, width);
+  down.x = up.inner =
+      scratch<uint16_t>(inner_, static_cast<size_t>(most_packed_rows(n_routed, n_experts, n_shared)) * down.weight.k);
+  down.out = out;
+  launch_pack_rows(queue_, WeightFormat::bf16, nullptr, nullptr, 0, width, {}, plan);  // the list alone
+  launch_mma_gemm(queue_, up);
+  launch_mma_gemm(queue_, down);
 }
 
 // Gate-up with SwiGLU, then down: two launches, the shared expert beside the routed ones when both are stored alike.

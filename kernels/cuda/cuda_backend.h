@@ -19,6 +19,7 @@
 #include "cuda/gemm.h"
 #include "cuda/launch.h"
 #include "cuda/memory.h"
+#include "cuda/mma_gemm.h"
 #include "cuda/ops.h"
 #include "cuda/tensor_gemm.h"
 
@@ -79,7 +80,10 @@ class CudaBackend : public Backend, public DecodeLayers {
   DeviceWorld* world() const { return world_.get(); }
 
   // Off: one set of kernels at every number of rows, so that results do not depend on how tokens were cut into steps.
-  void use_many_row_kernels(bool on) { many_rows_ = on && !exact_ && has_tensor_gemm(); }
+  void use_many_row_kernels(bool on) {
+    mma_rows_ = on && !exact_;
+    many_rows_ = mma_rows_ && !before_hopper_ && has_tensor_gemm();
+  }
 
  private:
   void copy_by_kernel(const void* from, void* to, size_t bytes);
@@ -153,12 +157,21 @@ class CudaBackend : public Backend, public DecodeLayers {
     return many_rows_ && n_rows >= kManyRows && fits_tensor_gemm(weight);
   }
   PackedRows packed_rows(Scratch& data, Scratch& scales, const WeightView& weight, int n_rows);
-  bool takes_many_experts(const ExpertWeights& weights, const ExpertTable& table, int n_active, int n_tokens) const;
+  // The same by mma.sync, for cards and weights that those kernels are not for.
+  bool takes_mma_rows(int n_rows, const WeightView& weight) const {
+    return mma_rows_ && n_rows >= kMmaRows && fits_mma_gemm(weight);
+  }
+  // `takes`: whether a product of a step's n_tokens has a kernel of the kind asked about.
+  template <typename Takes>
+  bool takes_many_experts(const ExpertWeights& weights, const ExpertTable& table, int n_active, const Takes& takes) const;
   void run_many_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing,
                         bool routed, bool shared, int n_active, int n_tokens, int n_slots, float* out);
+  void run_mma_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing,
+                       bool routed, bool shared, int n_active, int n_tokens, int n_slots, float* out);
 
   BackendInfo info_;
-  bool exact_ = false, many_rows_ = false;
+  bool exact_ = false, many_rows_ = false, mma_rows_ = false;
+  bool before_hopper_ = false;  // asked for: kernels of many rows as on older cards
   // Every op runs its few-row kernels at every row count: the same bits whatever else is in a step.
   bool deterministic_ = false;
   int device_ = 0;

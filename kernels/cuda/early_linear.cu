@@ -213,7 +213,7 @@ int most_blocks(int n_tokens) {
       cudaFuncAttributes attributes;
       int device = 0;
       CUDA_CHECK(cudaFuncGetAttributes(&attributes, early_kernel<float, Around::nothing>));
-      if (attributes.binaryVersion < 90) return;
+      if (attributes.binaryVersion < 90 || attributes.ptxVersion == 80) return;
       CUDA_CHECK(cudaGetDevice(&device));
       CUDA_CHECK(cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device));
       CUDA_CHECK(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device));

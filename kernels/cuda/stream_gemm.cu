@@ -242,7 +242,7 @@ int n_blocks() {
     CUDA_CHECK(cudaFuncGetAttributes(&attributes, stream_kernel<WeightFormat::fp8>));
     CUDA_CHECK(cudaGetDevice(&device));
     CUDA_CHECK(cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device));
-    return attributes.binaryVersion >= 90 ? n : 0;
+    return attributes.binaryVersion >= 90 && attributes.ptxVersion != 80 ? n : 0;
   }();
   return known;
 }

@@ -255,7 +255,7 @@ bool has_tensor_gemm() {
   static const bool has = [] {
     cudaFuncAttributes attributes;
     CUDA_CHECK(cudaFuncGetAttributes(&attributes, tensor_gemm_kernel<WeightFormat::fp8, GemmMode::linear>));
-    return attributes.binaryVersion == 90;  // else a build of sm_80 code runs
+    return attributes.binaryVersion == 90 && attributes.ptxVersion != 80;  // 80: sm_80 code, compiled by the driver
   }();
   return has;
 }

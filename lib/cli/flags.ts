@@ -93,7 +93,7 @@ export function addEngineFlags(command: Command): Command {
   return addModelFlags(command)
     .optionsGroup('Engine:')
     .option('--device <name>', 'auto | cpu | cuda | ascend | ascend-twin (for tests)')
-    .option('--kernels <path>', 'auto | reference | generic | avx2 | avx512 | avx512bf16 | amx')
+    .option('--kernels <path>', 'auto | reference | generic | avx2 | avx512 | avx512bf16 | amx; on cuda: auto | mma')
     .option('--compute <type>', 'type of activations: bfloat16 | float32 | int8 (Ascend)')
     .option('--deterministic', 'bits of an answer depend neither on its neighbours nor on chunking; slower on a GPU')
     .option('--kv-cache-dtype <type>', 'what the KV cache holds: auto | bfloat16 | fp8 (CUDA)')

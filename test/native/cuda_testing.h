@@ -15,8 +15,9 @@ namespace sigmoe::testing {
 // products rounded to 2^-9, and again between the two products of an expert.
 inline double bound(DType compute, double bf16) { return compute == DType::f32 ? Tolerance::kFloat32 : bf16; }
 
-inline std::unique_ptr<Backend> cuda(DType compute, const std::string& kv_cache = "auto") {
+inline std::unique_ptr<Backend> cuda(DType compute, const std::string& kv_cache = "auto", const std::string& kernels = "auto") {
   BackendOptions options;
+  options.kernels = kernels;
   options.compute = compute;
   options.kv_cache = kv_cache;
   return create_backend("cuda", options);
@@ -67,12 +68,13 @@ std::vector<T> sizes(std::vector<T> all, std::vector<T> few) {
   return std::getenv("SIGMOE_TEST_SMALL") ? few : all;
 }
 
-// fn(backend, compute) on the device in both compute types.
+// fn(backend, compute) on the device in both compute types, and in BF16 with the kernels of cards before Hopper.
 inline void on_cuda(const std::function<void(Backend&, DType)>& fn) {
   if (!have_cuda()) return;
-  for (const DType compute : {DType::f32, DType::bf16}) {
+  for (const auto& [compute, kernels] : {std::pair{DType::f32, "auto"}, {DType::bf16, "auto"}, {DType::bf16, "mma"}}) {
     CAPTURE(dtype_name(compute));
-    fn(*cuda(compute), compute);
+    CAPTURE(kernels);
+    fn(*cuda(compute, "auto", kernels), compute);
   }
 }
 

@@ -50,12 +50,13 @@ TEST_CASE("cuda linear: every format and shape agrees with the reference, and no
         const HostWeight host = random_weight(f.format, n, k, f.bounds, f.block_n, 7);
         const auto expected_weight = host.put(*reference());
         const auto weight = host.put(backend);
-        // The classes of rows that have kernels of their own, each with the most rows of it that are tried.
-        constexpr int kMost = 130;
+        // Rows that have one kernel on every card, with the most of them that are tried.
+        constexpr int kMost = 300;
         const std::vector<float> x = on_fp8_grid(gaussian(kMost * k, 3), k);
         const std::vector<float> expected = linear(*reference(), *expected_weight, x, kMost, n);
-        for (const auto& [most, fewer] : {std::pair{23, sizes<int>({1, 2, 3, 8, 9, 16, 17}, {2, 9})},
-                                          std::pair{kMost, sizes<int>({24, 33, 48, 64, 90}, {24, 90})}}) {
+        for (const auto& [most, fewer] :
+             {std::pair{23, sizes<int>({1, 2, 3, 8, 9, 16, 17}, {2, 9})},
+              std::pair{127, sizes<int>({24, 33, 48, 64, 90}, {24, 90})}, std::pair{kMost, sizes<int>({128, 190}, {128})}}) {
           const std::vector<float> some(x.begin(), x.begin() + most * k);
           const std::vector<float> together = linear(backend, *weight, some, most, n);
           CHECK(relative_error(together, {expected.begin(), expected.begin() + most * n}) <
@@ -104,7 +105,7 @@ TEST_CASE("cuda linear: hundreds of rows and thousands, k divided among blocks o
               .put(backend);
       const std::vector<float> x = gaussian(kMost * k, 3), together = linear(backend, *weight, x, kMost, n);
       const auto first_rows = [&](int rows) { return linear(backend, *weight, {x.begin(), x.begin() + rows * k}, rows, n); };
-      const std::vector<float> thousand = first_rows(1024), hundreds = first_rows(1023), hundred = first_rows(100);
+      const std::vector<float> thousand = first_rows(1024), hundreds = first_rows(1023), hundred = first_rows(140);
       CHECK(std::equal(thousand.begin(), thousand.end(), together.begin()));
       CHECK(std::equal(hundred.begin(), hundred.end(), hundreds.begin()));
       CHECK(relative_error(hundreds, {together.begin(), together.begin() + 1023 * n}) < Tolerance::kFloat32);

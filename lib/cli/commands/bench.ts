@@ -41,7 +41,7 @@ export function benchCommand(): Command {
     .option('--format <name>', 'weight format of a shape: fp8 | bf16 | int4')
     .option('--device <name>', 'auto | cpu | cuda | ascend | ascend-twin (for tests)')
     .option('--threads <n>', '0: the cores this process may use', integer)
-    .option('--kernels <path>', 'auto | reference | generic | avx2 | avx512 | avx512bf16 | amx')
+    .option('--kernels <path>', 'auto | reference | generic | avx2 | avx512 | avx512bf16 | amx; on cuda: auto | mma')
     .option('--compute <type>', 'type of activations: bfloat16 | float32')
     .option('--kv-cache-dtype <type>', 'what the KV cache holds: auto | bfloat16 | fp8 (CUDA)')
     .option('--context <tokens>', 'tokens already in the cache when decoding', integer)
