@@ -175,18 +175,6 @@ void CudaBackend::join(Comm& comm) {
   meets_on_host_ = !world_;
 }
 
-template <typename T>
-T* CudaBackend::scratch(Scratch& scratch, size_t n) {
-  const size_t bytes = n * sizeof(T);
-  if (bytes > scratch.memory.bytes()) {
-    SIGMOE_CHECK(!recording_, "scratch memory must have grown before a step is recorded");
-    forget_recorded();
-    scratch.memory = {};
-    scratch.memory = alloc(bytes + bytes / 4, scratch.what);
-  }
-  return scratch.memory.template as<T>();
-}
-
 // The first run of a key only runs: it sizes scratch memory and makes tables. The second is recorded, the rest replay.
 void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
   if (meets_on_host_) return ops();
@@ -253,15 +241,6 @@ std::unique_ptr<LinearBuilder> CudaBackend::begin_linear(const LinearDesc& desc)
 std::unique_ptr<LinearWeight> CudaBackend::random_linear(const LinearDesc& desc, uint64_t seed) {
   return random_weight(desc, seed, arena_, *weights_);
 }
-
-// The experts of a layer as kernels find them.
-struct CudaBackend::ExpertTable {
-  std::vector<const LinearWeight*> gate_up, down;  // what the table was made of
-  WeightView gate_up_shape, down_shape;            // of all experts, when uniform; pointers null
-  bool uniform = true, complete = true;            // every expert has that shape; none is missing
-  DeviceBuffer gate_up_tiles, down_tiles;          // (E) ExpertTiles
-  DeviceBuffer gate_up_views, down_views;          // (E) WeightView
-};
 
 const CudaBackend::ExpertTable& CudaBackend::table_of(const ExpertWeights& weights) {
   const auto* known = static_cast<const ExpertTable*>(weights.prepared.get());
@@ -481,12 +460,15 @@ void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape,
     twin = scratch<uint16_t>(normed_, static_cast<size_t>(batch.n_tokens) * width);
     twin_ = {out, batch.n_tokens, width, twin, {}, {}};
   }
-  SplitScratch split;
-  split.partial = scratch<float>(partial_attention_, rows_at_once * row_bytes / sizeof(float));
-  split.arrivals = scratch<int32_t>(arrivals_, static_cast<size_t>(rows_at_once) * shape.n_kv_heads);
+  const SplitScratch split = split_scratch(batch, shape, rows_at_once);
   for (int row = 0; row < n_rows; row += rows_at_once)
     launch_split_attention_of_few(queue_, batch, shape, most_rows, row, std::min(rows_at_once, n_rows - row), q, kv, split, out,
                                   twin);
+}
+
+SplitScratch CudaBackend::split_scratch(const BatchView& batch, const AttentionShape& shape, int n_rows) {
+  return {scratch<float>(partial_attention_, split_partial_bytes(shape, n_rows, batch.max_pages) / sizeof(float)),
+          scratch<int32_t>(arrivals_, static_cast<size_t>(n_rows) * shape.n_kv_heads)};
 }
 
 // Two classes of rows: those of sequences with at most kMostChainRows rows in the step, and the others. Within a class a row's

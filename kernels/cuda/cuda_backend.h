@@ -14,16 +14,18 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/decode_layer.h"
 #include "cuda/comm.h"
 #include "cuda/gemm.h"
 #include "cuda/launch.h"
 #include "cuda/memory.h"
 #include "cuda/mma_gemm.h"
+#include "cuda/ops.h"
 #include "cuda/tensor_gemm.h"
 
 namespace sigmoe::cuda {
 
-class CudaBackend : public Backend {
+class CudaBackend : public Backend, public DecodeLayers {
  public:
   explicit CudaBackend(const BackendOptions& options);
   ~CudaBackend() override;
@@ -72,6 +74,8 @@ class CudaBackend : public Backend {
   void copy_rows(const float* from, const int32_t* from_ids, int64_t from_stride, float* to, const int32_t* to_ids,
                  int64_t to_stride, int n_rows, int width) override;
 
+  bool decode_layer(const DecodeLayer& layer, int& n_pending) override;
+
   const Queue& queue() const { return queue_; }
   DeviceWorld* world() const { return world_.get(); }
 
@@ -97,7 +101,17 @@ class CudaBackend : public Backend {
     DeviceBuffer memory{};
   };
   template <typename T>
-  T* scratch(Scratch& scratch, size_t n);
+  T* scratch(Scratch& scratch, size_t n) {
+    const size_t bytes = n * sizeof(T);
+    if (bytes > scratch.memory.bytes()) {
+      SIGMOE_CHECK(!recording_, "scratch memory must have grown before a step is recorded");
+      forget_recorded();
+      scratch.memory = {};
+      scratch.memory = alloc(bytes + bytes / 4, scratch.what);
+    }
+    return scratch.memory.template as<T>();
+  }
+  SplitScratch split_scratch(const BatchView& batch, const AttentionShape& shape, int n_rows);
 
   // The copy that the last norm or attention wrote beside its output, for the products that read it next, in BF16 or, of many
   // rows, packed: they find it by the address of the float rows. Every op that writes floats gives them up first (writes()),
@@ -125,7 +139,14 @@ class CudaBackend : public Backend {
   };
   void expand_slots();
 
-  struct ExpertTable;
+  // The experts of a layer as kernels find them.
+  struct ExpertTable {
+    std::vector<const LinearWeight*> gate_up, down;  // what the table was made of
+    WeightView gate_up_shape, down_shape;            // of all experts, when uniform; pointers null
+    bool uniform = true, complete = true;            // every expert has that shape; none is missing
+    DeviceBuffer gate_up_tiles, down_tiles;          // (E) ExpertTiles
+    DeviceBuffer gate_up_views, down_views;          // (E) WeightView
+  };
   const ExpertTable& table_of(const ExpertWeights& weights);
   void attention_by_rows(const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv, float* out);
   void multiply(const float* x, const int32_t* row_ids, int n_rows, const WeightView& weight, float* y);

@@ -37,7 +37,12 @@ struct EarlyArgs {
   const int32_t* row_ids;
   float* out;
   int n_tokens;
+  const float* norm_weight = nullptr;
+  float eps = 0.0f;
 };
+
+// What stands around the product: nothing, a norm of its one row ahead of it, or a sum with what `out` holds behind it.
+enum class Around { nothing, norm_before, sum_after };
 
 // The lane's part of what its warp needs of a token's activations, to shared memory in BF16.
 [[maybe_unused]] __device__ inline void stage(__nv_bfloat16* to, const float* from, int lane) {
@@ -53,7 +58,45 @@ struct EarlyArgs {
   for (int i = 0; i < kSliceK / 256; ++i) copy_16_bytes(to + 8 * (lane + 32 * i), from + 8 * (lane + 32 * i));
 }
 
-template <typename X>
+// The norm of the row: lane l's float4 i of its warp's slice is number l + 32 i of it. Sums of squares meet as those of
+// reduce_add_rms_norm do, 128 floats to a warp sum, so that every block has the bits of that kernel.
+struct NormOfSlice {
+  static constexpr int kVectors = kSliceK / 128;
+  float4 weight[kVectors];
+};
+
+[[maybe_unused]] __device__ inline void load_weight(NormOfSlice& norm, const float* from) {
+#pragma unroll
+  for (int i = 0; i < NormOfSlice::kVectors; ++i)
+    norm.weight[i] = reinterpret_cast<const float4*>(from)[threadIdx.x % 32 + 32 * i];
+}
+
+// scratch (32): by all warps at once.
+[[maybe_unused]] __device__ inline void stage(const NormOfSlice& norm, __nv_bfloat16* to, const float* from, float eps,
+                                              float* scratch) {
+  constexpr int kVectors = NormOfSlice::kVectors;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  float4 v[kVectors];
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) v[i] = reinterpret_cast<const float4*>(from)[lane + 32 * i];
+  float own = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const float sum = warp_sum(v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w);
+    if (lane == i) own = sum;
+  }
+  if (lane < kVectors) scratch[warp * kVectors + lane] = own;
+  __syncthreads();
+  const float inverse = 1.0f / sqrtf(warp_sum(scratch[lane]) / (kWarps * kSliceK) + eps);
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    const float4 &value = v[i], &weight = norm.weight[i];
+    reinterpret_cast<uint2*>(to)[lane + 32 * i] = {pack_bf16(value.x * inverse * weight.x, value.y * inverse * weight.y),
+                                                   pack_bf16(value.z * inverse * weight.z, value.w * inverse * weight.w)};
+  }
+}
+
+template <typename X, Around kAround>
 __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const __grid_constant__ EarlyArgs args) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) char shared[];
@@ -91,13 +134,29 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
   for (int i = 0; i < kHeldGroups; ++i)
 #pragma unroll
     for (int c = 0; c < S::kChunks; ++c) unpack<kFormat>(weights(i, c), held[i][c]);
+  [[maybe_unused]] NormOfSlice norm;
+  if constexpr (kAround == Around::norm_before) load_weight(norm, args.norm_weight + warp * kSliceK);
   wait_for_previous();
 
+  // Sums of token t and rows n and n + 8 are added up and written by this thread, if by any.
+  const int column = warp, t_out = 2 * q + column, n = tile * 16 + g;
+  const bool writes = threadIdx.x < 64 && t_out < args.n_tokens;
+  float* out = args.out + static_cast<int64_t>(t_out) * w.n;
+  float before[2] = {};
+  if (kAround == Around::sum_after && writes) {
+    if (n < w.n) before[0] = out[n];
+    if (n + 8 < w.n) before[1] = out[n + 8];
+  }
   auto* x = reinterpret_cast<__nv_bfloat16*>(own + kSliceBytes);
-  for (int t = 0; t < args.n_tokens; ++t)
-    stage(x + t * kRowElements,
-          static_cast<const X*>(args.x) + static_cast<int64_t>(args.row_ids ? args.row_ids[t] : t) * w.k + warp * kSliceK,
-          lane);
+  if constexpr (kAround == Around::norm_before) {
+    __shared__ float scratch[32];
+    stage(norm, x, static_cast<const float*>(args.x) + warp * kSliceK, args.eps, scratch);
+  } else {
+    for (int t = 0; t < args.n_tokens; ++t)
+      stage(x + t * kRowElements,
+            static_cast<const X*>(args.x) + static_cast<int64_t>(args.row_ids ? args.row_ids[t] : t) * w.k + warp * kSliceK,
+            lane);
+  }
   wait_for_copies();
   __syncwarp();
   const __nv_bfloat16* from = x + g * kRowElements + q * S::kLaneK;
@@ -132,9 +191,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
 #pragma unroll
   for (int e = 0; e < 4; ++e) reinterpret_cast<float*>(own)[e * 32 + lane] = sum[e];
   __syncthreads();
-  if (threadIdx.x >= 64) return;
-  const int column = warp, t = 2 * q + column, n = tile * 16 + g;
-  if (t >= args.n_tokens) return;
+  if (!writes) return;
   float low = 0.0f, high = 0.0f;
 #pragma unroll
   for (int s = 0; s < kWarps; ++s) {
@@ -142,7 +199,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
     low += partial[column * 32 + lane];
     high += partial[(column + 2) * 32 + lane];
   }
-  float* out = args.out + static_cast<int64_t>(t) * w.n;
+  if (kAround == Around::sum_after) low = before[0] + low, high = before[1] + high;
   if (n < w.n) out[n] = low;
   if (n + 8 < w.n) out[n + 8] = high;
 #endif
@@ -155,7 +212,7 @@ int most_blocks(int n_tokens) {
     Device() {
       cudaFuncAttributes attributes;
       int device = 0;
-      CUDA_CHECK(cudaFuncGetAttributes(&attributes, early_kernel<float>));
+      CUDA_CHECK(cudaFuncGetAttributes(&attributes, early_kernel<float, Around::nothing>));
       if (attributes.binaryVersion < 90 || attributes.ptxVersion == 80) return;
       CUDA_CHECK(cudaGetDevice(&device));
       CUDA_CHECK(cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device));
@@ -166,18 +223,42 @@ int most_blocks(int n_tokens) {
   return device.n_sms * std::min(kBlocksPerSm, device.shared_bytes / (kWarps * warp_bytes(n_tokens) + kOwn));
 }
 
+bool takes(const Queue& queue, const WeightView& w, int n_tokens) {
+  return queue.overlap && n_tokens <= kMostTokens && w.tiles && w.format == kFormat && w.k == kGroups * kGroup &&
+         w.n_tiles <= most_blocks(n_tokens);
+}
+
+template <typename X, Around kAround>
+void launch_kernel(const Queue& queue, const EarlyArgs& args) {
+  const auto kernel = early_kernel<X, kAround>;
+  const int bytes = kWarps * warp_bytes(args.n_tokens);
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  launch(queue, kernel, args.w.n_tiles, kWarps * 32, bytes, args);
+}
+
 }  // namespace
 
 bool launch_early_linear(const Queue& queue, const GemmArgs& gemm, bool x_is_float) {
   const WeightView& w = gemm.dense;
-  if (!queue.overlap || gemm.mode != GemmMode::linear || !w.tiles || gemm.routed.n > 0 || gemm.n_tokens > kMostTokens ||
-      w.format != kFormat || w.k != kGroups * kGroup || w.n_tiles > most_blocks(gemm.n_tokens))
-    return false;
-  const auto kernel = x_is_float ? early_kernel<float> : early_kernel<__nv_bfloat16>;
-  const int bytes = kWarps * warp_bytes(gemm.n_tokens);
-  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  launch(queue, kernel, w.n_tiles, kWarps * 32, bytes,
-         EarlyArgs{w, gemm.dense_x, gemm.row_ids, static_cast<float*>(gemm.dense_out), gemm.n_tokens});
+  if (gemm.mode != GemmMode::linear || gemm.routed.n > 0 || !takes(queue, w, gemm.n_tokens)) return false;
+  const EarlyArgs args{w, gemm.dense_x, gemm.row_ids, static_cast<float*>(gemm.dense_out), gemm.n_tokens};
+  if (x_is_float)
+    launch_kernel<float, Around::nothing>(queue, args);
+  else
+    launch_kernel<__nv_bfloat16, Around::nothing>(queue, args);
+  return true;
+}
+
+bool launch_normed_linear(const Queue& queue, const WeightView& weight, const float* residual, const float* norm_weight,
+                          float eps, float* y) {
+  if (!takes(queue, weight, 1)) return false;
+  launch_kernel<float, Around::norm_before>(queue, {weight, residual, nullptr, y, 1, norm_weight, eps});
+  return true;
+}
+
+bool launch_adding_linear(const Queue& queue, const WeightView& weight, const float* x, int n_tokens, float* residual) {
+  if (!takes(queue, weight, n_tokens)) return false;
+  launch_kernel<float, Around::sum_after>(queue, {weight, x, nullptr, residual, n_tokens});
   return true;
 }
 

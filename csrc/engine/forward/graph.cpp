@@ -45,7 +45,13 @@ uint64_t Workspace::bytes() const {
 
 Graph::Graph(const ModelConfig& config, const ModelWeights& weights, const HeadShard& heads, Backend& backend, Comm* comm,
              KvCache& kv, Workspace& workspace)
-    : config_(config), weights_(weights), backend_(backend), comm_(comm), kv_(kv), ws_(workspace) {
+    : config_(config),
+      weights_(weights),
+      backend_(backend),
+      at_once_(comm ? nullptr : dynamic_cast<DecodeLayers*>(&backend)),
+      comm_(comm),
+      kv_(kv),
+      ws_(workspace) {
   attention_shape_.n_heads = static_cast<int>(heads.q.size());
   attention_shape_.n_kv_heads = static_cast<int>(heads.kv.size());
   attention_shape_.head_dim = static_cast<int>(config.head_dim);
@@ -64,8 +70,13 @@ void Graph::forward(const BatchView& batch, Trace* trace, const FeatureSink* fea
   pending_slots_ = 0;
   moe_index_ = 0;
   const int64_t n_layers = static_cast<int64_t>(weights_.layers.size());
-  for (int64_t i = 0; i < n_layers; ++i)
+  const auto tapped = [&](int64_t i) {
+    return features && std::ranges::find(features->tap.layers, i) != features->tap.layers.end();
+  };
+  for (int64_t i = 0; i < n_layers; ++i) {
+    if (i > 0 && !trace && !tapped(i) && decoder_layer_at_once(i, batch)) continue;
     decoder_layer(weights_.layers[i], kv_.layer(i), batch, trace, [&] { keep_features(features, i, batch.n_tokens); });
+  }
   add_pending_and_norm(weights_.final_norm, batch.n_tokens);
   record_hidden(trace, ws_.normed, batch.n_tokens);
   keep_features(features, n_layers, batch.n_tokens);
@@ -143,6 +154,39 @@ void Graph::decoder_layer(const LayerWeights& layer, const KvView& kv, const Bat
   }
   backend_.experts(normed, layer.experts, routing, n_active, n_tokens, width, partial);
   pending_slots_ = n_active + (layer.dense || layer.experts.shared_gate_up ? 1 : 0);
+}
+
+// The same by a backend that has kernels for a few rows of a whole layer; false when it has none for these.
+bool Graph::decoder_layer_at_once(int64_t index, const BatchView& batch) {
+  const LayerWeights& layer = weights_.layers[index];
+  if (!at_once_ || layer.dense || !layer.qkv) return false;
+  return at_once_->decode_layer({.batch = batch,
+                                 .attention = attention_shape_,
+                                 .router = router_shape_,
+                                 .width = static_cast<int>(config_.hidden_size),
+                                 .eps = config_.rms_eps,
+                                 .input_norm = layer.input_norm.as<float>(),
+                                 .post_attention_norm = layer.post_attention_norm.as<float>(),
+                                 .q_norm = layer.q_norm.as<float>(),
+                                 .k_norm = layer.k_norm.as<float>(),
+                                 .rope_cos = ws_.rope_cos.as<float>(),
+                                 .rope_sin = ws_.rope_sin.as<float>(),
+                                 .qkv = layer.qkv.get(),
+                                 .attn_out = layer.attn_out.get(),
+                                 .gate = layer.router.get(),
+                                 .gate_bias = layer.router_bias.as<float>(),
+                                 .experts = layer.experts,
+                                 .kv = kv_.layer(index),
+                                 .residual = ws_.residual.as<float>(),
+                                 .normed = ws_.normed.as<float>(),
+                                 .qkv_out = ws_.qkv.as<float>(),
+                                 .query = ws_.query.as<float>(),
+                                 .attended = ws_.attended.as<float>(),
+                                 .partial = ws_.partial.as<float>(),
+                                 .router_logits = ws_.router_logits.as<float>(),
+                                 .routing = {ws_.expert_ids.as<int32_t>(), ws_.expert_weights.as<float>(),
+                                             ws_.expert_offsets.as<int32_t>(), ws_.slot_order.as<int32_t>()}},
+                                pending_slots_);
 }
 
 void Graph::add_pending_and_norm(const DeviceBuffer& weight, int n_tokens) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/decode_layer.h"
 #include "engine/checkpoint/config.h"
 #include "engine/forward/kv_cache.h"
 #include "engine/weights/weights.h"
@@ -72,6 +73,7 @@ class Graph {
  private:
   void decoder_layer(const LayerWeights& layer, const KvView& kv, const BatchView& batch, Trace* trace,
                      const std::function<void()>& on_entry);
+  bool decoder_layer_at_once(int64_t index, const BatchView& batch);
   void keep_features(const FeatureSink* sink, int64_t layer, int n_tokens);
   void add_pending_and_norm(const DeviceBuffer& weight, int n_tokens);
   void record_hidden(Trace* trace, const DeviceBuffer& hidden, int n_tokens);
@@ -79,6 +81,7 @@ class Graph {
   const ModelConfig& config_;
   const ModelWeights& weights_;
   Backend& backend_;
+  DecodeLayers* at_once_;  // null: the backend has ops alone
   Comm* comm_;
   KvCache& kv_;
   Workspace& ws_;

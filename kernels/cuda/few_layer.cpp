@@ -1,0 +1,81 @@
+// A MoE layer of up to four rows: which of its parts have a kernel that does several ops at once, and the ops for the others.
+//
+// One row, FP8: norm and qkv; heads and attention; attention out and its sum; norm and router; choice and gate-up; down and its
+// sum: six kernels. Several rows: attention with its heads, and attention out with its sum; the other ops as ever.
+#include "cuda/cuda_backend.h"
+#include "cuda/early_linear.h"
+#include "cuda/few_rows.h"
+
+namespace sigmoe::cuda {
+namespace {
+
+constexpr int kMostRows = 4;
+
+}  // namespace
+
+bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
+  const BatchView& batch = layer.batch;
+  if (exact_ || sm_ != 90 || batch.n_tokens < 1 || batch.n_tokens > kMostRows) return false;
+  const int n_tokens = batch.n_tokens;
+  const auto norm = [&](const float* weight) {
+    reduce_add_rms_norm(layer.residual, n_pending ? layer.partial : nullptr, n_pending, nullptr, weight, layer.eps, n_tokens,
+                        layer.width, layer.normed);
+    n_pending = 0;
+  };
+
+  writes(layer.qkv_out);
+  if (n_tokens > 1 || n_pending > 0 ||
+      !launch_normed_linear(queue_, view_of(*layer.qkv), layer.residual, layer.input_norm, layer.eps, layer.qkv_out)) {
+    norm(layer.input_norm);
+    linear(layer.normed, *layer.qkv, n_tokens, layer.qkv_out);
+  }
+
+  if (takes_few_attention(queue_, batch, layer.attention, layer.kv.dtype)) {
+    writes(layer.attended);
+    const FewAttention from{layer.qkv_out, layer.q_norm, layer.k_norm, layer.rope_cos, layer.rope_sin, layer.eps};
+    launch_few_attention(queue_, batch, layer.attention, from, layer.kv, split_scratch(batch, layer.attention, n_tokens),
+                         layer.attended);
+  } else {
+    qk_norm_rope_store(batch, layer.attention, layer.qkv_out, layer.q_norm, layer.k_norm, layer.eps, layer.rope_cos,
+                       layer.rope_sin, layer.kv, layer.query);
+    attention(batch, layer.attention, layer.query, layer.kv, layer.attended);
+  }
+
+  writes(layer.residual);
+  if (!launch_adding_linear(queue_, view_of(*layer.attn_out), layer.attended, n_tokens, layer.residual)) {
+    linear(layer.attended, *layer.attn_out, n_tokens, layer.partial);
+    n_pending = 1;
+  }
+
+  const ExpertTable& table = table_of(layer.experts);
+  FewExperts few;
+  const WeightView& gate = view_of(*layer.gate);
+  if (n_tokens == 1 && n_pending == 0 && table.complete && table.uniform && layer.experts.shared_gate_up &&
+      takes_few_router(gate, layer.router)) {
+    few.bias = layer.gate_bias;
+    few.normalise = layer.router.normalise;
+    few.scaling = layer.router.scaling;
+    few.gate_up = table.gate_up_shape, few.down = table.down_shape;
+    few.gate_up_tiles = table.gate_up_tiles.as<ExpertTiles>(), few.down_tiles = table.down_tiles.as<ExpertTiles>();
+    few.shared_gate_up = view_of(*layer.experts.shared_gate_up), few.shared_down = view_of(*layer.experts.shared_down);
+    few.residual = layer.residual;
+    if (takes_few_experts(queue_, few)) {
+      float* partial = scratch<float>(partial_logits_, static_cast<size_t>(kRouterSlices) * layer.router.n_experts);
+      void* normed = scratch<uint16_t>(x_, layer.width);
+      few.partial = partial;
+      few.normed = normed;
+      few.inner = scratch<uint16_t>(inner_, static_cast<size_t>(layer.router.n_active + 1) * few.down.k);
+      launch_few_router(queue_, layer.residual, layer.post_attention_norm, layer.eps, gate, partial, normed);
+      launch_few_experts(queue_, few);
+      return true;
+    }
+  }
+
+  norm(layer.post_attention_norm);
+  route(layer.normed, *layer.gate, layer.gate_bias, layer.router, n_tokens, nullptr, layer.router_logits, layer.routing);
+  experts(layer.normed, layer.experts, layer.routing, layer.router.n_active, n_tokens, layer.width, layer.partial);
+  n_pending = layer.router.n_active + (layer.experts.shared_gate_up ? 1 : 0);
+  return true;
+}
+
+}  // namespace sigmoe::cuda
