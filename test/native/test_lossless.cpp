@@ -235,10 +235,9 @@ double chi_squared_tail(double x, int df) {
   return scale * h;
 }
 
-// p-value of: both samples of categories come from one distribution. Categories past the 24 most frequent, and rare ones,
+// p-value of: both samples of categories come from one distribution. Categories past the n_bins most frequent, and rare ones,
 // count as one.
-double same_distribution(const std::vector<uint64_t>& a, const std::vector<uint64_t>& b) {
-  constexpr size_t kBins = 24;
+double same_distribution(const std::vector<uint64_t>& a, const std::vector<uint64_t>& b, size_t n_bins) {
   constexpr double kLeastCount = 20;
   std::map<uint64_t, std::array<double, 2>> counts;
   for (const uint64_t category : a) ++counts[category][0];
@@ -247,7 +246,7 @@ double same_distribution(const std::vector<uint64_t>& a, const std::vector<uint6
   for (const auto& [category, count] : counts) bins.push_back(count);
   std::sort(bins.begin(), bins.end(), [](const auto& x, const auto& y) { return x[0] + x[1] > y[0] + y[1]; });
   std::array<double, 2> rest{};
-  while (!bins.empty() && (bins.size() > kBins || bins.back()[0] + bins.back()[1] < kLeastCount)) {
+  while (!bins.empty() && (bins.size() > n_bins || bins.back()[0] + bins.back()[1] < kLeastCount)) {
     for (int side : {0, 1}) rest[side] += bins.back()[side];
     bins.pop_back();
   }
@@ -263,19 +262,27 @@ double same_distribution(const std::vector<uint64_t>& a, const std::vector<uint6
   return chi_squared_tail(x, static_cast<int>(bins.size()) - 1);
 }
 
-// Of every drafted place by itself, and of whole continuations, which are put into 24 classes by a hash.
+// Of every drafted place by itself; of every one with the token before it, on which the draft depends: a draft that is taken
+// too often hides among the drafts of other prefixes, and shows here; and of whole continuations, by a hash.
 std::vector<double> compare(const std::vector<Continuation>& a, const std::vector<Continuation>& b) {
-  const auto categories = [](const std::vector<Continuation>& sample, int place) {
-    std::vector<uint64_t> out;
-    for (const Continuation& one : sample) {
-      uint64_t hash = 14695981039346656037u;
-      for (const int32_t token : one) hash = (hash ^ static_cast<uint64_t>(token)) * 1099511628211u;
-      out.push_back(place < kTokens ? one[place] : (hash >> 20) % 24);
-    }
-    return out;
+  constexpr size_t kTokenBins = 24, kPairBins = 400, kHashes = 24;
+  const auto test = [&](size_t n_bins, const auto& category) {
+    std::vector<uint64_t> of_a, of_b;
+    for (const Continuation& one : a) of_a.push_back(category(one));
+    for (const Continuation& one : b) of_b.push_back(category(one));
+    return same_distribution(of_a, of_b, n_bins);
   };
+  const auto token = [](const Continuation& one, int place) { return static_cast<uint64_t>(one[place]); };
   std::vector<double> p;
-  for (int place = 1; place <= kTokens; ++place) p.push_back(same_distribution(categories(a, place), categories(b, place)));
+  for (int place = 1; place < kTokens; ++place) {
+    p.push_back(test(kTokenBins, [&](const Continuation& one) { return token(one, place); }));
+    p.push_back(test(kPairBins, [&](const Continuation& one) { return token(one, place - 1) << 32 | token(one, place); }));
+  }
+  p.push_back(test(kHashes, [&](const Continuation& one) {
+    uint64_t hash = 14695981039346656037u;
+    for (const int32_t id : one) hash = (hash ^ static_cast<uint64_t>(id)) * 1099511628211u;
+    return (hash >> 20) % kHashes;
+  }));
   return p;
 }
 
