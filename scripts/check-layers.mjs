@@ -31,7 +31,10 @@ const cppRules = [
   { folder: 'kernels/cuda', allowed: [/^backend\//, /^cuda\//] },
   { folder: 'kernels/ascend', allowed: [/^backend\//, /^ascend\//, /^kernel_operator\.h$/] },
   { folder: 'bench/native', allowed: [/^backend\//, /^engine\//, /^cuda\//, json] },
-  { folder: 'test/native', allowed: [/^backend\//, /^engine\//, /^cpu\//, /^ascend\//, json, /^doctest\//, /^[^/]+\.h$/] },
+  {
+    folder: 'test/native',
+    allowed: [/^backend\//, /^engine\//, /^cpu\//, /^cuda\//, /^ascend\//, json, /^doctest\//, /^[^/]+\.h$/],
+  },
 ];
 // Headers of a platform belong to one folder, whichever brackets are used; tests may take a kernel apart.
 const platformHeaders = [

@@ -45,7 +45,7 @@ struct LoadedModel {
   bool adaptive_depth = true;
   std::optional<Replay> replay;  // benchmarks alone
   bool run_ahead = true;
-  std::shared_ptr<Node> node;    // null: one process
+  std::shared_ptr<Node> node;  // null: one process
 };
 
 std::unique_ptr<Engine> start_engine(LoadedModel model);

@@ -111,11 +111,27 @@ describe('what the code could do', () => {
     for (const file of Object.keys(ALLOWED)) expect(existsSync(join(root, file)), file).toBe(true);
   });
 
-  test('the addon imports no function of the system that connects or looks up names', () => {
+  // The nodes of a world of several processes talk to their leader (docs/several-machines.md), nobody else to anybody.
+  test('in the native code, only nodes can open connections', () => {
+    const sources = (folder: string): string[] =>
+      readdirSync(join(root, folder), { recursive: true, encoding: 'utf8' })
+        .filter((name) => /\.(cpp|h|cu|cuh)$/.test(name))
+        .map((name) => `${folder}/${name}`);
+    const files = [...sources('csrc'), ...sources('kernels')];
+    const using = (pattern: RegExp): string[] =>
+      files.filter((file) => pattern.test(readFileSync(join(root, file), 'utf8'))).sort();
+    const NODES = /^csrc\/backend\/(wire|node\w*)\.(cpp|h)$/;
+    expect(using(/#include <(sys\/socket|netdb|netinet\/\w+|arpa\/inet)\.h>/)).toContain('csrc/backend/wire.cpp');
+    expect(
+      using(/#include <(sys\/socket|netdb|netinet\/\w+|arpa\/inet)\.h>|backend\/wire\.h"/).filter((file) => !NODES.test(file)),
+    ).toEqual([]);
+  });
+
+  test('the addon imports no other function of the system that connects or looks up names', () => {
     const names = readFileSync(addonOrigin().path).toString('latin1').split('\0');
     // What it does import is found so.
     expect(names).toContain('dlopen');
-    const network = ['connect', 'socket', 'getaddrinfo', 'gethostbyname', 'sendto', 'sendmsg', 'res_query'];
+    const network = ['gethostbyname', 'gethostbyaddr', 'sendto', 'sendmsg', 'sendmmsg', 'res_query', 'res_search'];
     expect(network.filter((name) => names.includes(name))).toEqual([]);
   });
 });
