@@ -25,6 +25,8 @@
 
 namespace sigmoe::cuda {
 
+constexpr int kMostTwinTokens = 128;  // of BF16 twins; longer steps quantise or convert for themselves
+
 class CudaBackend : public Backend, public DecodeLayers {
  public:
   explicit CudaBackend(const BackendOptions& options);

@@ -1,0 +1,99 @@
+// Attention: q/k norms, RoPE and the store, then the kernel that the shape of the step asks for.
+#include <algorithm>
+
+#include "cuda/attention_decode.h"
+#include "cuda/attention_prefill.h"
+#include "cuda/cuda_backend.h"
+#include "cuda/mma_attention.h"
+#include "cuda/ops.h"
+#include "cuda/qk_store_many.h"
+
+namespace sigmoe::cuda {
+namespace {
+
+constexpr size_t kMaxSplitBytes = size_t{64} << 20;      // attention partials; longer batches take several launches
+constexpr size_t kMaxChainBytes = size_t{256} << 20;     // likewise
+constexpr size_t kMaxExpandedBytes = size_t{512} << 20;  // FP8 pages as BF16; more sequences take several launches
+
+}  // namespace
+
+void CudaBackend::qk_norm_rope_store(const BatchView& batch, const AttentionShape& shape, const float* qkv, const float* q_norm,
+                                     const float* k_norm, float eps, const float* cos, const float* sin, const KvView& kv,
+                                     float* q_out) {
+  writes(q_out);
+  if (batch.n_tokens == 0) return;
+  if (many_rows_ && batch.n_tokens >= kManyExpertRows && fits_many_store(shape, kv.dtype))
+    return launch_many_qk_norm_rope_store(queue_, batch, shape, qkv, q_norm, k_norm, eps, cos, sin, kv, q_out);
+  launch_qk_norm_rope_store(queue_, batch, shape, qkv, q_norm, k_norm, eps, cos, sin, kv, q_out);
+}
+
+void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv, float* out) {
+  writes(out);
+  if (batch.n_tokens == 0) return;
+  if (kv.dtype == DType::f8_e4m3) {
+    if (!has_chain_attention(shape, sm_))
+      throw EngineError(ErrorCode::unsupported,
+                        "an FP8 KV cache of heads of " + std::to_string(shape.head_dim) + " dims has no CUDA kernel",
+                        "use KV cache type bfloat16");
+    return attention_by_rows(batch, shape, q, kv, out);
+  }
+  if (exact_ || !has_split_attention(shape, kv.dtype)) return launch_exact_attention(queue_, batch, shape, q, kv, out);
+  // Few sequences whose rows may all be tokens and drafts: split attention is sooner there. A draft's step has as many
+  // sequences as one without drafts, so drafts change no class.
+  const bool few = batch.n_seqs < 24 && batch.n_tokens <= kMostChainRows * batch.n_seqs;
+  if (!deterministic_ && !few && has_chain_attention(shape, sm_)) return attention_by_rows(batch, shape, q, kv, out);
+  // Two classes of rows here too, but in those steps; only what may have both is split up.
+  int n_rows = batch.n_tokens, most_rows = 0;
+  if (mma_rows_ && !few && batch.n_tokens - batch.n_seqs >= kMostChainRows && has_mma_attention(shape)) {
+    launch_mma_attention(queue_, batch, shape, kMostChainRows + 1, q, kv, out);
+    if (batch.n_seqs == 1) return;
+    n_rows = batch.n_seqs * kMostChainRows, most_rows = kMostChainRows;
+  }
+  const size_t row_bytes = split_partial_bytes(shape, 1, batch.max_pages);
+  const int rows_at_once = static_cast<int>(std::clamp<size_t>(kMaxSplitBytes / row_bytes, 1, n_rows));
+  const int width = shape.n_heads * shape.head_dim;
+  uint16_t* twin = nullptr;
+  if (most_rows == 0 && batch.n_tokens > 1 && batch.n_tokens <= (many_rows_ ? kManyRows - 1 : kMostTwinTokens)) {
+    twin = scratch<uint16_t>(normed_, static_cast<size_t>(batch.n_tokens) * width);
+    twin_ = {out, batch.n_tokens, width, twin, {}, {}};
+  }
+  const SplitScratch split = split_scratch(batch, shape, rows_at_once);
+  for (int row = 0; row < n_rows; row += rows_at_once)
+    launch_split_attention_of_few(queue_, batch, shape, most_rows, row, std::min(rows_at_once, n_rows - row), q, kv, split, out,
+                                  twin);
+}
+
+SplitScratch CudaBackend::split_scratch(const BatchView& batch, const AttentionShape& shape, int n_rows) {
+  return {scratch<float>(partial_attention_, split_partial_bytes(shape, n_rows, batch.max_pages) / sizeof(float)),
+          scratch<int32_t>(arrivals_, static_cast<size_t>(n_rows) * shape.n_kv_heads)};
+}
+
+// Two classes of rows: those of sequences with at most kMostChainRows rows in the step, and the others. Within a class a row's
+// bits depend on its position alone.
+void CudaBackend::attention_by_rows(const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv,
+                                    float* out) {
+  if (batch.n_seqs > 1 || batch.n_tokens <= kMostChainRows) {
+    int n_at_once = batch.n_seqs;
+    const auto bytes = [&] { return chain_partial_bytes(shape, batch, most_chain_rows(batch, n_at_once)); };
+    while (n_at_once > 1 && bytes() > kMaxChainBytes) n_at_once = (n_at_once + 1) / 2;
+    const ChainScratch chain{scratch<float>(partial_attention_, bytes() / sizeof(float)),
+                             scratch<int32_t>(chain_rows_, most_chain_rows(batch, n_at_once))};
+    for (int b = 0; b < batch.n_seqs; b += n_at_once)
+      launch_chain_attention(queue_, batch, shape, b, std::min(n_at_once, batch.n_seqs - b), q, kv, chain, out);
+  }
+  if (batch.n_tokens - batch.n_seqs < kMostChainRows) return;
+  const int least_rows = kMostChainRows + 1;
+  if (kv.dtype != DType::f8_e4m3)
+    return launch_prefill_attention(queue_, batch, shape, least_rows, 0, batch.n_seqs, false, q, kv, out);
+  const size_t seq_bytes = static_cast<size_t>(batch.max_pages) * shape.n_kv_heads * kPageTokens * shape.head_dim * 2;
+  const int n_at_once = static_cast<int>(std::clamp<size_t>(kMaxExpandedBytes / (2 * seq_bytes), 1, batch.n_seqs));
+  std::byte* pages = scratch<std::byte>(expanded_, 2 * n_at_once * seq_bytes);
+  const KvView expanded{pages, pages + n_at_once * seq_bytes, DType::bf16};
+  for (int b = 0; b < batch.n_seqs; b += n_at_once) {
+    const int n = std::min(n_at_once, batch.n_seqs - b);
+    launch_expand_pages(queue_, batch, shape, least_rows, b, n, kv, expanded.k, expanded.v);
+    launch_prefill_attention(queue_, batch, shape, least_rows, b, n, true, q, expanded, out);
+  }
+}
+
+}  // namespace sigmoe::cuda

@@ -1,0 +1,277 @@
+// Expert layers: the tables of their weights, and the kernels by the number of tokens of the step.
+#include <algorithm>
+
+#include "cuda/cuda_backend.h"
+#include "cuda/narrow_experts.h"
+#include "cuda/ops.h"
+
+namespace sigmoe::cuda {
+namespace {
+
+bool same_shape(const WeightView& a, const WeightView& b) {
+  return a.n == b.n && a.k == b.k && a.format == b.format && a.gate_up == b.gate_up && a.row_shift == b.row_shift &&
+         a.k_shift == b.k_shift && a.scale_columns == b.scale_columns;
+}
+
+}  // namespace
+
+const CudaBackend::ExpertTable& CudaBackend::table_of(const ExpertWeights& weights) {
+  const auto* known = static_cast<const ExpertTable*>(weights.prepared.get());
+  if (known && known->gate_up == weights.gate_up && known->down == weights.down) return *known;
+  auto table = std::make_shared<ExpertTable>();
+  table->gate_up = weights.gate_up;
+  table->down = weights.down;
+  const auto fill = [&](const std::vector<const LinearWeight*>& experts, WeightView& shape, DeviceBuffer& tiles,
+                        DeviceBuffer& views) {
+    std::vector<ExpertTiles> host_tiles(experts.size());
+    std::vector<WeightView> host_views(experts.size());
+    bool first = true;
+    for (size_t e = 0; e < experts.size(); ++e) {
+      if (!experts[e]) {
+        table->complete = false;
+        continue;
+      }
+      host_views[e] = view_of(*experts[e]);
+      host_tiles[e] = {host_views[e].tiles, host_views[e].scales};
+      if (first) shape = host_views[e];
+      first = false;
+      table->uniform = table->uniform && same_shape(shape, host_views[e]);
+    }
+    shape.tiles = nullptr;
+    shape.scales = nullptr;
+    tiles = alloc(host_tiles.size() * sizeof(ExpertTiles), "expert tables");
+    views = alloc(host_views.size() * sizeof(WeightView), "expert tables");
+    upload(tiles.data(), host_tiles.data(), host_tiles.size() * sizeof(ExpertTiles));
+    upload(views.data(), host_views.data(), host_views.size() * sizeof(WeightView));
+  };
+  fill(weights.gate_up, table->gate_up_shape, table->gate_up_tiles, table->gate_up_views);
+  fill(weights.down, table->down_shape, table->down_tiles, table->down_views);
+  weights.prepared = table;
+  return *table;
+}
+
+void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Routing& routing, int n_active, int n_tokens,
+                          int width, float* out) {
+  writes(out);
+  if (n_tokens == 0) return;
+  const ExpertTable& table = table_of(weights);
+  const int n_slots = n_active + (n_active == 0 || weights.shared_gate_up ? 1 : 0);
+  const bool nothing_shared = n_active == 0 && !weights.shared_gate_up;
+  if ((n_active > 0 && !table.complete) || nothing_shared)  // this rank's missing shares stay zero
+    zero(out, static_cast<size_t>(n_tokens) * n_slots * width * sizeof(float));
+  if (nothing_shared) return;
+  const auto tensor = [&](const WeightView& view) { return n_tokens >= kManyExpertRows && takes_many_rows(n_tokens, view); };
+  const auto mma = [&](const WeightView& view) { return n_tokens >= kMmaExpertRows && takes_mma_rows(n_tokens, view); };
+  const bool by_tensor = takes_many_experts(weights, table, n_active, tensor);
+  if (by_tensor || takes_many_experts(weights, table, n_active, mma)) {
+    const auto run = by_tensor ? &CudaBackend::run_many_experts : &CudaBackend::run_mma_experts;
+    const bool routed = n_active > 0 && table.gate_up_shape.n > 0, shared = weights.shared_gate_up != nullptr;
+    const bool alike = routed && shared && same_shape(view_of(*weights.shared_gate_up), table.gate_up_shape) &&
+                       same_shape(view_of(*weights.shared_down), table.down_shape);
+    if (routed) (this->*run)(x, weights, table, routing, true, alike, n_active, n_tokens, n_slots, out);
+    if (shared && !alike) (this->*run)(x, weights, table, routing, false, true, n_active, n_tokens, n_slots, out);
+    if (by_tensor) slots_ = {out, static_cast<size_t>(n_tokens) * n_slots * width * sizeof(uint16_t)};
+    return;
+  }
+  if (!exact_ && (n_active == 0 || table.uniform))
+    return run_experts(x, weights, table, routing, n_active, n_tokens, n_slots, width, out);
+
+  ExactExperts args;
+  args.gate_up = table.gate_up_views.as<WeightView>();
+  args.down = table.down_views.as<WeightView>();
+  if (weights.shared_gate_up)
+    args.shared_gate_up = view_of(*weights.shared_gate_up), args.shared_down = view_of(*weights.shared_down);
+  args.expert_ids = routing.expert_ids;
+  args.slot_weights = routing.weights;
+  args.n_tokens = n_tokens, args.n_active = n_active, args.n_slots = n_slots, args.width = width;
+  args.inner_stride = args.shared_gate_up.n / 2;
+  if (n_active > 0)
+    for (const LinearWeight* weight : weights.gate_up)
+      if (weight) args.inner_stride = std::max(args.inner_stride, view_of(*weight).n / 2);
+  if (args.inner_stride == 0) return;
+  launch_exact_experts(queue_, args, x, scratch<float>(inner_, static_cast<size_t>(n_tokens) * n_slots * args.inner_stride),
+                       out);
+}
+
+template <typename Takes>
+bool CudaBackend::takes_many_experts(const ExpertWeights& weights, const ExpertTable& table, int n_active,
+                                     const Takes& takes) const {
+  const auto fits = [&](const WeightView& gate_up, const WeightView& down) {
+    return gate_up.n == 0 || (gate_up.format == down.format && takes(gate_up) && takes(down));
+  };
+  return (n_active == 0 || (table.uniform && fits(table.gate_up_shape, table.down_shape))) &&
+         (!weights.shared_gate_up || fits(view_of(*weights.shared_gate_up), view_of(*weights.shared_down)));
+}
+
+// The same by narrow_experts.h: steps that are not long, with lists of their own. False: it has no such kernel.
+bool CudaBackend::run_narrow_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table,
+                                     const Routing& routing, bool shared, int n_active, int n_tokens, int n_slots, float* out) {
+  NarrowArgs up, down;
+  GemmArgs& common = up.gemm;
+  common.n_tokens = n_tokens;
+  common.n_active = n_active;
+  common.n_slots = n_slots;
+  common.n_experts = static_cast<int>(weights.gate_up.size());
+  common.expert_offsets = routing.expert_offsets;
+  common.slot_order = routing.slot_order;
+  common.slot_weights = routing.weights;
+  down.gemm = common;
+  up.gemm.mode = GemmMode::gate_up;
+  down.gemm.mode = GemmMode::down;
+  up.gemm.routed = table.gate_up_shape;
+  down.gemm.routed = table.down_shape;
+  up.gemm.experts = table.gate_up_tiles.as<ExpertTiles>();
+  down.gemm.experts = table.down_tiles.as<ExpertTiles>();
+  if (shared) {
+    up.gemm.dense = view_of(*weights.shared_gate_up);
+    down.gemm.dense = view_of(*weights.shared_down);
+  }
+  const WeightView &wide = up.gemm.routed, &back = down.gemm.routed;
+  if (n_tokens > kMostNarrowRows || !fits_narrow_experts(wide, back, common.n_experts)) return false;
+  const PackedRows* packed = packed_twin_of(x, n_tokens, wide);
+  up.x = packed ? *packed : packed_rows(packed_, packed_scales_, wide, n_tokens);
+  up.inner = down.x = packed_rows(packed_inner_, inner_scales_, back,
+                                  narrow_packed_rows(n_tokens * n_active, common.n_experts, shared ? n_tokens : 0));
+  down.slots = reinterpret_cast<__nv_bfloat16*>(out);
+  if (!packed) launch_pack_rows(queue_, wide.format, x, nullptr, n_tokens, wide.k, up.x, {});
+  launch_narrow_experts(queue_, up);
+  launch_narrow_experts(queue_, down);
+  return true;
+}
+
+// Packing and the list of row tiles, gate-up with SwiGLU, down: three launches, for the routed experts, the shared one or both.
+void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table,
+                                   const Routing& routing, bool routed, bool shared, int n_active, int n_tokens, int n_slots,
+                                   float* out) {
+  if (routed && run_narrow_experts(x, weights, table, routing, shared, n_active, n_tokens, n_slots, out)) return;
+  const int n_experts = routed ? static_cast<int>(weights.gate_up.size()) : 0, n_shared = shared ? n_tokens : 0;
+  const int n_routed = routed ? n_tokens * n_active : 0;
+  TensorGemmArgs up, down;
+  up.mode = GemmMode::gate_up;
+  down.mode = GemmMode::down;
+  up.weight = shared ? view_of(*weights.shared_gate_up) : table.gate_up_shape;
+  down.weight = shared ? view_of(*weights.shared_down) : table.down_shape;
+  up.experts = table.gate_up_tiles.as<ExpertTiles>();
+  down.experts = table.down_tiles.as<ExpertTiles>();
+  const PackedRows* packed = packed_twin_of(x, n_tokens, up.weight);
+  up.x = packed ? *packed : packed_rows(packed_, packed_scales_, up.weight, n_tokens);
+  up.inner = down.x = packed_rows(packed_inner_, inner_scales_, down.weight, most_packed_rows(n_routed, n_experts, n_shared));
+  down.slots = reinterpret_cast<__nv_bfloat16*>(out);
+
+  TilePlan plan;
+  plan.expert_offsets = routing.expert_offsets;
+  plan.experts = up.experts;
+  plan.n_experts = n_experts;
+  plan.n_shared = n_shared;
+  plan.tiles = scratch<RowTile>(row_tiles_, most_tiles(n_routed, n_experts, n_shared) + 1);
+  plan.n_tiles = reinterpret_cast<int32_t*>(plan.tiles++);  // the first place holds the count
+  for (TensorGemmArgs* args : {&up, &down}) {
+    args->tiles = plan.tiles;
+    args->n_tiles = plan.n_tiles;
+    args->n_experts = n_experts;
+    args->slot_order = routing.slot_order;
+    args->slot_weights = routing.weights;
+    args->n_active = n_active;
+    args->n_slots = n_slots;
+  }
+  launch_pack_rows(queue_, up.weight.format, x, nullptr, packed ? 0 : n_tokens, up.weight.k, up.x, plan);
+  launch_tensor_gemm(queue_, up);
+  launch_tensor_gemm(queue_, down);
+}
+
+// The same by mma.sync, from BF16 rows as they are.
+void CudaBackend::run_mma_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table,
+                                  const Routing& routing, bool routed, bool shared, int n_active, int n_tokens, int n_slots,
+                                  float* out) {
+  const int n_experts = routed ? static_cast<int>(weights.gate_up.size()) : 0, n_shared = shared ? n_tokens : 0;
+  const int n_routed = routed ? n_tokens * n_active : 0;
+  MmaGemmArgs up, down;
+  up.mode = GemmMode::gate_up;
+  down.mode = GemmMode::down;
+  up.weight = shared ? view_of(*weights.shared_gate_up) : table.gate_up_shape;
+  down.weight = shared ? view_of(*weights.shared_down) : table.down_shape;
+  up.experts = table.gate_up_tiles.as<ExpertTiles>();
+  down.experts = table.down_tiles.as<ExpertTiles>();
+
+  TilePlan plan;
+  plan.expert_offsets = routing.expert_offsets;
+  plan.experts = up.experts;
+  plan.n_experts = n_experts;
+  plan.n_shared = n_shared;
+  plan.tiles = scratch<RowTile>(row_tiles_, most_tiles(n_routed, n_experts, n_shared) + 1);
+  plan.n_tiles = reinterpret_cast<int32_t*>(plan.tiles++);  // the first place holds the count
+  for (MmaGemmArgs* args : {&up, &down}) {
+    args->tiles = plan.tiles;
+    args->n_tiles = plan.n_tiles;
+    args->most_tiles = most_tiles(n_routed, n_experts, n_shared);
+    args->n_experts = n_experts;
+    args->slot_order = routing.slot_order;
+    args->slot_weights = routing.weights;
+    args->n_active = n_active;
+    args->n_slots = n_slots;
+  }
+  const int width = up.weight.k;
+  const void* twin = twin_of(x, n_tokens, width);
+  up.x = twin ? twin : to_bf16(x, nullptr, n_tokens, width);
+  down.x = up.inner =
+      scratch<uint16_t>(inner_, static_cast<size_t>(most_packed_rows(n_routed, n_experts, n_shared)) * down.weight.k);
+  down.out = out;
+  launch_pack_rows(queue_, WeightFormat::bf16, nullptr, nullptr, 0, width, {}, plan);  // the list alone
+  launch_mma_gemm(queue_, up);
+  launch_mma_gemm(queue_, down);
+}
+
+// Gate-up with SwiGLU, then down: two launches, the shared expert beside the routed ones when both are stored alike.
+void CudaBackend::run_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing,
+                              int n_active, int n_tokens, int n_slots, int width, float* out) {
+  GemmArgs common;
+  common.n_tokens = n_tokens;
+  common.n_active = n_active;
+  common.n_slots = n_slots;
+  common.n_experts = static_cast<int>(weights.gate_up.size());
+  common.expert_ids = routing.expert_ids;
+  common.expert_offsets = routing.expert_offsets;
+  common.slot_order = routing.slot_order;
+  common.slot_weights = routing.weights;
+
+  const bool routed = n_active > 0 && table.gate_up_shape.n > 0, shared = weights.shared_gate_up != nullptr;
+  const void* twin = twin_of(x, n_tokens, width);
+  const bool direct = !twin && reads_float(shared ? view_of(*weights.shared_gate_up) : table.gate_up_shape, n_tokens);
+  const void* activations = direct ? x : twin ? twin : to_bf16(x, nullptr, n_tokens, width);
+  GemmArgs up = common, down = common;
+  up.mode = GemmMode::gate_up;
+  down.mode = GemmMode::down;
+  if (shared) {
+    up.dense = view_of(*weights.shared_gate_up);
+    down.dense = view_of(*weights.shared_down);
+    up.dense_x = activations;
+    up.dense_out = scratch<uint16_t>(shared_inner_, static_cast<size_t>(n_tokens) * down.dense.k);
+    down.dense_x = up.dense_out;
+    down.dense_out = out;
+  }
+  if (routed) {
+    up.routed = table.gate_up_shape;
+    down.routed = table.down_shape;
+    up.experts = table.gate_up_tiles.as<ExpertTiles>();
+    down.experts = table.down_tiles.as<ExpertTiles>();
+    up.routed_x = activations;
+    up.routed_out = scratch<uint16_t>(inner_, static_cast<size_t>(n_tokens) * n_active * down.routed.k);
+    down.routed_x = up.routed_out;
+    down.routed_out = out;
+  }
+  const auto run = [&](const GemmArgs& args, bool x_is_float) {
+    if (routed && shared && args.dense.format != args.routed.format) {
+      GemmArgs dense_part = args, routed_part = args;
+      dense_part.routed = {};
+      routed_part.dense = {};
+      launch_gemm(queue_, dense_part, x_is_float);
+      launch_gemm(queue_, routed_part, x_is_float);
+    } else if (routed || shared) {
+      launch_gemm(queue_, args, x_is_float);
+    }
+  };
+  run(up, direct);
+  run(down, false);
+}
+
+}  // namespace sigmoe::cuda
