@@ -70,6 +70,7 @@ test(`a pull that is killed ${KILLS} times ends with the same bytes, and the cac
       if (sent >= until) child.kill('SIGKILL');
     };
     const { status } = await end;
+    await hub.idle();
     if (status === 0) finished++;
     expectSound(entry, files);
     // What had arrived stays.
