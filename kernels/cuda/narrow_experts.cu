@@ -349,8 +349,8 @@ int n_blocks() {
 }
 
 // Gate-up starts when the kernel ahead is over, down when gate-up has room for it. A block that started beside the last blocks
-// of a linear would keep their division of the SM's memory, most of it shared; its loads on their way, which need lines of L1,
-// would then be a third fewer, and its share of the walk the last to end (170 us late, measured).
+// of a linear ended its share of the walk 170 us after the others (measured; why is not: it may keep their division of the SM's
+// memory, most of it shared, and loads on their way need lines of L1).
 template <bool GateUp>
 void launch_mode(Queue queue, const NarrowArgs& args) {
   if (GateUp) queue.overlap = false;

@@ -271,8 +271,8 @@ bool launch_stream_gemm(const Queue& queue, const GemmArgs& gemm) {
   if (bytes > kMostSharedBytes || n_blocks() == 0) return false;
   const auto kernel = w.format == WeightFormat::fp8 ? stream_kernel<WeightFormat::fp8> : stream_kernel<WeightFormat::bf16>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
-  // Gate-up starts when the kernel ahead is over: beside the last blocks of a linear, it would keep their division of the SM's
-  // memory, most of it shared, and loads on their way need lines of L1 (measured: a step of 8 is 4% slower so, of 32 2%).
+  // Gate-up starts when the kernel ahead is over: beside the last blocks of a linear, steps of 8 are 4% slower and of 32 2%
+  // (measured; narrow_experts.cu has the likely cause).
   Queue own = queue;
   own.overlap = queue.overlap && gemm.mode != GemmMode::gate_up;
   launch(own, kernel, n_blocks(), kThreads, bytes, args);
