@@ -153,13 +153,6 @@ export class FakeHub {
     response.end();
   }
 
-  /** Until nobody is connected: what goes to a client that was killed is counted as sent until its connections are seen to be gone. */
-  async idle(): Promise<void> {
-    const connected = (server: Server): Promise<number> =>
-      new Promise((resolve, reject) => server.getConnections((error, n) => (error ? reject(error) : resolve(n))));
-    while ((await connected(this.hub)) + (await connected(this.store)) > 0) await sleep(5);
-  }
-
   /** A body, at the pace that was set. */
   async send(response: ServerResponse, body: Buffer): Promise<void> {
     const step = this.pace === 0 ? body.length : Math.max(1024, this.pace / 100);
