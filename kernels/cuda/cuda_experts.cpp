@@ -164,7 +164,10 @@ void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights,
   plan.n_experts = n_experts;
   plan.n_shared = n_shared;
   plan.tiles = scratch<RowTile>(row_tiles_, most_tiles(n_routed, n_experts, n_shared) + 1);
-  plan.n_tiles = reinterpret_cast<int32_t*>(plan.tiles++);  // the first place holds the count
+  plan.n_tiles = reinterpret_cast<int32_t*>(plan.tiles++);  // the first place holds the counts
+  plan.claims = plan.n_tiles + 1;
+  up.claims = plan.claims;
+  down.claims = plan.claims + 1;
   for (TensorGemmArgs* args : {&up, &down}) {
     args->tiles = plan.tiles;
     args->n_tiles = plan.n_tiles;

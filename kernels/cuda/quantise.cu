@@ -59,6 +59,7 @@ __device__ void make_plan(const TilePlan& plan) {
     }
   }
   if (threadIdx.x == 0) *plan.n_tiles = n_tiles;
+  if (plan.claims && threadIdx.x < 2) plan.claims[threadIdx.x] = 0;
 }
 
 template <WeightFormat F>

@@ -64,6 +64,7 @@ struct TilePlan {
   int n_shared = 0;  // tokens at the shared expert; 0: none
   RowTile* tiles = nullptr;
   int32_t* n_tiles = nullptr;
+  int32_t* claims = nullptr;  // of gate-up and of down, set to 0; may be null
 };
 
 // Packs rows of x (., k) f32, picked by row_ids when given, and makes the plan. No rows: the plan alone.

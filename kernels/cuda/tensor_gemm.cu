@@ -2,7 +2,10 @@
 //
 // Blocks of 256 rows of W stay and take the items (tile of rows of x, rows of W) of tensor_tile.cuh in turn; the row tiles of
 // an expert follow each other, so that W is read from memory once.
-#include "cuda/tensor_tile.cuh"
+#include <cstdlib>
+#include <string>
+
+#include "cuda/tensor_whole.cuh"
 
 namespace sigmoe::cuda {
 namespace {
@@ -23,7 +26,7 @@ template <typename T, int N, class S>
 __device__ void write_rows(const TensorGemmArgs& args, S& s, T* out, int weight_tile, int info, const Sums<N, kBlocks>& sum) {
   const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, group = threadIdx.x / 128, g = lane / 4,
             q = lane % 4, n = args.weight.n, n_rows = s.items[info].n_rows;
-  constexpr int kPass = sizeof(T) == 2 || N <= 64 ? N : N / 2;  // rows of x at a time
+  constexpr int kPass = sizeof(T) == 2 || N <= 64 ? N : 64;  // rows of x at a time
   uint8_t* own = s.out + group * kGroupOut;
   const int first = weight_tile * 16 + group * 128, n_columns = min(128, n - first);
 #pragma unroll
@@ -31,6 +34,7 @@ __device__ void write_rows(const TensorGemmArgs& args, S& s, T* out, int weight_
     meet_group(group);  // what lay here has been read
 #pragma unroll
     for (int j = 0; j < kPass / 8; j += 2) {
+      if (begin + 8 * j >= N) break;
       float2 factor[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) factor[i] = *reinterpret_cast<const float2*>(&s.factors[info][begin + 8 * (j + i) + 2 * q]);
@@ -70,28 +74,23 @@ __device__ void write_rows(const TensorGemmArgs& args, S& s, T* out, int weight_
   }
 }
 
-// Half of the columns' values go to the lane that differs in `mask`, the others become the larger ones of both. Returns where
-// the kept half begins. No column left to give: both lanes keep the last one.
-template <int mask, int half, int width>
+// Of n columns' values, half go to the lane that differs in `mask`, the others become the larger ones of both. Returns where
+// the kept half begins. The halves of an odd number share the middle.
+template <int mask, int n, int width>
 __device__ __forceinline__ int keep_largest(float (&values)[width]) {
+  constexpr int kept = (n + 1) / 2, second = n - kept;
   const bool upper = threadIdx.x & mask;
-  if constexpr (half == 0) {
-    values[0] = fmaxf(values[0], __shfl_xor_sync(kAllLanes, values[0], mask));
-    return 0;
-  } else {
 #pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const float given = __shfl_xor_sync(kAllLanes, upper ? values[i] : values[i + half], mask);
-      values[i] = fmaxf(upper ? values[i + half] : values[i], given);
-    }
-    return upper ? half : 0;
+  for (int i = 0; i < kept; ++i) {
+    const float given = __shfl_xor_sync(kAllLanes, upper ? values[i] : values[second + i], mask);
+    values[i] = fmaxf(upper ? values[second + i] : values[i], given);
   }
+  return upper ? second : 0;
 }
 
 // SwiGLU, then packed for the down product: the block's 128 columns are one FP8 block (two of BF16).
 template <WeightFormat F, int N>
-__device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int weight_tile, int info, bool last,
-                            Sums<N, kBlocks>& sum) {
+__device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int weight_tile, int info, Sums<N, kBlocks>& sum) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / 128, g = lane / 4, q = lane % 4;
   const int width = args.weight.n / 2, first_column = weight_tile * 8 + group * kBlocks * 32 + warp * 8 + g;
   const int n_rows = round_up_8(s.items[info].n_rows), packed_row = s.items[info].packed_row;
@@ -122,12 +121,12 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int 
   }
   if constexpr (F == WeightFormat::fp8) {
     // over the eight lanes that share q: each gets an eighth of the columns
-    int first = keep_largest<16, N / 8>(largest);
-    first += keep_largest<8, N / 16>(largest);
-    first += keep_largest<4, N / 32>(largest);
+    constexpr int kHalf = N / 8, kQuarter = (kHalf + 1) / 2, kEighth = (kQuarter + 1) / 2;
+    int first = keep_largest<16, N / 4>(largest);
+    first += keep_largest<8, kHalf>(largest);
+    first += keep_largest<4, kQuarter>(largest);
 #pragma unroll
-    for (int i = 0; i < (N + 31) / 32; ++i)
-      s.largest[group * 4 + warp][(first + i) / 2 * 8 + 2 * q + (first + i) % 2] = largest[i];
+    for (int i = 0; i < kEighth; ++i) s.largest[group * 4 + warp][(first + i) / 2 * 8 + 2 * q + (first + i) % 2] = largest[i];
     meet<kConsumers, kGroups * 128>();
     if (threadIdx.x < N) {
       float most = 0.0f;
@@ -189,23 +188,29 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int 
       }
     }
   }
-  if (last && threadIdx.x == 0) bulk_store_done();
 }
 
-template <WeightFormat F, GemmMode M, int N>
-__device__ void run_item(const TensorGemmArgs& args, Memory<M>& s, Position& at, int weight_tile, int info, bool last) {
+template <WeightFormat F, GemmMode M, Loop L, int N>
+__device__ void run_item(const TensorGemmArgs& args, Memory<M>& s, Position& at, int weight_tile, int info) {
   Sums<N, kBlocks> sum;
-  multiply<F, M == GemmMode::gate_up, N, M == GemmMode::down>(args, s, at, s.items[info].expert, weight_tile, KRange(args, F),
-                                                              sum);
-  if constexpr (M == GemmMode::gate_up)
-    write_inner<F, N>(args, s, weight_tile, info, last, sum);
-  else if constexpr (M == GemmMode::down)
+  const KRange range(args, F);
+  constexpr bool kGateUp = M == GemmMode::gate_up, kDown = M == GemmMode::down;
+  if constexpr (L == Loop::parts) {
+    multiply<F, kGateUp, N, kDown>(args, s, at, s.items[info].expert, weight_tile, range, sum);
+  } else {
+    multiply_fp8_whole<N, kGateUp, kDown, L == Loop::turns>(s, at, range, sum);
+    if (!has_block_scales(args.weight))
+      scale_rows<N>(args, weight_of(args, s.items[info].expert).scales, weight_tile + threadIdx.x / 128 * kBlocks * 4, sum);
+  }
+  if constexpr (kGateUp)
+    write_inner<F, N>(args, s, weight_tile, info, sum);
+  else if constexpr (kDown)
     write_rows<__nv_bfloat16, N>(args, s, args.slots, weight_tile, info, sum);
   else
     write_rows<float, N>(args, s, args.out, weight_tile, info, sum);
 }
 
-template <WeightFormat F, GemmMode M>
+template <WeightFormat F, GemmMode M, Loop L>
 __global__ void __launch_bounds__(kThreads, 1) tensor_gemm_kernel(const __grid_constant__ TensorGemmArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
@@ -214,24 +219,43 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_gemm_kernel(const __grid_c
   wait_for_previous();
   if (threadIdx.x >= kGroups * 128) {
     give_registers<40>();
-    produce<F, M>(args, s, KRange(args, F));
+    produce<F, M, true>(args, s, KRange(args, F));
   } else {
     take_registers<232>();
+    if (L == Loop::turns && threadIdx.x >= 128) pass_turn(1);  // the first one
     Position at;
-    int info = 0;
-    const int n_items = count_items<kBlocks>(args);
-    for (int index = blockIdx.x; index < n_items; index += gridDim.x) {
+    // Without a bound that all threads share the compiler gives this branch no more registers than the others have.
+    const int most = count_items<kBlocks>(args);
+    for (int k = 0, info = 0; k <= most; ++k, info = info + 1 == kInfos ? 0 : info + 1) {
       barrier_wait(&s.full[at.stage], at.parity);  // with its first stage the producers have said what the item is
-      const int weight_tile = s.weight_tiles[info];
-      const bool last = index + static_cast<int>(gridDim.x) >= n_items;
-      switch (operand_rows(s.items[info].n_rows)) {
-        case 16: run_item<F, M, 16>(args, s, at, weight_tile, info, last); break;
-        case 32: run_item<F, M, 32>(args, s, at, weight_tile, info, last); break;
-        case 64: run_item<F, M, 64>(args, s, at, weight_tile, info, last); break;
-        case 96: run_item<F, M, 96>(args, s, at, weight_tile, info, last); break;
-        default: run_item<F, M, 128>(args, s, at, weight_tile, info, last);
+      const int weight_tile = s.weight_tiles[info], n_rows = s.items[info].n_rows;
+      if (n_rows == 0) {
+        if (M == GemmMode::gate_up && threadIdx.x == 0) bulk_store_done();
+        break;
       }
-      if (++info == kInfos) info = 0;
+      const auto run = [&]<int N>() { run_item<F, M, L, N>(args, s, at, weight_tile, info); };
+      const int n = operand_rows(n_rows, args.fine);
+      if constexpr (L != Loop::parts) {
+        if (n == 48) {
+          run.template operator()<48>();
+          continue;
+        }
+        if (n == 80) {
+          run.template operator()<80>();
+          continue;
+        }
+        if (n == 112) {
+          run.template operator()<112>();
+          continue;
+        }
+      }
+      switch (n) {
+        case 16: run.template operator()<16>(); break;
+        case 32: run.template operator()<32>(); break;
+        case 64: run.template operator()<64>(); break;
+        case 96: run.template operator()<96>(); break;
+        default: run.template operator()<128>();
+      }
     }
   }
 #elif __CUDA_ARCH__ == 900
@@ -254,7 +278,7 @@ int n_multiprocessors() {
 bool has_tensor_gemm() {
   static const bool has = [] {
     cudaFuncAttributes attributes;
-    CUDA_CHECK(cudaFuncGetAttributes(&attributes, tensor_gemm_kernel<WeightFormat::fp8, GemmMode::linear>));
+    CUDA_CHECK(cudaFuncGetAttributes(&attributes, tensor_gemm_kernel<WeightFormat::fp8, GemmMode::linear, Loop::parts>));
     return attributes.binaryVersion == 90 && attributes.ptxVersion != 80;  // 80: sm_80 code, compiled by the driver
   }();
   return has;
@@ -272,21 +296,30 @@ void launch_tensor_gemm(const Queue& queue, TensorGemmArgs args) {
     args.n_splits = tensor_splits(args.weight, args.n_rows);
     if (args.n_splits > 1) return launch_tensor_split(queue, args);
   }
+  // SIGMOE_PRE: a letter for linear, gate-up and down each (p parts, w whole, t turns), then f for fine operands, c for claims.
+  const char* text = std::getenv("SIGMOE_PRE");
+  const std::string asked = text ? text : "ppp";
+  const char letter = asked.size() > 2 ? asked[static_cast<size_t>(args.mode)] : 'p';
+  const Loop loop = letter == 't' ? Loop::turns : letter == 'w' ? Loop::whole : Loop::parts;
+  args.fine = loop != Loop::parts && args.weight.format == WeightFormat::fp8 && asked.find('f', 3) != std::string::npos;
+  if (asked.find('c', 3) == std::string::npos) args.claims = nullptr;
   const auto run = [&](auto kernel, size_t bytes) {
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes + 1024)));
     launch(queue, kernel, n_multiprocessors(), kThreads, bytes + 1024, args);
   };
-  const auto run_format = [&]<WeightFormat F>() {
+  const auto run_mode = [&]<WeightFormat F, Loop L>() {
     switch (args.mode) {
-      case GemmMode::linear: return run(tensor_gemm_kernel<F, GemmMode::linear>, sizeof(Memory<GemmMode::linear>));
-      case GemmMode::gate_up: return run(tensor_gemm_kernel<F, GemmMode::gate_up>, sizeof(Memory<GemmMode::gate_up>));
-      case GemmMode::down: return run(tensor_gemm_kernel<F, GemmMode::down>, sizeof(Memory<GemmMode::down>));
+      case GemmMode::linear: return run(tensor_gemm_kernel<F, GemmMode::linear, L>, sizeof(Memory<GemmMode::linear>));
+      case GemmMode::gate_up: return run(tensor_gemm_kernel<F, GemmMode::gate_up, L>, sizeof(Memory<GemmMode::gate_up>));
+      case GemmMode::down: return run(tensor_gemm_kernel<F, GemmMode::down, L>, sizeof(Memory<GemmMode::down>));
     }
   };
-  if (args.weight.format == WeightFormat::fp8)
-    run_format.template operator()<WeightFormat::fp8>();
-  else
-    run_format.template operator()<WeightFormat::bf16>();
+  if (args.weight.format != WeightFormat::fp8) return run_mode.template operator()<WeightFormat::bf16, Loop::parts>();
+  switch (loop) {
+    case Loop::parts: return run_mode.template operator()<WeightFormat::fp8, Loop::parts>();
+    case Loop::whole: return run_mode.template operator()<WeightFormat::fp8, Loop::whole>();
+    case Loop::turns: return run_mode.template operator()<WeightFormat::fp8, Loop::turns>();
+  }
 }
 
 }  // namespace sigmoe::cuda

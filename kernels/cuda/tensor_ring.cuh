@@ -43,6 +43,7 @@ struct Shared {
   RowTile items[kInfos];
   int32_t weight_tiles[kInfos];  // first, of an item
   int32_t tokens[kTileRows];
+  int32_t next_index[2];
   uint64_t full[Stages], empty[Stages];
 };
 
@@ -78,8 +79,9 @@ __device__ inline Item find_item(const TensorGemmArgs& args, int index) {
   return item;
 }
 
-// Rows of x that the tensor core is given for n_rows of them.
-__device__ inline int operand_rows(int n_rows) {
+// Rows of x that the tensor core is given for n_rows of them: multiples of 16, not all of them unless `fine`.
+__device__ inline int operand_rows(int n_rows, bool fine) {
+  if (fine) return (n_rows + 15) / 16 * 16;
   return n_rows <= 16 ? 16 : n_rows <= 32 ? 32 : n_rows <= 64 ? 64 : n_rows <= 96 ? 96 : 128;
 }
 
@@ -116,7 +118,9 @@ struct KRange {
 
 // ---- producers -------------------------------------------------------------------------------------------------------
 
-template <WeightFormat F, GemmMode M = GemmMode::linear, class S>
+// Claims: a block takes its next item from args.claims, if there is such a counter, and the consumers are told of the end by an
+// item without rows.
+template <WeightFormat F, GemmMode M = GemmMode::linear, bool Claims = false, class S>
 __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
   constexpr int Blocks = S::kBlocks;
   const int thread = threadIdx.x - kGroups * 128, lane = thread % 32, warp = thread / 32;
@@ -124,10 +128,12 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
   const int n_blocks = args.weight.n_groups * (kGroup / block_k(F)), n_items = count_items<Blocks>(args);
   Position at;
   int info = 0, pending[2] = {-1, -1};  // stages whose 16-byte copies have not been awaited, newest first
-  for (int index = blockIdx.x / args.n_splits; index < n_items; index += gridDim.x) {
+  const bool claims = Claims && args.claims;
+  int turn = 0, claim = 0;
+  for (int index = blockIdx.x / args.n_splits, next_index; index < n_items; index = next_index) {
     const Item item = find_item<Blocks>(args, index);
     const RowTile& rows = item.rows;
-    const int n_operand = operand_rows(rows.n_rows);
+    const int n_operand = operand_rows(rows.n_rows, args.fine);
 
     // Rows past the last repeat it; nobody writes their results.
     int32_t token = rows.first + min(thread, rows.n_rows - 1), out_row = token;
@@ -210,9 +216,20 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
         pending[0] = at.stage;
       }
       if (kb + 1 < range.end) w_scale = w_scale_of(kb + 1);
+      if (claims && thread == 0 && kb == range.begin) claim = atomicAdd(args.claims, 1);  // early, for the next item
       at.next(S::kStages);
     }
     if (++info == kInfos) info = 0;
+    next_index = index + static_cast<int>(gridDim.x);
+    if (claims) {
+      if (thread == 0) {
+        if (claim == n_items - 1) *args.claims = 0;  // every block with an item fails once: that was the last claim of all
+        s.next_index[turn] = claim + static_cast<int>(gridDim.x);
+      }
+      meet<kProducers, 128>();
+      next_index = s.next_index[turn];
+      turn ^= 1;  // nobody reads this one any more when all have met again
+    }
   }
   if (gathered) {
     wait_for_copies();
@@ -220,6 +237,13 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
     __syncwarp();
     for (int i = 1; i >= 0; --i)
       if (pending[i] >= 0 && lane == 0) barrier_arrive(&s.full[pending[i]]);
+  }
+  if constexpr (Claims) {
+    barrier_wait(&s.empty[at.stage], at.parity ^ 1);
+    if (thread == 0) s.items[info].n_rows = 0;
+    __syncwarp();
+    if (lane == 0)
+      for (int i = 0; i < (gathered ? 2 : 1); ++i) barrier_arrive(&s.full[at.stage]);
   }
 }
 

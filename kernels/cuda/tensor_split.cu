@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_split_kernel(const __grid_
     take_registers<232>();
     Position at;
     const Item item = find_item<kBlocks>(args, blockIdx.x / args.n_splits);
-    switch (operand_rows(item.rows.n_rows)) {
+    switch (operand_rows(item.rows.n_rows, args.fine)) {
       case 16: run_item<F, 16>(args, s, at, item); break;
       case 32: run_item<F, 32>(args, s, at, item); break;
       case 64: run_item<F, 64>(args, s, at, item); break;
