@@ -197,6 +197,13 @@ __device__ void run_item(const TensorGemmArgs& args, Memory<M>& s, Position& at,
   constexpr bool kGateUp = M == GemmMode::gate_up, kDown = M == GemmMode::down;
   if constexpr (L == Loop::parts) {
     multiply<F, kGateUp, N, kDown>(args, s, at, s.items[info].expert, weight_tile, range, sum);
+  } else if constexpr (L == Loop::none) {
+    for (int kb = range.begin; kb < range.end; ++kb) {
+      barrier_wait(&s.full[at.stage], at.parity);
+      release(s, at.stage);
+      at.next(Memory<M>::kStages);
+    }
+    return;
   } else {
     multiply_fp8_whole<N, kGateUp, kDown, L == Loop::turns>(s, at, range, sum);
     if (!has_block_scales(args.weight))
@@ -296,12 +303,14 @@ void launch_tensor_gemm(const Queue& queue, TensorGemmArgs args) {
     args.n_splits = tensor_splits(args.weight, args.n_rows);
     if (args.n_splits > 1) return launch_tensor_split(queue, args);
   }
-  // SIGMOE_PRE: a letter for linear, gate-up and down each (p parts, w whole, t turns), then f for fine operands, c for claims.
+  // SIGMOE_PRE: a letter for linear, gate-up and down each (p parts, w whole, t turns, n
+  // none), then f for fine operands, c for claims, x for products without loads.
   const char* text = std::getenv("SIGMOE_PRE");
   const std::string asked = text ? text : "ppp";
   const char letter = asked.size() > 2 ? asked[static_cast<size_t>(args.mode)] : 'p';
-  const Loop loop = letter == 't' ? Loop::turns : letter == 'w' ? Loop::whole : Loop::parts;
+  const Loop loop = letter == 't' ? Loop::turns : letter == 'w' ? Loop::whole : letter == 'n' ? Loop::none : Loop::parts;
   args.fine = loop != Loop::parts && args.weight.format == WeightFormat::fp8 && asked.find('f', 3) != std::string::npos;
+  args.no_loads = asked.find('x', 3) != std::string::npos;
   if (asked.find('c', 3) == std::string::npos) args.claims = nullptr;
   const auto run = [&](auto kernel, size_t bytes) {
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes + 1024)));
@@ -318,6 +327,7 @@ void launch_tensor_gemm(const Queue& queue, TensorGemmArgs args) {
   switch (loop) {
     case Loop::parts: return run_mode.template operator()<WeightFormat::fp8, Loop::parts>();
     case Loop::whole: return run_mode.template operator()<WeightFormat::fp8, Loop::whole>();
+    case Loop::none: return run_mode.template operator()<WeightFormat::fp8, Loop::none>();
     case Loop::turns: return run_mode.template operator()<WeightFormat::fp8, Loop::turns>();
   }
 }

@@ -33,8 +33,9 @@ struct TensorGemmArgs {
   int32_t* claims = nullptr;  // a counter of items, 0 between launches; null: blocks take items in turn
 
   // Filled by launch_tensor_gemm:
-  bool fine = false;  // operands of any multiple of 16 rows
-  int n_splits = 1;  // blocks that divide k
+  bool fine = false;      // operands of any multiple of 16 rows
+  bool no_loads = false;  // products of what lies in shared memory, to time them alone
+  int n_splits = 1;       // blocks that divide k
 };
 
 // Steps of this many rows take these kernels. Which kernels run depends on the rows of the whole step alone, never on how many

@@ -176,6 +176,7 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
       source = reinterpret_cast<const uint8_t*>(args.x.block_scales() + rows.packed_row), source_step = args.x.stride * 2;
       target = reinterpret_cast<uint8_t*>(s.x_scales[0]), target_step = kTileRows * 2, bytes = n_operand * 2;
     }
+    if (args.no_loads) own_bytes = bytes = 0;
     source += static_cast<size_t>(range.begin) * source_step;
     // The scales of W: four threads have one each, a k block ahead.
     const bool brings_scale = warp == 3 && lane < 2 * kGroups;
@@ -204,7 +205,7 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
         const uint8_t* x_block = args.x.data + static_cast<size_t>(kb) * args.x.stride * 128;
 #pragma unroll
         for (int i = 0; i < kTileRows / 16; ++i)
-          if (16 * i < n_operand) copy_16_bytes(s.x[at.stage] + swizzled(thread / 8 + 16 * i, thread % 8), x_block + places[i]);
+          if (16 * i < n_operand && !args.no_loads) copy_16_bytes(s.x[at.stage] + swizzled(thread / 8 + 16 * i, thread % 8), x_block + places[i]);
         commit_copies();
         if (pending[1] >= 0) {
           wait_for_copies_but<2>();

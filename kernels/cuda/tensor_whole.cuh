@@ -9,7 +9,7 @@
 
 namespace sigmoe::cuda {
 
-enum class Loop { parts, whole, turns };
+enum class Loop { parts, whole, turns, none };  // none: operands arrive and are let go, to time them alone
 
 constexpr int kFirstTurn = 5;  // barrier of warpgroup 0, then of 1
 
