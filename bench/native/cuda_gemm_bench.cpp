@@ -574,6 +574,7 @@ int compare(CudaBackend& backend, const std::vector<std::string>& ways, const st
     for (size_t way = 0; way < ways.size(); ++way) {
       if (ways[way].find_first_of("nx") != std::string::npos) continue;  // leave things out
       setenv("SIGMOE_PRE", ways[way].c_str(), 1);
+      run.pack();
       backend.zero(run.down.slots, bytes);
       run.gate_up();
       run.project_down();
@@ -596,6 +597,7 @@ int compare(CudaBackend& backend, const std::vector<std::string>& ways, const st
     run.pack();
     for (const std::string& way : ways) {
       setenv("SIGMOE_PRE", way.c_str(), 1);
+      run.pack();
       const double up = median_us(backend, 1, [&](int) { run.gate_up(); });
       const double down = median_us(backend, 1, [&](int) { run.project_down(); });
       const double flop = 2.0 * lists.order.size() * kInner * kWidth;

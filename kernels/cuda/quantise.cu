@@ -1,5 +1,8 @@
 // Packs activations for the many-row products, a block per row. Bound: memory, x read once in float32 (again from the cache).
 // One block more makes the tile list of a step from the router's offsets meanwhile.
+#include <cstdlib>
+#include <string>
+
 #include "cuda/gemm.h"
 #include "cuda/packed.cuh"
 #include "cuda/quantise.h"
@@ -31,8 +34,10 @@ __device__ void make_plan(const TilePlan& plan) {
       first = plan.expert_offsets[e];
       count = plan.expert_offsets[e + 1] - first;
     }
-    const int own = (count + kMostTileRows - 1) / kMostTileRows, packed = round_up_8(count);
-    int tiles_before = own, packed_before = packed;  // of the warp, then of the block
+    const int unit = plan.pairs ? 2 : 1;
+    const int own = (count + unit * kMostTileRows - 1) / (unit * kMostTileRows) * unit, packed = round_up_8(count);
+    int tiles_before = own,
+        packed_before = packed;  // of the warp, then of the block
     for (int step = 1; step < 32; step *= 2) {
       const int a = __shfl_up_sync(kAllLanes, tiles_before, step), b = __shfl_up_sync(kAllLanes, packed_before, step);
       if (lane >= step) tiles_before += a, packed_before += b;
@@ -50,9 +55,9 @@ __device__ void make_plan(const TilePlan& plan) {
     for (int i = 0; i < own; ++i) {
       RowTile tile;
       tile.expert = e;
-      tile.first = first + i * size;
-      tile.n_rows = min(size, count - i * size);
-      tile.packed_row = packed_row + i * size;
+      tile.n_rows = max(0, min(size, count - i * size));
+      tile.first = first + (tile.n_rows > 0 ? i * size : 0);
+      tile.packed_row = packed_row + (tile.n_rows > 0 ? i * size : 0);
       tile.first_tile = first_tile;
       tile.n_tiles = own;
       plan.tiles[first_tile + i] = tile;
@@ -103,7 +108,10 @@ __global__ void __launch_bounds__(kWarps * 32) pack_rows_kernel(const __grid_con
 
 void launch_pack_rows(const Queue& queue, WeightFormat format, const float* x, const int32_t* row_ids, int n_rows, int k,
                       const PackedRows& out, const TilePlan& plan) {
-  const PackArgs args{x, row_ids, n_rows, k, divide_up(k, kGroup), out, plan};
+  PackArgs args{x, row_ids, n_rows, k, divide_up(k, kGroup), out, plan};
+  const char* asked = std::getenv("SIGMOE_PRE");  // tensor_gemm.cu
+  args.plan.pairs = asked && std::string(asked).size() > 3 && format == WeightFormat::fp8 &&
+                    std::string(asked).find('k', 3) != std::string::npos;
   const int n_blocks = n_rows + (plan.tiles ? 1 : 0);
   launch(queue, format == WeightFormat::fp8 ? pack_rows_kernel<WeightFormat::fp8> : pack_rows_kernel<WeightFormat::bf16>,
          n_blocks, kWarps * 32, 0, args);

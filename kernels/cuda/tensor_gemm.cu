@@ -155,7 +155,7 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int 
     }
     publish_to_async();
     meet<kConsumers, kGroups * 128>();
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0 && n_rows > 0)
       bulk_store(
           args.inner.data + (static_cast<int64_t>(weight_tile / kWeightTiles<kBlocks>) * args.inner.stride + packed_row) * 128,
           s.out, n_rows * 128);
@@ -190,7 +190,7 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int 
   }
 }
 
-template <WeightFormat F, GemmMode M, Loop L, int N>
+template <WeightFormat F, GemmMode M, Loop L, bool Pairs, int N>
 __device__ void run_item(const TensorGemmArgs& args, Memory<M>& s, Position& at, int weight_tile, int info) {
   Sums<N, kBlocks> sum;
   const KRange range(args, F);
@@ -205,7 +205,7 @@ __device__ void run_item(const TensorGemmArgs& args, Memory<M>& s, Position& at,
     }
     return;
   } else {
-    multiply_fp8_whole<N, kGateUp, kDown, L == Loop::turns>(s, at, range, sum);
+    multiply_fp8_whole<N, kGateUp, kDown, L == Loop::turns, Pairs>(s, at, range, sum);
     if (!has_block_scales(args.weight))
       scale_rows<N>(args, weight_of(args, s.items[info].expert).scales, weight_tile + threadIdx.x / 128 * kBlocks * 4, sum);
   }
@@ -217,30 +217,31 @@ __device__ void run_item(const TensorGemmArgs& args, Memory<M>& s, Position& at,
     write_rows<float, N>(args, s, args.out, weight_tile, info, sum);
 }
 
-template <WeightFormat F, GemmMode M, Loop L>
+template <WeightFormat F, GemmMode M, Loop L, bool Pairs>
 __global__ void __launch_bounds__(kThreads, 1) tensor_gemm_kernel(const __grid_constant__ TensorGemmArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
   let_next_start();
-  Memory<M>& s = prepare<Memory<M>, M == GemmMode::gate_up>(raw);
+  Memory<M>& s = prepare<Memory<M>, M == GemmMode::gate_up, Pairs>(raw);
   wait_for_previous();
   if (threadIdx.x >= kGroups * 128) {
     give_registers<40>();
-    produce<F, M, true>(args, s, KRange(args, F));
+    produce<F, M, true, Pairs>(args, s, KRange(args, F));
   } else {
     take_registers<232>();
     if (L == Loop::turns && threadIdx.x >= 128) pass_turn(1);  // the first one
     Position at;
-    // Without a bound that all threads share the compiler gives this branch no more registers than the others have.
-    const int most = count_items<kBlocks>(args);
+    // Without a bound that all threads share the compiler gives this branch no
+    // more registers than the others have.
+    const int most = count_items<kBlocks, Pairs>(args);
     for (int k = 0, info = 0; k <= most; ++k, info = info + 1 == kInfos ? 0 : info + 1) {
       barrier_wait(&s.full[at.stage], at.parity);  // with its first stage the producers have said what the item is
       const int weight_tile = s.weight_tiles[info], n_rows = s.items[info].n_rows;
-      if (n_rows == 0) {
+      if (n_rows < 0) {
         if (M == GemmMode::gate_up && threadIdx.x == 0) bulk_store_done();
         break;
       }
-      const auto run = [&]<int N>() { run_item<F, M, L, N>(args, s, at, weight_tile, info); };
+      const auto run = [&]<int N>() { run_item<F, M, L, Pairs, N>(args, s, at, weight_tile, info); };
       const int n = operand_rows(n_rows, args.fine);
       if constexpr (L != Loop::parts) {
         if (n == 48) {
@@ -265,6 +266,8 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_gemm_kernel(const __grid_c
       }
     }
   }
+  if constexpr (Pairs) __syncwarp(),
+                       cluster_meet();  // the other block's copies and arrivals have come
 #elif __CUDA_ARCH__ == 900
 #error "Hopper's code needs the target 90a"
 #endif
@@ -285,7 +288,7 @@ int n_multiprocessors() {
 bool has_tensor_gemm() {
   static const bool has = [] {
     cudaFuncAttributes attributes;
-    CUDA_CHECK(cudaFuncGetAttributes(&attributes, tensor_gemm_kernel<WeightFormat::fp8, GemmMode::linear, Loop::parts>));
+    CUDA_CHECK(cudaFuncGetAttributes(&attributes, tensor_gemm_kernel<WeightFormat::fp8, GemmMode::linear, Loop::parts, false>));
     return attributes.binaryVersion == 90 && attributes.ptxVersion != 80;  // 80: sm_80 code, compiled by the driver
   }();
   return has;
@@ -303,27 +306,46 @@ void launch_tensor_gemm(const Queue& queue, TensorGemmArgs args) {
     args.n_splits = tensor_splits(args.weight, args.n_rows);
     if (args.n_splits > 1) return launch_tensor_split(queue, args);
   }
-  // SIGMOE_PRE: a letter for linear, gate-up and down each (p parts, w whole, t turns, n
-  // none), then f for fine operands, c for claims, x for products without loads.
+  // SIGMOE_PRE: a letter for linear, gate-up and down each (p parts, w whole, t
+  // turns, n none), then f for fine operands, c for claims, x for products
+  // without loads, k for pairs of blocks that share W (with w or t for all
+  // three).
   const char* text = std::getenv("SIGMOE_PRE");
   const std::string asked = text ? text : "ppp";
   const char letter = asked.size() > 2 ? asked[static_cast<size_t>(args.mode)] : 'p';
   const Loop loop = letter == 't' ? Loop::turns : letter == 'w' ? Loop::whole : letter == 'n' ? Loop::none : Loop::parts;
   args.fine = loop != Loop::parts && args.weight.format == WeightFormat::fp8 && asked.find('f', 3) != std::string::npos;
   args.no_loads = asked.find('x', 3) != std::string::npos;
+  const bool pairs = args.weight.format == WeightFormat::fp8 && asked.find('k', 3) != std::string::npos;
   if (asked.find('c', 3) == std::string::npos) args.claims = nullptr;
   const auto run = [&](auto kernel, size_t bytes) {
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes + 1024)));
-    launch(queue, kernel, n_multiprocessors(), kThreads, bytes + 1024, args);
+    if (!pairs) return launch(queue, kernel, n_multiprocessors(), kThreads, bytes + 1024, args);
+    cudaLaunchAttribute attributes[2] = {};
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim.x = 2;
+    attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config = {};
+    config.gridDim = n_multiprocessors() / 2 * 2;
+    config.blockDim = kThreads;
+    config.dynamicSmemBytes = bytes + 1024;
+    config.stream = queue.stream;
+    config.attrs = attributes;
+    config.numAttrs = queue.overlap ? 2 : 1;
+    CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args));
   };
-  const auto run_mode = [&]<WeightFormat F, Loop L>() {
+  const auto run_mode = [&]<WeightFormat F, Loop L, bool Pairs = false>() {
     switch (args.mode) {
-      case GemmMode::linear: return run(tensor_gemm_kernel<F, GemmMode::linear, L>, sizeof(Memory<GemmMode::linear>));
-      case GemmMode::gate_up: return run(tensor_gemm_kernel<F, GemmMode::gate_up, L>, sizeof(Memory<GemmMode::gate_up>));
-      case GemmMode::down: return run(tensor_gemm_kernel<F, GemmMode::down, L>, sizeof(Memory<GemmMode::down>));
+      case GemmMode::linear: return run(tensor_gemm_kernel<F, GemmMode::linear, L, Pairs>, sizeof(Memory<GemmMode::linear>));
+      case GemmMode::gate_up: return run(tensor_gemm_kernel<F, GemmMode::gate_up, L, Pairs>, sizeof(Memory<GemmMode::gate_up>));
+      case GemmMode::down: return run(tensor_gemm_kernel<F, GemmMode::down, L, Pairs>, sizeof(Memory<GemmMode::down>));
     }
   };
   if (args.weight.format != WeightFormat::fp8) return run_mode.template operator()<WeightFormat::bf16, Loop::parts>();
+  if (pairs && loop == Loop::whole) return run_mode.template operator()<WeightFormat::fp8, Loop::whole, true>();
+  if (pairs) return run_mode.template operator()<WeightFormat::fp8, Loop::turns, true>();
   switch (loop) {
     case Loop::parts: return run_mode.template operator()<WeightFormat::fp8, Loop::parts>();
     case Loop::whole: return run_mode.template operator()<WeightFormat::fp8, Loop::whole>();

@@ -21,10 +21,13 @@ struct Operand {
   }
 };
 
-template <class S>
+template <bool Pairs = false, class S>
 __device__ inline void release(S& s, int stage) {
   __syncwarp();
-  if (threadIdx.x % 32 == 0) barrier_arrive(&s.empty[stage]);
+  if (threadIdx.x % 32 != 0) return;
+  barrier_arrive(&s.empty[stage]);
+  if constexpr (Pairs) barrier_arrive_at(&s.empty[stage],
+                                         cluster_rank() ^ 1);  // its half of W lands here, too
 }
 
 // sum = the products of the item, FP8, without x's scales when rows have one each; BlockScales: they have one per 128 of k.

@@ -20,7 +20,7 @@ __device__ inline void pass_turn(int group) {
   asm volatile("bar.arrive %0, %1;" ::"r"(kFirstTurn + 1 - group), "n"(kGroups * 128) : "memory");
 }
 
-template <int N, bool PairScales, bool BlockScales, bool Turns, class S>
+template <int N, bool PairScales, bool BlockScales, bool Turns, bool Pairs, class S>
 __device__ void multiply_fp8_whole(S& s, Position& at, const KRange& range, Sums<N, S::kBlocks>& sum) {
   static_assert(S::kBlocks == 2 && kGroups == 2);
   const int q = threadIdx.x % 4, group = threadIdx.x / 128;
@@ -93,7 +93,7 @@ __device__ void multiply_fp8_whole(S& s, Position& at, const KRange& range, Sums
     load_scales(stage, 0, kFirst);
     finish();
     load_scales(stage, kFirst, N / 8);
-    release(s, stage);
+    release<Pairs>(s, stage);
     if (kb + 1 == range.end) break;
     const float2 next_scale = arrive_at(at.stage);
     add(sum[1], scale);
