@@ -2,6 +2,7 @@
 //
 // Blocks of 256 rows of W stay and take the items (tile of rows of x, rows of W) of tensor_tile.cuh in turn; the row tiles of
 // an expert follow each other, so that W is read from memory once.
+#include <algorithm>
 #include <cstdlib>
 #include <string>
 
@@ -18,16 +19,20 @@ constexpr int kRunStride = 128 * sizeof(T) + 16;  // the padding spreads a fragm
 constexpr int kGroupOut = kTileRows * kRunStride<__nv_bfloat16>;
 static_assert(kGroupOut >= kTileRows / 2 * kRunStride<float>);
 
-template <GemmMode M>
-using Memory = std::conditional_t<M == GemmMode::gate_up, Shared<kBlocks>, Shared<kBlocks, 3, kGroups * kGroupOut>>;
+template <GemmMode M, Loop L>
+using Memory =
+    std::conditional_t<M == GemmMode::gate_up, Shared<kBlocks>,
+                       std::conditional_t<M == GemmMode::down && L == Loop::deep, Shared<kBlocks, 4, kGroups * kGroupOut / 4>,
+                                          Shared<kBlocks, 3, kGroups * kGroupOut>>>;
+static_assert(sizeof(Memory<GemmMode::down, Loop::deep>) + 1024 <= 227 << 10);
 
 // Sums times their row's factor to out, rows picked by out_rows.
 template <typename T, int N, class S>
 __device__ void write_rows(const TensorGemmArgs& args, S& s, T* out, int weight_tile, int info, const Sums<N, kBlocks>& sum) {
   const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, group = threadIdx.x / 128, g = lane / 4,
             q = lane % 4, n = args.weight.n, n_rows = s.items[info].n_rows;
-  constexpr int kPass = sizeof(T) == 2 || N <= 64 ? N : 64;  // rows of x at a time
-  uint8_t* own = s.out + group * kGroupOut;
+  constexpr int kOut = S::kOutBytes / kGroups, kPass = std::min(N, kOut / kRunStride<T> / 16 * 16);  // rows of x at a time
+  uint8_t* own = s.out + group * kOut;
   const int first = weight_tile * 16 + group * 128, n_columns = min(128, n - first);
 #pragma unroll
   for (int begin = 0; begin < N; begin += kPass) {
@@ -191,7 +196,7 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int 
 }
 
 template <WeightFormat F, GemmMode M, Loop L, bool Pairs, int N>
-__device__ void run_item(const TensorGemmArgs& args, Memory<M>& s, Position& at, int weight_tile, int info) {
+__device__ void run_item(const TensorGemmArgs& args, Memory<M, L>& s, Position& at, int weight_tile, int info) {
   Sums<N, kBlocks> sum;
   const KRange range(args, F);
   constexpr bool kGateUp = M == GemmMode::gate_up, kDown = M == GemmMode::down;
@@ -201,7 +206,7 @@ __device__ void run_item(const TensorGemmArgs& args, Memory<M>& s, Position& at,
     for (int kb = range.begin; kb < range.end; ++kb) {
       barrier_wait(&s.full[at.stage], at.parity);
       release(s, at.stage);
-      at.next(Memory<M>::kStages);
+      at.next(Memory<M, L>::kStages);
     }
     return;
   } else {
@@ -222,7 +227,7 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_gemm_kernel(const __grid_c
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
   let_next_start();
-  Memory<M>& s = prepare<Memory<M>, M == GemmMode::gate_up, Pairs>(raw);
+  Memory<M, L>& s = prepare<Memory<M, L>, M == GemmMode::gate_up, Pairs>(raw);
   wait_for_previous();
   if (threadIdx.x >= kGroups * 128) {
     give_registers<40>();
@@ -306,14 +311,16 @@ void launch_tensor_gemm(const Queue& queue, TensorGemmArgs args) {
     args.n_splits = tensor_splits(args.weight, args.n_rows);
     if (args.n_splits > 1) return launch_tensor_split(queue, args);
   }
-  // SIGMOE_PRE: a letter for linear, gate-up and down each (p parts, w whole, t
-  // turns, n none), then f for fine operands, c for claims, x for products
-  // without loads, k for pairs of blocks that share W (with w or t for all
-  // three).
+  // SIGMOE_PRE: a letter for linear, gate-up and down each (p parts, w whole, t turns, d deep, n none), then f for fine
+  // operands, c for claims, x for products without loads, k for pairs of blocks that share W (with w or t for all three).
   const char* text = std::getenv("SIGMOE_PRE");
   const std::string asked = text ? text : "ppp";
   const char letter = asked.size() > 2 ? asked[static_cast<size_t>(args.mode)] : 'p';
-  const Loop loop = letter == 't' ? Loop::turns : letter == 'w' ? Loop::whole : letter == 'n' ? Loop::none : Loop::parts;
+  const Loop loop = letter == 't'   ? Loop::turns
+                    : letter == 'w' ? Loop::whole
+                    : letter == 'd' ? Loop::deep
+                    : letter == 'n' ? Loop::none
+                                    : Loop::parts;
   args.fine = loop != Loop::parts && args.weight.format == WeightFormat::fp8 && asked.find('f', 3) != std::string::npos;
   args.no_loads = asked.find('x', 3) != std::string::npos;
   const bool pairs = args.weight.format == WeightFormat::fp8 && asked.find('k', 3) != std::string::npos;
@@ -338,9 +345,10 @@ void launch_tensor_gemm(const Queue& queue, TensorGemmArgs args) {
   };
   const auto run_mode = [&]<WeightFormat F, Loop L, bool Pairs = false>() {
     switch (args.mode) {
-      case GemmMode::linear: return run(tensor_gemm_kernel<F, GemmMode::linear, L, Pairs>, sizeof(Memory<GemmMode::linear>));
-      case GemmMode::gate_up: return run(tensor_gemm_kernel<F, GemmMode::gate_up, L, Pairs>, sizeof(Memory<GemmMode::gate_up>));
-      case GemmMode::down: return run(tensor_gemm_kernel<F, GemmMode::down, L, Pairs>, sizeof(Memory<GemmMode::down>));
+      case GemmMode::linear: return run(tensor_gemm_kernel<F, GemmMode::linear, L, Pairs>, sizeof(Memory<GemmMode::linear, L>));
+      case GemmMode::gate_up:
+        return run(tensor_gemm_kernel<F, GemmMode::gate_up, L, Pairs>, sizeof(Memory<GemmMode::gate_up, L>));
+      case GemmMode::down: return run(tensor_gemm_kernel<F, GemmMode::down, L, Pairs>, sizeof(Memory<GemmMode::down, L>));
     }
   };
   if (args.weight.format != WeightFormat::fp8) return run_mode.template operator()<WeightFormat::bf16, Loop::parts>();
@@ -349,6 +357,7 @@ void launch_tensor_gemm(const Queue& queue, TensorGemmArgs args) {
   switch (loop) {
     case Loop::parts: return run_mode.template operator()<WeightFormat::fp8, Loop::parts>();
     case Loop::whole: return run_mode.template operator()<WeightFormat::fp8, Loop::whole>();
+    case Loop::deep: return run_mode.template operator()<WeightFormat::fp8, Loop::deep>();
     case Loop::none: return run_mode.template operator()<WeightFormat::fp8, Loop::none>();
     case Loop::turns: return run_mode.template operator()<WeightFormat::fp8, Loop::turns>();
   }

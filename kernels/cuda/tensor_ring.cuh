@@ -29,7 +29,7 @@ constexpr int kWeightTiles = kGroups* Blocks * 4;
 // Blocks: times 64 rows of W, per warpgroup. Stages of the ring; OutBytes: room for results on their way out.
 template <int Blocks, int Stages = 4, int OutBytes = kTileRows * 128>
 struct Shared {
-  static constexpr int kBlocks = Blocks, kStages = Stages;
+  static constexpr int kBlocks = Blocks, kStages = Stages, kOutBytes = OutBytes;
   static_assert(Stages < kInfos);
   uint8_t x[Stages][kTileRows * 128];
   uint8_t w[Stages][kWeightTiles<Blocks> * kChunkRun];

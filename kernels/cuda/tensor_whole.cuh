@@ -9,7 +9,9 @@
 
 namespace sigmoe::cuda {
 
-enum class Loop { parts, whole, turns, none };  // none: operands arrive and are let go, to time them alone
+// deep: whole, with one more stage of down in place of most of the room for its results. none: operands arrive and are let go,
+// to time them alone.
+enum class Loop { parts, whole, turns, deep, none };
 
 constexpr int kFirstTurn = 5;  // barrier of warpgroup 0, then of 1
 
