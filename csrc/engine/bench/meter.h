@@ -34,8 +34,8 @@ class Meter {
 
   // Appends a row. `facts` come first; n is how often the timed work does what the row is about.
   Json& add(Json facts, const Samples& samples, const Cost& cost, double n = 1);
-  // The kernels of the row's work, which does n times what the row is about: a shape that falls back to a slow one is seen
-  // here.
+  // The kernels of the row's work, which does n times what the row is about, and what was chosen for its ops: a shape that falls
+  // back to a slow kernel is told here.
   void say_kernels(Json& row, const std::function<void()>& work, double n = 1);
 
   void check_cancelled() const;
