@@ -90,8 +90,9 @@ void Meter::say_kernels(Json& row, const std::function<void()>& work, double n) 
     Json said = {{"op", choice.op}, {"rows", choice.rows}, {"kernel", choice.kernel}};
     if (!choice.fallback.empty()) {
       said["fallback"] = choice.fallback;
-      say("  fallback: " + choice.op + ", " + std::to_string(choice.rows) + " rows, by " + choice.kernel + "; " +
-          choice.fallback);
+      const std::string line =
+          "fallback: " + choice.op + ", " + std::to_string(choice.rows) + " rows, by " + choice.kernel + ", " + choice.fallback;
+      if (said_.insert(line).second) say("  " + line);
     }
     row["choices"].push_back(said);
   }
