@@ -147,7 +147,7 @@ bool has_held_linear() {
   static const bool known = [] {
     cudaFuncAttributes attributes;
     CUDA_CHECK(cudaFuncGetAttributes(&attributes, held_kernel<4, 12>));
-    return attributes.binaryVersion >= 90;
+    return attributes.binaryVersion >= 90 && attributes.ptxVersion != 80;  // 80: sm_80 code, compiled by the driver
   }();
   return known;
 }
