@@ -6,7 +6,7 @@
 #include <set>
 
 #include "cuda/kernel_choice.h"
-#include "doctest.h"
+#include "doctest/doctest.h"
 #include "engine/checkpoint/config.h"
 #include "engine/weights/synthetic.h"
 #include "golden.h"
