@@ -83,6 +83,9 @@ class CudaBackend : public Backend, public DecodeLayers {
   const Queue& queue() const { return queue_; }
   DeviceWorld* world() const { return world_.get(); }
 
+  // Off: the kernels of few rows at every number of rows, as deterministic has them.
+  void use_many_row_kernels(bool on) { facts_.deterministic = !on; }
+
   // Every kernel chosen from here on goes to the list; null: to none.
   void list_choices(std::vector<BenchDevice::Choice>* list) { choices_ = list; }
 
