@@ -132,7 +132,8 @@ await runMain(async () => {
       count(name, await body());
     } catch (error) {
       say(error instanceof ScriptError ? error.message : error.stack);
-      count(name, { passed: 0, failures: [error.message.split('\n', 1)[0]], note: 'did not run to its end' });
+      const said = error.essence ? `\n${error.essence}`.replaceAll('\n', '\n    ') : '';
+      count(name, { passed: 0, failures: [error.message.split('\n', 1)[0] + said], note: 'did not run to its end' });
     }
   };
   // Without a build the stages that do not need it still run, so that one report names everything that is wrong.
