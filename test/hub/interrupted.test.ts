@@ -62,7 +62,9 @@ function bytesKept(entry: string): number {
   return [...whole, ...parts.map(({ done }) => done)].reduce((sum, bytes) => sum + bytes, 0);
 }
 
-test(`a pull that is killed ${KILLS} times ends with the same bytes, and the cache is sound every time`, async () => {
+test(`a pull that is killed ${KILLS} times ends with the same bytes, and the cache is sound every time`, {
+  timeout: 300_000,
+}, async () => {
   const files = { ...someFiles(), 'model-00003-of-00003.safetensors': randomBytes(2_000_003) };
   delete (files as Record<string, Buffer>)['copy.bin'];
   hub = await FakeHub.start(ID, files);
