@@ -10,7 +10,7 @@
 #include "engine/checkpoint/config.h"
 #include "engine/checkpoint/safetensors.h"
 #include "engine/engine.h"
-#include "engine/forward/runner.h"
+#include "engine/forward/world.h"
 #include "engine/schedule/step_builder.h"
 #include "engine/speculation/drafter.h"
 
