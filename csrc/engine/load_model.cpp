@@ -200,14 +200,13 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
   loaded.has_mtp = (options.with_mtp || drafting.method == "mtp") && config.n_mtp_layers > 0;
   const std::string device = resolve_device(options.device, info.device_reason);
 
-  const auto bytes_per_token = [&](const ModelConfig& of, DType kv_dtype) {
-    uint64_t bytes = kv_bytes_per_token(of, kv_dtype, config.n_layers + (loaded.has_mtp ? 1 : 0));
+  const auto bytes_per_token = [&](int64_t n_kv_heads, DType kv_dtype) {
+    uint64_t bytes = kv_bytes_per_token(config, n_kv_heads, kv_dtype, config.n_layers + (loaded.has_mtp ? 1 : 0));
     if (drafting.folder) bytes += draft_kv_bytes_per_token(drafting.folder->config, kv_dtype);
     return bytes;
   };
-  ModelConfig of_rank = config;  // the first rank, which has as many KV heads as any and the draft besides
-  of_rank.n_kv_heads = shard_heads(config, 0, world).kv.size();
-  plan_memory(config, options, bytes_per_token(of_rank, options.kv_cache_dtype == "fp8" ? DType::f8_e4m3 : DType::bf16),
+  const int64_t n_kv_heads = shard_heads(config, 0, world).kv.size();  // no rank has more, and the first has the draft besides
+  plan_memory(config, options, bytes_per_token(n_kv_heads, options.kv_cache_dtype == "fp8" ? DType::f8_e4m3 : DType::bf16),
               kHostKvBytes);  // refuses what it must before weights are read
   loaded.max_waiting = options.max_waiting;
   loaded.prefix_cache = options.prefix_cache;
@@ -245,7 +244,7 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
       info.compute = compute == DType::f32 ? "float32" : compute == DType::i8 ? "int8" : "bfloat16";
       info.n_threads = backend->info().n_threads;
       info.kv_cache_dtype = kv_cache_name(backend->info().kv_dtype);
-      info.kv_bytes_per_token = bytes_per_token(config, backend->info().kv_dtype);
+      info.kv_bytes_per_token = bytes_per_token(config.n_kv_heads, backend->info().kv_dtype);
     }
     ModelWeights weights = std::move(all_weights[rank - first]);
     info.weight_bytes += weights.bytes;
@@ -254,7 +253,7 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
       info.weight_bytes += draft_weights.bytes;
     }
     if (rank == first) {
-      plan = plan_memory(config, options, bytes_per_token(of_rank, backend->info().kv_dtype),
+      plan = plan_memory(config, options, bytes_per_token(n_kv_heads, backend->info().kv_dtype),
                          kv_budget(options, device, free_before, weights.bytes + draft_weights.bytes));
       if (loaded.node) plan.kv_cache_tokens = agree_on_capacity(*loaded.node, plan.kv_cache_tokens);
     }

@@ -68,7 +68,7 @@ EngineInfo describe_model(const ModelConfig& config) {
                 {"router", count.router},
                 {"norms", count.norms},
                 {"MTP", count.mtp}};
-  info.kv_bytes_per_token = kv_bytes_per_token(config, DType::bf16, config.n_layers);
+  info.kv_bytes_per_token = kv_bytes_per_token(config, config.n_kv_heads, DType::bf16, config.n_layers);
   return info;
 }
 
@@ -80,10 +80,9 @@ EngineInfo inspect_model(const std::string& folder, int tensor_parallel, bool ex
   info.weight_bytes = info.checkpoint_bytes;
   info.tensor_parallel = tensor_parallel;
   for (int rank = 0; rank < tensor_parallel; ++rank) {
-    ModelConfig of_rank = model.config;
-    of_rank.n_kv_heads = shard_heads(model.config, rank, tensor_parallel).kv.size();
+    const int64_t kv_heads = shard_heads(model.config, rank, tensor_parallel).kv.size();
     info.ranks.push_back({rank_bytes(model.config, model.checkpoint, rank, tensor_parallel, expert_parallel),
-                          kv_bytes_per_token(of_rank, DType::bf16, model.config.n_layers)});
+                          kv_bytes_per_token(model.config, kv_heads, DType::bf16, model.config.n_layers)});
   }
   return info;
 }

@@ -10,6 +10,37 @@ namespace {
 
 bool same_shape(const WeightView& a, const WeightView& b) { return shape_of(a) == shape_of(b); }
 
+// What the products of many rows, gate-up and down, have alike: weights, whose rows, and the list of row tiles that
+// launch_pack_rows is to make in `room`, whose first place holds the count.
+template <typename Args, typename ExpertTable>
+TilePlan plan_products(Args& up, Args& down, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing,
+                       bool shared, int n_active, int n_slots, int n_experts, int n_shared, RowTile* room) {
+  up.mode = GemmMode::gate_up;
+  down.mode = GemmMode::down;
+  up.weight = shared ? view_of(*weights.shared_gate_up) : table.gate_up_shape;
+  down.weight = shared ? view_of(*weights.shared_down) : table.down_shape;
+  up.experts = table.gate_up_tiles.template as<ExpertTiles>();
+  down.experts = table.down_tiles.template as<ExpertTiles>();
+
+  TilePlan plan;
+  plan.expert_offsets = routing.expert_offsets;
+  plan.experts = up.experts;
+  plan.n_experts = n_experts;
+  plan.n_shared = n_shared;
+  plan.n_tiles = reinterpret_cast<int32_t*>(room);
+  plan.tiles = room + 1;
+  for (Args* args : {&up, &down}) {
+    args->tiles = plan.tiles;
+    args->n_tiles = plan.n_tiles;
+    args->n_experts = n_experts;
+    args->slot_order = routing.slot_order;
+    args->slot_weights = routing.weights;
+    args->n_active = n_active;
+    args->n_slots = n_slots;
+  }
+  return plan;
+}
+
 }  // namespace
 
 const CudaBackend::ExpertTable& CudaBackend::table_of(const ExpertWeights& weights) {
@@ -144,35 +175,14 @@ void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights,
   if (choice.kernel == Kernel::narrow_experts)
     return run_narrow_experts(x, weights, table, routing, shared, n_active, n_tokens, n_slots, out);
   const int n_experts = routed ? static_cast<int>(weights.gate_up.size()) : 0, n_shared = shared ? n_tokens : 0;
-  const int n_routed = routed ? n_tokens * n_active : 0;
+  const int n_routed = routed ? n_tokens * n_active : 0, n_tiles = most_tiles(n_routed, n_experts, n_shared);
   TensorGemmArgs up, down;
-  up.mode = GemmMode::gate_up;
-  down.mode = GemmMode::down;
-  up.weight = shared ? view_of(*weights.shared_gate_up) : table.gate_up_shape;
-  down.weight = shared ? view_of(*weights.shared_down) : table.down_shape;
-  up.experts = table.gate_up_tiles.as<ExpertTiles>();
-  down.experts = table.down_tiles.as<ExpertTiles>();
+  const TilePlan plan = plan_products(up, down, weights, table, routing, shared, n_active, n_slots, n_experts, n_shared,
+                                      scratch<RowTile>(row_tiles_, n_tiles + 1));
   const PackedRows* packed = packed_twin_of(x, n_tokens, up.weight);
   up.x = packed ? *packed : packed_rows(packed_, packed_scales_, up.weight, n_tokens);
   up.inner = down.x = packed_rows(packed_inner_, inner_scales_, down.weight, most_packed_rows(n_routed, n_experts, n_shared));
   down.slots = reinterpret_cast<__nv_bfloat16*>(out);
-
-  TilePlan plan;
-  plan.expert_offsets = routing.expert_offsets;
-  plan.experts = up.experts;
-  plan.n_experts = n_experts;
-  plan.n_shared = n_shared;
-  plan.tiles = scratch<RowTile>(row_tiles_, most_tiles(n_routed, n_experts, n_shared) + 1);
-  plan.n_tiles = reinterpret_cast<int32_t*>(plan.tiles++);  // the first place holds the count
-  for (TensorGemmArgs* args : {&up, &down}) {
-    args->tiles = plan.tiles;
-    args->n_tiles = plan.n_tiles;
-    args->n_experts = n_experts;
-    args->slot_order = routing.slot_order;
-    args->slot_weights = routing.weights;
-    args->n_active = n_active;
-    args->n_slots = n_slots;
-  }
   launch_pack_rows(queue_, up.weight.format, x, nullptr, packed ? 0 : n_tokens, up.weight.k, up.x, plan);
   launch_tensor_gemm(queue_, up);
   launch_tensor_gemm(queue_, down);
@@ -183,32 +193,11 @@ void CudaBackend::run_mma_experts(const float* x, const ExpertWeights& weights, 
                                   const Routing& routing, bool routed, bool shared, int n_active, int n_tokens, int n_slots,
                                   float* out) {
   const int n_experts = routed ? static_cast<int>(weights.gate_up.size()) : 0, n_shared = shared ? n_tokens : 0;
-  const int n_routed = routed ? n_tokens * n_active : 0;
+  const int n_routed = routed ? n_tokens * n_active : 0, n_tiles = most_tiles(n_routed, n_experts, n_shared);
   MmaGemmArgs up, down;
-  up.mode = GemmMode::gate_up;
-  down.mode = GemmMode::down;
-  up.weight = shared ? view_of(*weights.shared_gate_up) : table.gate_up_shape;
-  down.weight = shared ? view_of(*weights.shared_down) : table.down_shape;
-  up.experts = table.gate_up_tiles.as<ExpertTiles>();
-  down.experts = table.down_tiles.as<ExpertTiles>();
-
-  TilePlan plan;
-  plan.expert_offsets = routing.expert_offsets;
-  plan.experts = up.experts;
-  plan.n_experts = n_experts;
-  plan.n_shared = n_shared;
-  plan.tiles = scratch<RowTile>(row_tiles_, most_tiles(n_routed, n_experts, n_shared) + 1);
-  plan.n_tiles = reinterpret_cast<int32_t*>(plan.tiles++);  // the first place holds the count
-  for (MmaGemmArgs* args : {&up, &down}) {
-    args->tiles = plan.tiles;
-    args->n_tiles = plan.n_tiles;
-    args->most_tiles = most_tiles(n_routed, n_experts, n_shared);
-    args->n_experts = n_experts;
-    args->slot_order = routing.slot_order;
-    args->slot_weights = routing.weights;
-    args->n_active = n_active;
-    args->n_slots = n_slots;
-  }
+  const TilePlan plan = plan_products(up, down, weights, table, routing, shared, n_active, n_slots, n_experts, n_shared,
+                                      scratch<RowTile>(row_tiles_, n_tiles + 1));
+  up.most_tiles = down.most_tiles = n_tiles;
   const int width = up.weight.k;
   const void* twin = twin_of(x, n_tokens, width);
   up.x = twin ? twin : to_bf16(x, nullptr, n_tokens, width);

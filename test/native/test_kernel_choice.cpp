@@ -206,23 +206,18 @@ TEST_CASE("kernel choice: the full model in FP8 and BF16 never falls back on Hop
 
 TEST_CASE("kernel choice: the full model in FP8 by rows") {
   const Facts facts = hopper();
-  const auto linear = [&](int n_rows) {
-    return choose_product(facts, weight(5120, 4096, WeightFormat::fp8), n_rows, true).kernel;
+  const auto product = [&](int n) {
+    return [&facts, n](int n_rows) { return choose_product(facts, weight(n, 4096, WeightFormat::fp8), n_rows, true).kernel; };
   };
+  const auto linear = product(5120), out = product(4096), head = product(157184);
   CHECK(linear(1) == Kernel::early_linear);
   CHECK(linear(2) == Kernel::gemm_few);  // two rows and more take shared memory of which three blocks' would not fit an SM
-  const auto out = [&](int n_rows) {
-    return choose_product(facts, weight(4096, 4096, WeightFormat::fp8), n_rows, true).kernel;
-  };
   CHECK(out(4) == Kernel::early_linear);
   CHECK(linear(5) == Kernel::held_linear);
   CHECK(linear(23) == Kernel::held_linear);
   CHECK(linear(24) == Kernel::tensor_split);
   CHECK(linear(1023) == Kernel::tensor_split);
   CHECK(linear(1024) == Kernel::tensor_gemm);
-  const auto head = [&](int n_rows) {
-    return choose_product(facts, weight(157184, 4096, WeightFormat::fp8), n_rows, true).kernel;
-  };
   CHECK(head(1) == Kernel::gemm_few);
   CHECK(head(2) == Kernel::stream_gemm);
   CHECK(head(8) == Kernel::stream_gemm);
