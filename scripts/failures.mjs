@@ -1,32 +1,13 @@
 // What failed, by name: read from what each test program leaves behind. A log that is cut keeps its end, so npm test repeats
 // there who failed. Every function here answers { passed, failures }, a line for each failure.
 import { existsSync, readFileSync } from 'node:fs';
-import { relative } from 'node:path';
-import { stripVTControlCharacters } from 'node:util';
 
-function firstLine(text) {
-  return stripVTControlCharacters(text ?? '')
-    .trim()
-    .split('\n', 1)[0];
-}
-
-/** The JSON report of a vitest run: file > name: first line of the message. */
-export function readVitest(report, status, root) {
-  if (!existsSync(report)) return { passed: 0, skipped: 0, failures: [`vitest ended with status ${status} and no report`] };
-  const { numPassedTests, numPendingTests, numFailedTests, testResults } = JSON.parse(readFileSync(report, 'utf8'));
-  const failures = [];
-  for (const { name, status: verdict, message, assertionResults } of testResults) {
-    const file = relative(root, name);
-    const failed = assertionResults.filter((test) => test.status === 'failed');
-    for (const { ancestorTitles, title, failureMessages } of failed) {
-      failures.push(`${[file, ...ancestorTitles, title].join(' > ')}: ${firstLine(failureMessages[0])}`);
-    }
-    // A file that could not be imported, or whose hooks failed, fails without a failed test.
-    if (verdict === 'failed' && failed.length === 0) failures.push(`${file}: ${firstLine(message)}`);
-  }
-  if (numFailedTests > failures.length) failures.push(`${numFailedTests - failures.length} more that the report does not name`);
-  if (status !== 0 && failures.length === 0) failures.push(`vitest ended with status ${status}: an error outside any test`);
-  return { passed: numPassedTests, skipped: numPendingTests, failures };
+/** What scripts/vitest_outcome.mjs left of a run, which ended with `status`. */
+export function readVitest(outcome, status) {
+  if (!existsSync(outcome)) return { passed: 0, skipped: 0, failures: [`vitest ended with status ${status} and no report`] };
+  const { passed, skipped, failures } = JSON.parse(readFileSync(outcome, 'utf8'));
+  if (status !== 0 && failures.length === 0) failures.push(`vitest ended with status ${status}, though nothing failed`);
+  return { passed, skipped, failures };
 }
 
 /** The output of a doctest program: case: its first error. */

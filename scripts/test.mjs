@@ -84,12 +84,13 @@ const stages = {
 
 // Runs vitest on all test files, or on those named, and counts its tests.
 async function runVitest(files, options) {
-  const report = join(root, 'build/vitest.json');
-  rmSync(report, { force: true });
+  const outcome = join(root, 'build/vitest-outcome.json');
+  rmSync(outcome, { force: true });
   const vitest = join(root, 'node_modules/vitest/vitest.mjs');
-  const reporters = ['--reporter=default', '--reporter=json', `--outputFile=${report}`];
-  const { status } = await run(process.execPath, [vitest, 'run', ...reporters, ...files], options);
-  const { passed, skipped, failures } = readVitest(report, status, root);
+  const reporters = ['--reporter=default', `--reporter=${join(root, 'scripts/vitest_outcome.mjs')}`];
+  const env = { ...options.env, SIGMOE_VITEST_OUTCOME: outcome };
+  const { status } = await run(process.execPath, [vitest, 'run', ...reporters, ...files], { ...options, env });
+  const { passed, skipped, failures } = readVitest(outcome, status);
   return { passed, failures, note: skipped > 0 ? `${skipped} skipped` : '' };
 }
 

@@ -10,7 +10,7 @@ interface Outcome {
   failures: string[];
 }
 interface Readers {
-  readVitest(report: string, status: number, root: string): Outcome;
+  readVitest(outcome: string, status: number): Outcome;
   readDoctest(output: string, status: number): Outcome;
   readMutants(output: string, status: number): Outcome;
 }
@@ -72,11 +72,12 @@ function vitest(files: Record<string, string>): Outcome {
   const place = mkdtempSync(join(folder, 'run-'));
   mkdirSync(join(place, 'test')); // where this checkout's own settings, which vitest finds above it, look for tests
   for (const [name, text] of Object.entries(files)) writeFileSync(join(place, 'test', name), text);
-  const report = join(place, 'report.json');
+  const outcome = join(place, 'outcome.json');
   const program = join(root, 'node_modules/vitest/vitest.mjs');
-  const args = [program, 'run', '--root', place, '--reporter=json', `--outputFile=${report}`];
-  const { status } = spawnSync(process.execPath, args, { stdio: 'ignore' });
-  return readVitest(report, status ?? -1, place);
+  const args = [program, 'run', '--root', place, `--reporter=${join(root, 'scripts/vitest_outcome.mjs')}`];
+  const env = { ...process.env, SIGMOE_VITEST_OUTCOME: outcome };
+  const { status } = spawnSync(process.execPath, args, { env, stdio: 'ignore' });
+  return readVitest(outcome, status ?? -1);
 }
 
 test('vitest: a test, an import and a hook that fail are named', () => {
@@ -97,15 +98,31 @@ test('vitest: a test, an import and a hook that fail are named', () => {
   ]);
 });
 
+test('vitest: a worker that dies is named, with the tests it did not end', () => {
+  const dies = `import { test } from 'vitest';
+    test('fine', () => {});
+    test('dies', async () => { await new Promise((r) => setTimeout(r, 300)); process.kill(process.pid, 'SIGSEGV'); });
+    test('never runs', () => {});`;
+  expect(vitest({ 'dies.test.ts': dies })).toEqual({
+    passed: 1,
+    skipped: 0,
+    failures: [
+      expect.stringMatching(/^outside any test: .*Worker forks emitted error.*Worker exited unexpectedly/),
+      'test/dies.test.ts > dies: did not end',
+      'test/dies.test.ts > never runs: did not end',
+    ],
+  });
+});
+
 test('vitest: an error outside any test is a failure, and so is no report', () => {
   const stray = `import { test } from 'vitest';
     test('fine', () => { setTimeout(() => { throw new Error('late'); }, 0); return new Promise((r) => setTimeout(r, 50)); });`;
-  expect(vitest({ 'stray.test.ts': stray }).failures).toEqual(['vitest ended with status 1: an error outside any test']);
+  expect(vitest({ 'stray.test.ts': stray })).toMatchObject({ passed: 1, failures: ['outside any test: late'] });
   expect(vitest({ 'fine.test.ts': "import { test } from 'vitest'; test('fine', () => {});" })).toMatchObject({
     passed: 1,
     failures: [],
   });
-  expect(readVitest(join(folder, 'none.json'), 124, root).failures).toEqual(['vitest ended with status 124 and no report']);
+  expect(readVitest(join(folder, 'none.json'), 124).failures).toEqual(['vitest ended with status 124 and no report']);
 });
 
 test('doctest: each failed case is named once, with its first error; one that only talks is not', () => {
