@@ -17,7 +17,6 @@
 #include <functional>
 #include <numeric>
 #include <random>
-#include <sstream>
 #include <string>
 
 #include "cuda/bench_kernels.h"
@@ -292,7 +291,7 @@ struct ExpertRun {
         packed(backend, format, lists.n_tokens, width),
         packed_inner(backend, format, most_packed_rows(lists.order.size(), lists.n_experts, n_shared), inner),
         tiles(backend, most_tiles(lists.order.size(), lists.n_experts, n_shared)),
-        n_tiles(backend, 3),
+        n_tiles(backend, 1),
         out(backend, static_cast<size_t>(lists.n_tokens) * n_slots * width) {
     launch_fill_f32(backend.queue(), 31, 1.7f, x.n, x.get());
     plan.expert_offsets = offsets.get();
@@ -301,8 +300,6 @@ struct ExpertRun {
     plan.n_shared = n_shared;
     plan.tiles = tiles.get();
     plan.n_tiles = n_tiles.get();
-    plan.claims = n_tiles.get() + 1;
-    up.claims = plan.claims, down.claims = plan.claims + 1;
     up.mode = GemmMode::gate_up, down.mode = GemmMode::down;
     up.weight = view_of(layer.shared_gate_up ? *layer.shared_gate_up : *layer.gate_up[0]);
     down.weight = view_of(layer.shared_down ? *layer.shared_down : *layer.down[0]);
@@ -549,84 +546,6 @@ int time(CudaBackend& backend, double peak, bool quick) {
   return 0;
 }
 
-// Ways to run the products of many rows (SIGMOE_PRE), side by side: their bits against the first way's over lists of every
-// length, then their times.
-int compare(CudaBackend& backend, const std::vector<std::string>& ways, const std::vector<int>& all_rows) {
-  constexpr int kWidth = 4096, kInner = 1024, kExperts = 256, kRagged = 257;
-  const auto made = [&](int n, int k, bool gate_up, int seed) {
-    LinearDesc desc;
-    desc.format = WeightFormat::fp8, desc.n = n, desc.k = k, desc.gate_up = gate_up, desc.name = "bench";
-    return backend.random_linear(desc, seed * 7919 + 3);
-  };
-  const ExpertLayer layer(backend, kExperts, false, [&](bool gate_up, int seed) {
-    return made(gate_up ? 2 * kInner : kWidth, gate_up ? kWidth : kInner, gate_up, seed);
-  });
-  const auto linear = made(5120, kWidth, false, 77), deep = made(kWidth, 9216, false, 78);
-  {
-    std::vector<int> counts(kExperts);
-    for (int e = 0; e < kExperts; ++e) counts[e] = e * 7 % 150;
-    for (int i = 0, total = std::accumulate(counts.begin(), counts.end(), 0); (total + i) % 8; ++i) ++counts[7];
-    const Lists lists(counts, 8, 3);
-    const ExpertRun run(backend, WeightFormat::fp8, layer, lists, kWidth, kInner);
-    run.pack();
-    const size_t bytes = lists.order.size() * kWidth * 2;
-    std::vector<uint16_t> first(bytes / 2), now(bytes / 2);
-    for (size_t way = 0; way < ways.size(); ++way) {
-      if (ways[way].find_first_of("nx") != std::string::npos) continue;  // leave things out
-      setenv("SIGMOE_PRE", ways[way].c_str(), 1);
-      run.pack();
-      backend.zero(run.down.slots, bytes);
-      run.gate_up();
-      run.project_down();
-      backend.download(way ? now.data() : first.data(), run.down.slots, bytes);
-      size_t differ = 0, zeros = 0;
-      for (size_t i = 0; i < bytes / 2; ++i) differ += way && first[i] != now[i], zeros += first[i] == 0;
-      std::printf("bits %s: %zu of %zu values differ, %zu are 0\n", ways[way].c_str(), differ, bytes / 2, zeros);
-    }
-  }
-  std::printf("rows; of each way gate-up us, down us\n");
-  for (const int rows : all_rows) {
-    std::vector<int> counts(kExperts, rows);
-    std::mt19937_64 random(5);
-    std::binomial_distribution<int> routed(8192 * 8, 1.0 / kExperts);
-    if (rows == kRagged)
-      for (int& count : counts) count = routed(random);
-    while (std::accumulate(counts.begin(), counts.end(), 0) % 8) ++counts[3];
-    const Lists lists(counts, 8, 3);
-    const ExpertRun run(backend, WeightFormat::fp8, layer, lists, kWidth, kInner);
-    run.pack();
-    for (const std::string& way : ways) {
-      setenv("SIGMOE_PRE", way.c_str(), 1);
-      run.pack();
-      const double up = median_us(backend, 1, [&](int) { run.gate_up(); });
-      const double down = median_us(backend, 1, [&](int) { run.project_down(); });
-      const double flop = 2.0 * lists.order.size() * kInner * kWidth;
-      std::printf("%4d %-6s | %7.1f %5.0f TFLOPS | %7.1f %5.0f TFLOPS\n", rows, way.c_str(), up, 2 * flop / up / 1e6, down,
-                  flop / down / 1e6);
-    }
-  }
-  for (const LinearWeight* weight : {linear.get(), deep.get()}) {
-    constexpr int kRows = 8192;
-    const WeightView view = view_of(*weight);
-    const Array<float> x(backend, static_cast<size_t>(kRows) * view.k), y(backend, static_cast<size_t>(kRows) * view.n);
-    launch_fill_f32(backend.queue(), 9, 1.7f, x.n, x.get());
-    const Packed packed(backend, WeightFormat::fp8, kRows, view.k);
-    launch_pack_rows(backend.queue(), WeightFormat::fp8, x.get(), nullptr, kRows, view.k, packed.view(), {});
-    for (const std::string& way : ways) {
-      if (way.find('c', 3) != std::string::npos) continue;
-      setenv("SIGMOE_PRE", way.c_str(), 1);
-      const double us = median_us(backend, 3, [&](int) {
-        TensorGemmArgs args;
-        args.weight = view, args.x = packed.view(), args.n_rows = kRows, args.out = y.get();
-        launch_tensor_gemm(backend.queue(), args);
-      });
-      std::printf("linear %dx%d, 8192 rows %-6s | %7.1f %5.0f TFLOPS\n", view.n, view.k, way.c_str(), us,
-                  2.0 * kRows * view.n * view.k / us / 1e6);
-    }
-  }
-  return 0;
-}
-
 // One product of each kind, for a profiler.
 int profile(CudaBackend& backend) {
   constexpr int kRows = 8192, n = 5120, k = 4096, kExperts = 64;
@@ -660,12 +579,6 @@ int main(int argc, char** argv) {
     const std::string mode = argc > 1 ? argv[1] : "check";
     if (mode == "check") return check(backend);
     if (mode == "profile") return profile(backend);
-    if (mode == "compare") {
-      std::vector<int> rows;
-      for (std::istringstream text(argc > 2 ? argv[2] : "256"); text;)
-        if (int n; text >> n) rows.push_back(n);
-      return compare(backend, {argv + std::min(argc, 3), argv + argc}, rows);
-    }
     return time(backend, argc > 2 ? std::atof(argv[2]) : 1305, argc > 3);
   } catch (const std::exception& error) {
     std::printf("failed: %s\n", error.what());

@@ -177,15 +177,12 @@ void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights,
   const int n_experts = routed ? static_cast<int>(weights.gate_up.size()) : 0, n_shared = shared ? n_tokens : 0;
   const int n_routed = routed ? n_tokens * n_active : 0, n_tiles = most_tiles(n_routed, n_experts, n_shared);
   TensorGemmArgs up, down;
-  TilePlan plan = plan_products(up, down, weights, table, routing, shared, n_active, n_slots, n_experts, n_shared,
-                                scratch<RowTile>(row_tiles_, n_tiles + 1));
+  const TilePlan plan = plan_products(up, down, weights, table, routing, shared, n_active, n_slots, n_experts, n_shared,
+                                      scratch<RowTile>(row_tiles_, n_tiles + 1));
   const PackedRows* packed = packed_twin_of(x, n_tokens, up.weight);
   up.x = packed ? *packed : packed_rows(packed_, packed_scales_, up.weight, n_tokens);
   up.inner = down.x = packed_rows(packed_inner_, inner_scales_, down.weight, most_packed_rows(n_routed, n_experts, n_shared));
   down.slots = reinterpret_cast<__nv_bfloat16*>(out);
-  plan.claims = plan.n_tiles + 1;  // the first place of `tiles` holds them, too
-  up.claims = plan.claims;
-  down.claims = plan.claims + 1;
   launch_pack_rows(queue_, up.weight.format, x, nullptr, packed ? 0 : n_tokens, up.weight.k, up.x, plan);
   launch_tensor_gemm(queue_, up);
   launch_tensor_gemm(queue_, down);

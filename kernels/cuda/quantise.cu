@@ -1,8 +1,5 @@
-// Packs activations for the many-row products, a block per row. Bound: memory, x read once in float32 (again from the cache).
-// One block more makes the tile list of a step from the router's offsets meanwhile.
-#include <cstdlib>
-#include <string>
-
+// Packs activations for the many-row products, a block per row. Bound: memory, x read once in float32 (what is beyond 4096
+// columns again from the cache). One block more makes the tile list of a step from the router's offsets meanwhile.
 #include "cuda/gemm.h"
 #include "cuda/packed.cuh"
 #include "cuda/quantise.h"
@@ -11,6 +8,7 @@ namespace sigmoe::cuda {
 namespace {
 
 constexpr int kWarps = 8;
+constexpr int kHeld = 4;  // groups of a row that a warp keeps in registers: all of 4096 columns
 
 struct PackArgs {
   const float* x;
@@ -34,10 +32,8 @@ __device__ void make_plan(const TilePlan& plan) {
       first = plan.expert_offsets[e];
       count = plan.expert_offsets[e + 1] - first;
     }
-    const int unit = plan.pairs ? 2 : 1;
-    const int own = (count + unit * kMostTileRows - 1) / (unit * kMostTileRows) * unit, packed = round_up_8(count);
-    int tiles_before = own,
-        packed_before = packed;  // of the warp, then of the block
+    const int own = (count + kMostTileRows - 1) / kMostTileRows, packed = round_up_8(count);
+    int tiles_before = own, packed_before = packed;  // of the warp, then of the block
     for (int step = 1; step < 32; step *= 2) {
       const int a = __shfl_up_sync(kAllLanes, tiles_before, step), b = __shfl_up_sync(kAllLanes, packed_before, step);
       if (lane >= step) tiles_before += a, packed_before += b;
@@ -55,16 +51,15 @@ __device__ void make_plan(const TilePlan& plan) {
     for (int i = 0; i < own; ++i) {
       RowTile tile;
       tile.expert = e;
-      tile.n_rows = max(0, min(size, count - i * size));
-      tile.first = first + (tile.n_rows > 0 ? i * size : 0);
-      tile.packed_row = packed_row + (tile.n_rows > 0 ? i * size : 0);
+      tile.first = first + i * size;
+      tile.n_rows = min(size, count - i * size);
+      tile.packed_row = packed_row + i * size;
       tile.first_tile = first_tile;
       tile.n_tiles = own;
       plan.tiles[first_tile + i] = tile;
     }
   }
   if (threadIdx.x == 0) *plan.n_tiles = n_tiles;
-  if (plan.claims && threadIdx.x < 2) plan.claims[threadIdx.x] = 0;
 }
 
 template <WeightFormat F>
@@ -83,10 +78,19 @@ __global__ void __launch_bounds__(kWarps * 32) pack_rows_kernel(const __grid_con
     const auto one = [&](int i) { return k + i < args.k ? row[k + i] : 0.0f; };
     return float4{one(0), one(1), one(2), one(3)};
   };
+  float4 held[kHeld];
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    held[i] = {0, 0, 0, 0};
+    if (const int group = warp + i * kWarps; group < args.n_groups) held[i] = load(group);
+  }
   float inverse = 1.0f;
   if constexpr (F == WeightFormat::fp8) {
     float largest = 0.0f;
-    for (int group = warp; group < args.n_groups; group += kWarps) largest = fmaxf(largest, largest_of(load(group)));
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) largest = fmaxf(largest, largest_of(held[i]));
+    for (int group = warp + kHeld * kWarps; group < args.n_groups; group += kWarps)
+      largest = fmaxf(largest, largest_of(load(group)));
     largest = warp_largest(largest);
     if (lane == 0) of_warp[warp] = largest;
     __syncthreads();
@@ -96,22 +100,23 @@ __global__ void __launch_bounds__(kWarps * 32) pack_rows_kernel(const __grid_con
     inverse = scale.y;
     if (threadIdx.x == 0) args.out.scales[r] = scale.x;
   }
-  for (int group = warp; group < args.n_groups; group += kWarps) {
+  const auto pack = [&](int group, const float4& values) {
     if constexpr (F == WeightFormat::fp8)
-      pack_group_fp8(args.out, r, group, load(group), inverse);
+      pack_group_fp8(args.out, r, group, values, inverse);
     else
-      pack_group_bf16(args.out, r, group, load(group));
-  }
+      pack_group_bf16(args.out, r, group, values);
+  };
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i)
+    if (const int group = warp + i * kWarps; group < args.n_groups) pack(group, held[i]);
+  for (int group = warp + kHeld * kWarps; group < args.n_groups; group += kWarps) pack(group, load(group));
 }
 
 }  // namespace
 
 void launch_pack_rows(const Queue& queue, WeightFormat format, const float* x, const int32_t* row_ids, int n_rows, int k,
                       const PackedRows& out, const TilePlan& plan) {
-  PackArgs args{x, row_ids, n_rows, k, divide_up(k, kGroup), out, plan};
-  const char* asked = std::getenv("SIGMOE_PRE");  // tensor_gemm.cu
-  args.plan.pairs = asked && std::string(asked).size() > 3 && format == WeightFormat::fp8 &&
-                    std::string(asked).find('k', 3) != std::string::npos;
+  const PackArgs args{x, row_ids, n_rows, k, divide_up(k, kGroup), out, plan};
   const int n_blocks = n_rows + (plan.tiles ? 1 : 0);
   launch(queue, format == WeightFormat::fp8 ? pack_rows_kernel<WeightFormat::fp8> : pack_rows_kernel<WeightFormat::bf16>,
          n_blocks, kWarps * 32, 0, args);

@@ -48,7 +48,7 @@ struct RowTile {
 constexpr int round_up_8(int n) { return (n + 7) / 8 * 8; }
 // Tiles and packed rows of n_slots routed slots over n_experts and n_shared tokens at the shared expert, at most.
 constexpr int most_tiles(int n_slots, int n_experts, int n_shared) {
-  return n_slots / kMostTileRows + 2 * (n_slots < n_experts ? n_slots : n_experts) + n_shared / kMostTileRows + 2;
+  return n_slots / kMostTileRows + (n_slots < n_experts ? n_slots : n_experts) + n_shared / kMostTileRows + 1;
 }
 constexpr int most_packed_rows(int n_slots, int n_experts, int n_shared) {
   return round_up_8(n_slots + 7 * (n_slots < n_experts ? n_slots : n_experts)) + round_up_8(n_shared);
@@ -64,9 +64,6 @@ struct TilePlan {
   int n_shared = 0;  // tokens at the shared expert; 0: none
   RowTile* tiles = nullptr;
   int32_t* n_tiles = nullptr;
-  bool pairs = false;         // an even number of tiles for every expert, the last
-                              // maybe without rows
-  int32_t* claims = nullptr;  // of gate-up and of down, set to 0; may be null
 };
 
 // Packs rows of x (., k) f32, picked by row_ids when given, and makes the plan. No rows: the plan alone.

@@ -2,10 +2,6 @@
 //
 // Blocks of 256 rows of W stay and take the items (tile of rows of x, rows of W) of tensor_tile.cuh in turn; the row tiles of
 // an expert follow each other, so that W is read from memory once.
-#include <algorithm>
-#include <cstdlib>
-#include <string>
-
 #include "cuda/tensor_whole.cuh"
 
 namespace sigmoe::cuda {
@@ -19,27 +15,22 @@ constexpr int kRunStride = 128 * sizeof(T) + 16;  // the padding spreads a fragm
 constexpr int kGroupOut = kTileRows * kRunStride<__nv_bfloat16>;
 static_assert(kGroupOut >= kTileRows / 2 * kRunStride<float>);
 
-template <GemmMode M, Loop L>
-using Memory =
-    std::conditional_t<M == GemmMode::gate_up, Shared<kBlocks>,
-                       std::conditional_t<M == GemmMode::down && L == Loop::deep, Shared<kBlocks, 4, kGroups * kGroupOut / 4>,
-                                          Shared<kBlocks, 3, kGroups * kGroupOut>>>;
-static_assert(sizeof(Memory<GemmMode::down, Loop::deep>) + 1024 <= 227 << 10);
+template <GemmMode M>
+using Memory = std::conditional_t<M == GemmMode::gate_up, Shared<kBlocks>, Shared<kBlocks, 3, kGroups * kGroupOut>>;
 
 // Sums times their row's factor to out, rows picked by out_rows.
 template <typename T, int N, class S>
 __device__ void write_rows(const TensorGemmArgs& args, S& s, T* out, int weight_tile, int info, const Sums<N, kBlocks>& sum) {
   const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, group = threadIdx.x / 128, g = lane / 4,
             q = lane % 4, n = args.weight.n, n_rows = s.items[info].n_rows;
-  constexpr int kOut = S::kOutBytes / kGroups, kPass = std::min(N, kOut / kRunStride<T> / 16 * 16);  // rows of x at a time
-  uint8_t* own = s.out + group * kOut;
+  constexpr int kPass = sizeof(T) == 2 || N <= 64 ? N : N / 2;  // rows of x at a time
+  uint8_t* own = s.out + group * kGroupOut;
   const int first = weight_tile * 16 + group * 128, n_columns = min(128, n - first);
 #pragma unroll
   for (int begin = 0; begin < N; begin += kPass) {
     meet_group(group);  // what lay here has been read
 #pragma unroll
     for (int j = 0; j < kPass / 8; j += 2) {
-      if (begin + 8 * j >= N) break;
       float2 factor[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) factor[i] = *reinterpret_cast<const float2*>(&s.factors[info][begin + 8 * (j + i) + 2 * q]);
@@ -95,7 +86,8 @@ __device__ __forceinline__ int keep_largest(float (&values)[width]) {
 
 // SwiGLU, then packed for the down product: the block's 128 columns are one FP8 block (two of BF16).
 template <WeightFormat F, int N>
-__device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int weight_tile, int info, Sums<N, kBlocks>& sum) {
+__device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int weight_tile, int info, bool last,
+                            Sums<N, kBlocks>& sum) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / 128, g = lane / 4, q = lane % 4;
   const int width = args.weight.n / 2, first_column = weight_tile * 8 + group * kBlocks * 32 + warp * 8 + g;
   const int n_rows = round_up_8(s.items[info].n_rows), packed_row = s.items[info].packed_row;
@@ -160,7 +152,7 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int 
     }
     publish_to_async();
     meet<kConsumers, kGroups * 128>();
-    if (threadIdx.x == 0 && n_rows > 0)
+    if (threadIdx.x == 0)
       bulk_store(
           args.inner.data + (static_cast<int64_t>(weight_tile / kWeightTiles<kBlocks>) * args.inner.stride + packed_row) * 128,
           s.out, n_rows * 128);
@@ -193,86 +185,61 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int 
       }
     }
   }
+  if (last && threadIdx.x == 0) bulk_store_done();
 }
 
-template <WeightFormat F, GemmMode M, Loop L, bool Pairs, int N>
-__device__ void run_item(const TensorGemmArgs& args, Memory<M, L>& s, Position& at, int weight_tile, int info) {
+template <WeightFormat F, GemmMode M, int N>
+__device__ void run_item(const TensorGemmArgs& args, Memory<M>& s, Position& at, int weight_tile, int info, bool last) {
   Sums<N, kBlocks> sum;
-  const KRange range(args, F);
-  constexpr bool kGateUp = M == GemmMode::gate_up, kDown = M == GemmMode::down;
-  if constexpr (L == Loop::parts) {
-    multiply<F, kGateUp, N, kDown>(args, s, at, s.items[info].expert, weight_tile, range, sum);
-  } else if constexpr (L == Loop::none) {
-    for (int kb = range.begin; kb < range.end; ++kb) {
-      barrier_wait(&s.full[at.stage], at.parity);
-      release(s, at.stage);
-      at.next(Memory<M, L>::kStages);
-    }
-    return;
-  } else {
-    multiply_fp8_whole<N, kGateUp, kDown, L == Loop::turns, Pairs>(s, at, range, sum);
+  if constexpr (takes_any_16<F, M>) {
+    multiply_whole<N, M == GemmMode::gate_up>(s, at, KRange(args, F), sum);
     if (!has_block_scales(args.weight))
       scale_rows<N>(args, weight_of(args, s.items[info].expert).scales, weight_tile + threadIdx.x / 128 * kBlocks * 4, sum);
+  } else {
+    multiply<F, N>(args, s, at, s.items[info].expert, weight_tile, KRange(args, F), sum);
   }
-  if constexpr (kGateUp)
-    write_inner<F, N>(args, s, weight_tile, info, sum);
-  else if constexpr (kDown)
+  if constexpr (M == GemmMode::gate_up)
+    write_inner<F, N>(args, s, weight_tile, info, last, sum);
+  else if constexpr (M == GemmMode::down)
     write_rows<__nv_bfloat16, N>(args, s, args.slots, weight_tile, info, sum);
   else
     write_rows<float, N>(args, s, args.out, weight_tile, info, sum);
 }
 
-template <WeightFormat F, GemmMode M, Loop L, bool Pairs>
+template <WeightFormat F, GemmMode M>
 __global__ void __launch_bounds__(kThreads, 1) tensor_gemm_kernel(const __grid_constant__ TensorGemmArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
   let_next_start();
-  Memory<M, L>& s = prepare<Memory<M, L>, M == GemmMode::gate_up, Pairs>(raw);
+  Memory<M>& s = prepare<Memory<M>, M == GemmMode::gate_up>(raw);
   wait_for_previous();
   if (threadIdx.x >= kGroups * 128) {
     give_registers<40>();
-    produce<F, M, true, Pairs>(args, s, KRange(args, F));
+    produce<F, M>(args, s, KRange(args, F));
   } else {
     take_registers<232>();
-    if (L == Loop::turns && threadIdx.x >= 128) pass_turn(1);  // the first one
     Position at;
-    // Without a bound that all threads share the compiler gives this branch no
-    // more registers than the others have.
-    const int most = count_items<kBlocks, Pairs>(args);
-    for (int k = 0, info = 0; k <= most; ++k, info = info + 1 == kInfos ? 0 : info + 1) {
+    int info = 0;
+    const int n_items = count_items<kBlocks>(args);
+    for (int index = blockIdx.x; index < n_items; index += gridDim.x) {
       barrier_wait(&s.full[at.stage], at.parity);  // with its first stage the producers have said what the item is
-      const int weight_tile = s.weight_tiles[info], n_rows = s.items[info].n_rows;
-      if (n_rows < 0) {
-        if (M == GemmMode::gate_up && threadIdx.x == 0) bulk_store_done();
-        break;
-      }
-      const auto run = [&]<int N>() { run_item<F, M, L, Pairs, N>(args, s, at, weight_tile, info); };
-      const int n = operand_rows(n_rows, args.fine);
-      if constexpr (L != Loop::parts) {
-        if (n == 48) {
-          run.template operator()<48>();
-          continue;
-        }
-        if (n == 80) {
-          run.template operator()<80>();
-          continue;
-        }
-        if (n == 112) {
-          run.template operator()<112>();
-          continue;
-        }
-      }
-      switch (n) {
+      const int weight_tile = s.weight_tiles[info];
+      const bool last = index + static_cast<int>(gridDim.x) >= n_items;
+      const auto run = [&]<int N>() { run_item<F, M, N>(args, s, at, weight_tile, info, last); };
+      constexpr bool kFine = takes_any_16<F, M>;
+      switch (operand_rows<kFine>(s.items[info].n_rows)) {
         case 16: run.template operator()<16>(); break;
         case 32: run.template operator()<32>(); break;
+        case 48: run.template operator()<kFine ? 48 : 64>(); break;
         case 64: run.template operator()<64>(); break;
+        case 80: run.template operator()<kFine ? 80 : 96>(); break;
         case 96: run.template operator()<96>(); break;
+        case 112: run.template operator()<kFine ? 112 : 128>(); break;
         default: run.template operator()<128>();
       }
+      if (++info == kInfos) info = 0;
     }
   }
-  if constexpr (Pairs) __syncwarp(),
-                       cluster_meet();  // the other block's copies and arrivals have come
 #elif __CUDA_ARCH__ == 900
 #error "Hopper's code needs the target 90a"
 #endif
@@ -293,7 +260,7 @@ int n_multiprocessors() {
 bool has_tensor_gemm() {
   static const bool has = [] {
     cudaFuncAttributes attributes;
-    CUDA_CHECK(cudaFuncGetAttributes(&attributes, tensor_gemm_kernel<WeightFormat::fp8, GemmMode::linear, Loop::parts, false>));
+    CUDA_CHECK(cudaFuncGetAttributes(&attributes, tensor_gemm_kernel<WeightFormat::fp8, GemmMode::linear>));
     return attributes.binaryVersion == 90 && attributes.ptxVersion != 80;  // 80: sm_80 code, compiled by the driver
   }();
   return has;
@@ -304,56 +271,21 @@ void launch_tensor_gemm(const Queue& queue, TensorGemmArgs args) {
     args.n_splits = tensor_splits(n_multiprocessors(), shape_of(args.weight), args.n_rows);
     if (args.n_splits > 1) return launch_tensor_split(queue, args);
   }
-  // SIGMOE_PRE: a letter for linear, gate-up and down each (p parts, w whole, t turns, d deep, n none), then f for fine
-  // operands, c for claims, x for products without loads, k for pairs of blocks that share W (with w or t for all three).
-  const char* text = std::getenv("SIGMOE_PRE");
-  const std::string asked = text ? text : "ppp";
-  const char letter = asked.size() > 2 ? asked[static_cast<size_t>(args.mode)] : 'p';
-  const Loop loop = letter == 't'   ? Loop::turns
-                    : letter == 'w' ? Loop::whole
-                    : letter == 'd' ? Loop::deep
-                    : letter == 'n' ? Loop::none
-                                    : Loop::parts;
-  args.fine = loop != Loop::parts && args.weight.format == WeightFormat::fp8 && asked.find('f', 3) != std::string::npos;
-  args.no_loads = asked.find('x', 3) != std::string::npos;
-  const bool pairs = args.weight.format == WeightFormat::fp8 && asked.find('k', 3) != std::string::npos;
-  if (asked.find('c', 3) == std::string::npos) args.claims = nullptr;
   const auto run = [&](auto kernel, size_t bytes) {
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes + 1024)));
-    if (!pairs) return launch(queue, kernel, n_multiprocessors(), kThreads, bytes + 1024, args);
-    cudaLaunchAttribute attributes[2] = {};
-    attributes[0].id = cudaLaunchAttributeClusterDimension;
-    attributes[0].val.clusterDim.x = 2;
-    attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
-    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attributes[1].val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = n_multiprocessors() / 2 * 2;
-    config.blockDim = kThreads;
-    config.dynamicSmemBytes = bytes + 1024;
-    config.stream = queue.stream;
-    config.attrs = attributes;
-    config.numAttrs = queue.overlap ? 2 : 1;
-    CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args));
+    launch(queue, kernel, n_multiprocessors(), kThreads, bytes + 1024, args);
   };
-  const auto run_mode = [&]<WeightFormat F, Loop L, bool Pairs = false>() {
+  const auto run_format = [&]<WeightFormat F>() {
     switch (args.mode) {
-      case GemmMode::linear: return run(tensor_gemm_kernel<F, GemmMode::linear, L, Pairs>, sizeof(Memory<GemmMode::linear, L>));
-      case GemmMode::gate_up:
-        return run(tensor_gemm_kernel<F, GemmMode::gate_up, L, Pairs>, sizeof(Memory<GemmMode::gate_up, L>));
-      case GemmMode::down: return run(tensor_gemm_kernel<F, GemmMode::down, L, Pairs>, sizeof(Memory<GemmMode::down, L>));
+      case GemmMode::linear: return run(tensor_gemm_kernel<F, GemmMode::linear>, sizeof(Memory<GemmMode::linear>));
+      case GemmMode::gate_up: return run(tensor_gemm_kernel<F, GemmMode::gate_up>, sizeof(Memory<GemmMode::gate_up>));
+      case GemmMode::down: return run(tensor_gemm_kernel<F, GemmMode::down>, sizeof(Memory<GemmMode::down>));
     }
   };
-  if (args.weight.format != WeightFormat::fp8) return run_mode.template operator()<WeightFormat::bf16, Loop::parts>();
-  if (pairs && loop == Loop::whole) return run_mode.template operator()<WeightFormat::fp8, Loop::whole, true>();
-  if (pairs) return run_mode.template operator()<WeightFormat::fp8, Loop::turns, true>();
-  switch (loop) {
-    case Loop::parts: return run_mode.template operator()<WeightFormat::fp8, Loop::parts>();
-    case Loop::whole: return run_mode.template operator()<WeightFormat::fp8, Loop::whole>();
-    case Loop::deep: return run_mode.template operator()<WeightFormat::fp8, Loop::deep>();
-    case Loop::none: return run_mode.template operator()<WeightFormat::fp8, Loop::none>();
-    case Loop::turns: return run_mode.template operator()<WeightFormat::fp8, Loop::turns>();
-  }
+  if (args.weight.format == WeightFormat::fp8)
+    run_format.template operator()<WeightFormat::fp8>();
+  else
+    run_format.template operator()<WeightFormat::bf16>();
 }
 
 }  // namespace sigmoe::cuda

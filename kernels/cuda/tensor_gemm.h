@@ -30,12 +30,8 @@ struct TensorGemmArgs {
   __nv_bfloat16* slots = nullptr;  // down: (T, slots, n) bf16, weighted
   PackedRows inner;                // gate_up: silu(gate x) * up x
 
-  int32_t* claims = nullptr;  // a counter of items, 0 between launches; null: blocks take items in turn
-
   // Filled by launch_tensor_gemm:
-  bool fine = false;      // operands of any multiple of 16 rows
-  bool no_loads = false;  // products of what lies in shared memory, to time them alone
-  int n_splits = 1;       // blocks that divide k
+  int n_splits = 1;  // blocks that divide k
 };
 
 // Whether the device and this build have the kernels.

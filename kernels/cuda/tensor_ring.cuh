@@ -29,7 +29,7 @@ constexpr int kWeightTiles = kGroups* Blocks * 4;
 // Blocks: times 64 rows of W, per warpgroup. Stages of the ring; OutBytes: room for results on their way out.
 template <int Blocks, int Stages = 4, int OutBytes = kTileRows * 128>
 struct Shared {
-  static constexpr int kBlocks = Blocks, kStages = Stages, kOutBytes = OutBytes;
+  static constexpr int kBlocks = Blocks, kStages = Stages;
   static_assert(Stages < kInfos);
   uint8_t x[Stages][kTileRows * 128];
   uint8_t w[Stages][kWeightTiles<Blocks> * kChunkRun];
@@ -43,7 +43,6 @@ struct Shared {
   RowTile items[kInfos];
   int32_t weight_tiles[kInfos];  // first, of an item
   int32_t tokens[kTileRows];
-  int32_t next_index[2];
   uint64_t full[Stages], empty[Stages];
 };
 
@@ -53,37 +52,16 @@ struct Item {
   int weight_tile;  // first
 };
 
-// Pairs: the two blocks of a cluster have the same rows of W and a tile of rows
-// of x each; what is counted is pairs.
-template <int Blocks, bool Pairs = false>
+template <int Blocks>
 __device__ inline int count_items(const TensorGemmArgs& args) {
   const int per_rows = (args.weight.n_tiles + kWeightTiles<Blocks> - 1) / kWeightTiles<Blocks>;
-  if (Pairs) return per_rows * (args.tiles ? *args.n_tiles / 2 : (args.n_rows + 2 * kTileRows - 1) / (2 * kTileRows));
   return per_rows * (args.tiles ? *args.n_tiles : (args.n_rows + kTileRows - 1) / kTileRows);
 }
 
-template <int Blocks, bool Pairs = false>
+template <int Blocks>
 __device__ inline Item find_item(const TensorGemmArgs& args, int index) {
   const int per_rows = (args.weight.n_tiles + kWeightTiles<Blocks> - 1) / kWeightTiles<Blocks>;
   Item item;
-  if constexpr (Pairs) {
-    const int rank = cluster_rank();
-    if (args.tiles) {
-      const RowTile any = args.tiles[index / per_rows * 2];
-      const int within = index - any.first_tile / 2 * per_rows, n_pairs = any.n_tiles / 2;
-      item.rows = args.tiles[any.first_tile + within % n_pairs * 2 + rank];
-      item.weight_tile = within / n_pairs * kWeightTiles<Blocks>;
-    } else {
-      const int n_pairs = (args.n_rows + 2 * kTileRows - 1) / (2 * kTileRows);
-      const int size = ((args.n_rows + 2 * n_pairs - 1) / (2 * n_pairs) + 15) / 16 * 16;
-      item.weight_tile = index / n_pairs * kWeightTiles<Blocks>;
-      item.rows.expert = args.n_experts;
-      const int first = (index % n_pairs * 2 + rank) * size;
-      item.rows.n_rows = max(0, min(size, args.n_rows - first));
-      item.rows.first = item.rows.packed_row = item.rows.n_rows > 0 ? first : 0;
-    }
-    return item;
-  }
   if (args.tiles) {
     RowTile any = args.tiles[index / per_rows];
     const int within = index - any.first_tile * per_rows;
@@ -100,11 +78,15 @@ __device__ inline Item find_item(const TensorGemmArgs& args, int index) {
   return item;
 }
 
-// Rows of x that the tensor core is given for n_rows of them: multiples of 16, not all of them unless `fine`.
-__device__ inline int operand_rows(int n_rows, bool fine) {
-  if (fine) return max(16, (n_rows + 15) / 16 * 16);
+// Rows of x that the tensor core is given for n_rows of them: a multiple of 16, not every one of them unless Fine.
+template <bool Fine>
+__device__ inline int operand_rows(int n_rows) {
+  if (Fine) return (n_rows + 15) / 16 * 16;
   return n_rows <= 16 ? 16 : n_rows <= 32 ? 32 : n_rows <= 64 ? 64 : n_rows <= 96 ? 96 : 128;
 }
+
+template <WeightFormat F, GemmMode M>
+constexpr bool takes_any_16 = F == WeightFormat::fp8&& M != GemmMode::linear;
 
 // A place in the ring.
 struct Position {
@@ -139,26 +121,21 @@ struct KRange {
 
 // ---- producers -------------------------------------------------------------------------------------------------------
 
-// Claims: a block takes its next item from args.claims, if there is such a
-// counter, and the consumers are told of the end by an item of -1 rows.
-template <WeightFormat F, GemmMode M = GemmMode::linear, bool Claims = false, bool Pairs = false, class S>
+template <WeightFormat F, GemmMode M = GemmMode::linear, class S>
 __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
   constexpr int Blocks = S::kBlocks;
   const int thread = threadIdx.x - kGroups * 128, lane = thread % 32, warp = thread / 32;
   constexpr bool scaled = F == WeightFormat::fp8 && M == GemmMode::down, gathered = M == GemmMode::gate_up;
-  const int n_blocks = args.weight.n_groups * (kGroup / block_k(F)), n_items = count_items<Blocks, Pairs>(args);
+  const int n_blocks = args.weight.n_groups * (kGroup / block_k(F)), n_items = count_items<Blocks>(args);
   Position at;
-  int info = 0, pending[2] = {-1, -1};  // stages whose 16-byte copies have not
-                                        // been awaited, newest first
-  const bool claims = Claims && !Pairs && args.claims;
-  int turn = 0, claim = 0;
-  for (int index = blockIdx.x / (Pairs ? 2 : args.n_splits), next_index; index < n_items; index = next_index) {
-    const Item item = find_item<Blocks, Pairs>(args, index);
+  int info = 0, pending[2] = {-1, -1};  // stages whose 16-byte copies have not been awaited, newest first
+  for (int index = blockIdx.x / args.n_splits; index < n_items; index += gridDim.x) {
+    const Item item = find_item<Blocks>(args, index);
     const RowTile& rows = item.rows;
-    const int n_operand = operand_rows(rows.n_rows, args.fine);
+    const int n_operand = operand_rows<takes_any_16<F, M>>(rows.n_rows);
 
     // Rows past the last repeat it; nobody writes their results.
-    int32_t token = rows.first + max(0, min(thread, rows.n_rows - 1)), out_row = token;
+    int32_t token = rows.first + min(thread, rows.n_rows - 1), out_row = token;
     float factor = 1.0f;
     if (M != GemmMode::linear) {
       if (rows.expert < args.n_experts) {
@@ -198,10 +175,6 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
       source = reinterpret_cast<const uint8_t*>(args.x.block_scales() + rows.packed_row), source_step = args.x.stride * 2;
       target = reinterpret_cast<uint8_t*>(s.x_scales[0]), target_step = kTileRows * 2, bytes = n_operand * 2;
     }
-    // Of a pair, each block fetches every other tile of W for both.
-    const bool for_both = Pairs && lane < kOwn;
-    if (for_both && lane % 2 != static_cast<int>(cluster_rank())) bytes = 0;
-    if (args.no_loads) own_bytes = bytes = 0;
     source += static_cast<size_t>(range.begin) * source_step;
     // The scales of W: four threads have one each, a k block ahead.
     const bool brings_scale = warp == 3 && lane < 2 * kGroups;
@@ -224,17 +197,13 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
       uint64_t* full = &s.full[at.stage];
       __syncwarp();
       if (lane == 0) barrier_expect(full, own_bytes);
-      if (for_both && bytes > 0)
-        bulk_load_cluster(target + at.stage * target_step, source, bytes, full, 3);
-      else if (bytes > 0)
-        bulk_load(target + at.stage * target_step, source, bytes, full);
+      if (bytes > 0) bulk_load(target + at.stage * target_step, source, bytes, full);
       source += source_step;
       if (gathered) {
         const uint8_t* x_block = args.x.data + static_cast<size_t>(kb) * args.x.stride * 128;
 #pragma unroll
         for (int i = 0; i < kTileRows / 16; ++i)
-          if (16 * i < n_operand && !args.no_loads)
-            copy_16_bytes(s.x[at.stage] + swizzled(thread / 8 + 16 * i, thread % 8), x_block + places[i]);
+          if (16 * i < n_operand) copy_16_bytes(s.x[at.stage] + swizzled(thread / 8 + 16 * i, thread % 8), x_block + places[i]);
         commit_copies();
         if (pending[1] >= 0) {
           wait_for_copies_but<2>();
@@ -246,20 +215,9 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
         pending[0] = at.stage;
       }
       if (kb + 1 < range.end) w_scale = w_scale_of(kb + 1);
-      if (claims && thread == 0 && kb == range.begin) claim = atomicAdd(args.claims, 1);  // early, for the next item
       at.next(S::kStages);
     }
     if (++info == kInfos) info = 0;
-    next_index = index + static_cast<int>(gridDim.x) / (Pairs ? 2 : 1);
-    if (claims) {
-      if (thread == 0) {
-        if (claim == n_items - 1) *args.claims = 0;  // every block with an item fails once: that was the last claim of all
-        s.next_index[turn] = claim + static_cast<int>(gridDim.x);
-      }
-      meet<kProducers, 128>();
-      next_index = s.next_index[turn];
-      turn ^= 1;  // nobody reads this one any more when all have met again
-    }
   }
   if (gathered) {
     wait_for_copies();
@@ -268,29 +226,20 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
     for (int i = 1; i >= 0; --i)
       if (pending[i] >= 0 && lane == 0) barrier_arrive(&s.full[pending[i]]);
   }
-  if constexpr (Claims) {
-    barrier_wait(&s.empty[at.stage], at.parity ^ 1);
-    if (thread == 0) s.items[info].n_rows = -1;
-    __syncwarp();
-    if (lane == 0)
-      for (int i = 0; i < (gathered ? 2 : 1); ++i) barrier_arrive(&s.full[at.stage]);
-  }
 }
 
 // Start of a kernel: the block's shared memory with its barriers.
-template <class S, bool Gathered, bool Pairs = false>
+template <class S, bool Gathered>
 __device__ S& prepare(uint8_t* raw) {
   S& s = *reinterpret_cast<S*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::kStages; ++i) {
       barrier_init(&s.full[i], Gathered ? 8 : 4);
-      barrier_init(&s.empty[i], kGroups * 4 * (Pairs ? 2 : 1));
+      barrier_init(&s.empty[i], kGroups * 4);
     }
-    if (Pairs) asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     publish_to_async();
   }
   __syncthreads();
-  if constexpr (Pairs) cluster_meet();
   return s;
 }
 

@@ -55,17 +55,6 @@ __device__ inline void meet_group(int group) { asm volatile("bar.sync %0, 128;" 
 __device__ inline void cluster_meet() {
   asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory");
 }
-__device__ inline uint32_t cluster_rank() {
-  uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-// An arrival at the barrier that block `rank` has where this one has `barrier`.
-__device__ inline void barrier_arrive_at(uint64_t* barrier, uint32_t rank) {
-  uint32_t address;
-  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(barrier)), "r"(rank));
-  asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory");
-}
 // What block `rank` of the cluster has where this one has `shared`.
 __device__ inline float load_peer(const float* shared, int rank) {
   uint32_t address;
@@ -82,15 +71,6 @@ __device__ inline void bulk_load(void* shared, const void* global, uint32_t byte
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(shared)),
       "l"(global), "r"(bytes), "r"(shared_address(barrier))
-      : "memory");
-}
-// The same to the same place of every block of the cluster in `blocks`, told to
-// each one's barrier.
-__device__ inline void bulk_load_cluster(void* shared, const void* global, uint32_t bytes, uint64_t* barrier, uint16_t blocks) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::"
-      "bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(shared_address(shared)),
-      "l"(global), "r"(bytes), "r"(shared_address(barrier)), "h"(blocks)
       : "memory");
 }
 // Shared memory to global; bulk_store_read() before the shared bytes change.
