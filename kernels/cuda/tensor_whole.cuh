@@ -46,8 +46,9 @@ __device__ void multiply_whole(S& s, Position& at, const KRange& range, Sums<N, 
       to[4 * j + 3] += part[4 * j + 3] * high.y;
     }
   };
-  // All of them would not fit the registers while a product has W in its own.
-  constexpr int kFirst = N >= 128 ? 8 : N / 8;
+  // Read once a k block, for shared memory is what these products wait for; but not all of them fit the registers while a
+  // product has W in its own.
+  constexpr int kFirst = N >= 128 ? 5 : N / 8;
   const auto load_scales = [&](int stage, int begin, int end) {
     if constexpr (!GateUp) {
       const auto* pairs = reinterpret_cast<const uint32_t*>(s.x_scales[stage]) + q;
@@ -56,7 +57,6 @@ __device__ void multiply_whole(S& s, Position& at, const KRange& range, Sums<N, 
     }
   };
   const auto finish = [&](int stage) {
-    load_scales(stage, 0, kFirst);
     wgmma_wait<0>();
     pin(part);
     load_scales(stage, kFirst, N / 8);
@@ -70,6 +70,7 @@ __device__ void multiply_whole(S& s, Position& at, const KRange& range, Sums<N, 
   start(at.stage);
   for (int kb = range.begin;; ++kb) {
     const int stage = at.stage;
+    load_scales(stage, 0, kFirst);
     finish(stage);
     a.load(s, stage, 1);
     add(sum[0], scale);

@@ -147,7 +147,7 @@ TEST_CASE("cuda experts: lists of every length of a tile, and the same rows in s
     const ExpertSet set = make_experts(backend, c);
     const std::vector<float> whole = run(backend, set.weights, kTokens);
     CHECK(relative_error(whole, expected) < bound(compute, kFp8Inner));
-    for (const int n_tokens : {311, 296, 257}) {
+    for (const int n_tokens : {311, 296, 257, 256}) {  // 256 on Hopper: another kernel of the same bits
       CAPTURE(n_tokens);
       const std::vector<float> part = run(backend, set.weights, n_tokens);
       CHECK(std::equal(part.begin(), part.end(), whole.begin()));
