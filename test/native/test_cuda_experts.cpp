@@ -115,3 +115,42 @@ TEST_CASE("cuda experts: formats, shared experts, empty and crowded lists, missi
     }
   });
 }
+
+// Tiles of rows come in every multiple of 16 up to 128, in more than one tile for the longest lists; a row's bits are the same
+// in each of them.
+TEST_CASE("cuda experts: lists of every length of a tile, and the same rows in shorter ones") {
+  constexpr int kTokens = 320, kActive = 4, kExperts = 16, kWidth = 512;
+  const ExpertCase c{"fp8 lists", kWidth, 256, 0, kExperts, kActive, WeightFormat::fp8, WeightFormat::fp8, false};
+  std::vector<int32_t> ids(kTokens * kActive);
+  for (int i = 0, e = 0, n = 0; i < kTokens * kActive; ++i, ++n) {  // expert e has 16 (e % 8 + 1) slots, the last has the rest
+    if (n == 16 * (e % 8 + 1) && e + 1 < kExperts) ++e, n = 0;
+    ids[i % kTokens * kActive + i / kTokens] = e;
+  }
+  const std::vector<float> x = on_fp8_grid(gaussian(kTokens * kWidth, 21), kWidth), all_weights = gaussian(ids.size(), 22);
+  const auto run = [&](Backend& backend, const ExpertWeights& experts, int n_tokens) {
+    std::vector<int32_t> offsets(kExperts + 1), order;
+    for (int e = 0; e < kExperts; ++e) {
+      for (int i = 0; i < n_tokens * kActive; ++i)
+        if (ids[i] == e) order.push_back(i);
+      offsets[e + 1] = static_cast<int32_t>(order.size());
+    }
+    const OnDevice<float> in(backend, x), weights(backend, all_weights),
+        out(backend, std::vector<float>(static_cast<size_t>(n_tokens) * kActive * kWidth, kPoison));
+    const OnDevice<int32_t> device_ids(backend, ids), device_offsets(backend, offsets), device_order(backend, order);
+    backend.experts(in.get(), experts, {device_ids.get(), weights.get(), device_offsets.get(), device_order.get()}, kActive,
+                    n_tokens, kWidth, out.get());
+    return out.read();
+  };
+  const ExpertSet on_host = make_experts(*reference(), c);
+  const std::vector<float> expected = run(*reference(), on_host.weights, kTokens);
+  on_cuda([&](Backend& backend, DType compute) {
+    const ExpertSet set = make_experts(backend, c);
+    const std::vector<float> whole = run(backend, set.weights, kTokens);
+    CHECK(relative_error(whole, expected) < bound(compute, kFp8Inner));
+    for (const int n_tokens : {311, 296, 257, 256}) {  // 256 on Hopper: another kernel of the same bits
+      CAPTURE(n_tokens);
+      const std::vector<float> part = run(backend, set.weights, n_tokens);
+      CHECK(std::equal(part.begin(), part.end(), whole.begin()));
+    }
+  });
+}
