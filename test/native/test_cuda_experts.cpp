@@ -99,6 +99,51 @@ struct StepOnDevice {
 
 }  // namespace
 
+// Shared memory keeps what the kernel before left in it, so what a kernel reads without having written it differs from one run
+// to the next. Inner widths that fill no block of columns leave the most of it beside what is computed. Every repeat has an
+// order of its own.
+TEST_CASE("cuda experts: a step has the same bits whatever ran before it") {
+  on_cuda([](Backend& backend, DType) {
+    using enum WeightFormat;
+    const std::vector<ExpertCase> cases = {{"bf16 narrow", 64, 32, 64, 16, 4, bf16, bf16, false},
+                                           {"bf16 wide", 256, 224, 96, 6, 2, bf16, bf16, false},
+                                           {"fp8", 256, 128, 128, 16, 4, fp8, fp8, false},
+                                           {"fp8 ragged", 192, 160, 160, 8, 3, fp8, fp8, false},
+                                           {"fp8 scaled by rows", 192, 32, 160, 8, 3, fp8, fp8, false, true},
+                                           {"int4", 256, 128, 128, 6, 2, int4, int4, false}};
+    struct Run {
+      const ExpertCase* expert_case;
+      const ExpertWeights* weights;
+      std::unique_ptr<StepOnDevice> step;
+      std::vector<float> first;
+    };
+    std::vector<ExpertSet> sets;
+    for (const ExpertCase& c : cases) sets.push_back(make_experts(backend, c));
+    std::vector<Run> runs;
+    for (const int n_tokens : sizes<int>({700, 300, 17, 256, 64}, {256, 56}))
+      for (size_t i = 0; i < cases.size(); ++i)
+        runs.push_back({&cases[i],
+                        &sets[i].weights,
+                        std::make_unique<StepOnDevice>(backend, cases[i], make_step(cases[i], n_tokens, true)),
+                        {}});
+    std::mt19937_64 random(3);
+    for (int repeat = 0; repeat < (small_run() ? 2 : 20); ++repeat) {
+      std::shuffle(runs.begin(), runs.end(), random);
+      for (Run& run : runs) {
+        const std::vector<float> got = run.step->run(*run.weights);
+        if (run.first.empty()) run.first = got;
+        const ExpertCase& c = *run.expert_case;
+        const size_t at = std::mismatch(got.begin(), got.end(), run.first.begin()).first - got.begin(), row = at / c.width;
+        CAPTURE(c.name);
+        CAPTURE(run.step->n_tokens);
+        CAPTURE(repeat);
+        INFO("token ", row / c.n_slots(), ", slot ", row % c.n_slots(), ", column ", at % c.width);
+        CHECK(at == got.size());
+      }
+    }
+  });
+}
+
 TEST_CASE("cuda experts: formats, shared experts, empty and crowded lists, missing shares") {
   std::map<std::string, std::vector<float>> known;  // the reference's results, of all backends
   on_cuda([&](Backend& backend, DType compute) {
@@ -146,51 +191,6 @@ TEST_CASE("cuda experts: formats, shared experts, empty and crowded lists, missi
           else  // the same tokens and choices among more: the same bits
             CHECK(std::equal(got.begin(), got.end(), all.begin()));
         }
-    }
-  });
-}
-
-// Shared memory keeps what the kernel before left in it, so what a kernel reads without having written it differs from one run
-// to the next. Inner widths that fill no block of columns leave the most of it beside what is computed. Every repeat has an
-// order of its own.
-TEST_CASE("cuda experts: a step has the same bits whatever ran before it") {
-  on_cuda([](Backend& backend, DType) {
-    using enum WeightFormat;
-    const std::vector<ExpertCase> cases = {{"bf16 narrow", 64, 32, 64, 16, 4, bf16, bf16, false},
-                                           {"bf16 wide", 256, 224, 96, 6, 2, bf16, bf16, false},
-                                           {"fp8", 256, 128, 128, 16, 4, fp8, fp8, false},
-                                           {"fp8 ragged", 192, 160, 160, 8, 3, fp8, fp8, false},
-                                           {"fp8 scaled by rows", 192, 32, 160, 8, 3, fp8, fp8, false, true},
-                                           {"int4", 256, 128, 128, 6, 2, int4, int4, false}};
-    struct Run {
-      const ExpertCase* expert_case;
-      const ExpertWeights* weights;
-      std::unique_ptr<StepOnDevice> step;
-      std::vector<float> first;
-    };
-    std::vector<ExpertSet> sets;
-    for (const ExpertCase& c : cases) sets.push_back(make_experts(backend, c));
-    std::vector<Run> runs;
-    for (const int n_tokens : sizes<int>({700, 300, 17, 256, 64}, {256, 56}))
-      for (size_t i = 0; i < cases.size(); ++i)
-        runs.push_back({&cases[i],
-                        &sets[i].weights,
-                        std::make_unique<StepOnDevice>(backend, cases[i], make_step(cases[i], n_tokens, true)),
-                        {}});
-    std::mt19937_64 random(3);
-    for (int repeat = 0; repeat < (small_run() ? 2 : 20); ++repeat) {
-      std::shuffle(runs.begin(), runs.end(), random);
-      for (Run& run : runs) {
-        const std::vector<float> got = run.step->run(*run.weights);
-        if (run.first.empty()) run.first = got;
-        const ExpertCase& c = *run.expert_case;
-        const size_t at = std::mismatch(got.begin(), got.end(), run.first.begin()).first - got.begin(), row = at / c.width;
-        CAPTURE(c.name);
-        CAPTURE(run.step->n_tokens);
-        CAPTURE(repeat);
-        INFO("token ", row / c.n_slots(), ", slot ", row % c.n_slots(), ", column ", at % c.width);
-        CHECK(at == got.size());
-      }
     }
   });
 }
