@@ -92,7 +92,12 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int 
   const int width = args.weight.n / 2, first_column = weight_tile * 8 + group * kBlocks * 32 + warp * 8 + g;
   const int n_rows = round_up_8(s.items[info].n_rows), packed_row = s.items[info].packed_row;
   if (threadIdx.x == 0) bulk_store_read();  // the last result has left
-  const bool real[kBlocks] = {first_column < width, first_column + 32 < width};
+    // Past W's last row lies what shared memory held before. It may not even round the division that two columns share.
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block)
+    if (first_column + 32 * block >= width)
+#pragma unroll
+      for (int i = 0; i < N / 2; ++i) sum[block][i] = 0.0f;
   float largest[N / 4];
 #pragma unroll
   for (int j = 0; j < N / 8; ++j) {
@@ -111,7 +116,7 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int 
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
         float& result = sum[block][4 * j + odd];
-        result = real[block] ? silu[block] * (sum[block][4 * j + odd + 2] * factor) : 0.0f;
+        result = silu[block] * (sum[block][4 * j + odd + 2] * factor);
       }
       largest[2 * j + odd] = fmaxf(fabsf(sum[0][4 * j + odd]), fabsf(sum[1][4 * j + odd]));
     }
