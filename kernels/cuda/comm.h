@@ -24,6 +24,7 @@ constexpr int kTwoShotRows = 512;    // likewise; longer batches take several
 constexpr int kTwoShotBlocks = 128;  // at most: all of them must run at once
 constexpr int kGatherBlocks = 64;
 constexpr int kMaxPeerWidth = 16384;  // floats of a row
+constexpr int kRowTiles = 256;        // blocks of a kernel that hands out one row
 
 // What a kernel knows of the world. All pointers are good on every GPU of it.
 struct PeerView {
@@ -47,8 +48,17 @@ struct ExchangeLayout {
   size_t reduced_flags = 0;  // likewise
   size_t gather_flags = 0;   // (2, kGatherBlocks, kMaxRanks) u32: written, read
   size_t meeting_counter = 0, meeting_flags = 0;  // one u32; (kMaxRanks) u32
+  size_t row_counters = 0;                        // (2, kRowTiles) u32: of RowExchange
+  size_t row_words = 0;                           // (2, R, 2, width / 4) of 16 bytes, as one_shot has them
   size_t bytes = 0;
   int width = 0;
+};
+
+// One row whose parts the kernels that make them push to all ranks themselves (rank_row.cuh), in one of two areas that take
+// turns: whoever pushes to an area has seen words in the other one that every rank sent after reading this one.
+struct RowExchange {
+  PeerView peers;
+  size_t words = 0, counters = 0;  // of the area, in every rank's exchange memory
 };
 
 struct ReduceArgs {
@@ -100,6 +110,9 @@ class DeviceWorld {
   // As Backend::reduce_add_rms_norm. `sums` (T, width) is scratch, used by NCCL only.
   void reduce_add_rms_norm(const Queue& queue, const ReduceArgs& args, float* sums);
   bool wants_sums() const { return nccl_ != nullptr; }
+
+  // Area 0 or 1 for rows of `width` floats; peer memory only. The first call of a width waits for all ranks.
+  RowExchange row_exchange(int width, int area);
 
   // Where this rank has to put its part of a gather of so many rows; widths as in gather(). Growing it waits for all ranks and
   // is an error while a step is recorded; true in `grown` when addresses given out before are void.

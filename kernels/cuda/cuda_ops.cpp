@@ -4,6 +4,7 @@
 #include "cuda/cuda_backend.h"
 #include "cuda/norm_many.h"
 #include "cuda/ops.h"
+#include "cuda/rank_rows.h"
 
 namespace sigmoe::cuda {
 
@@ -17,6 +18,11 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
   if (n_tokens == 0 || (!addend && !out)) return;
   writes(residual);
   if (out) writes(out);
+  if (addend && addend == pushed_.partial) {  // under way already
+    launch_take_row(queue_, {pushed_.exchange, pushed_.residual, residual, addend, weight, eps}, out);
+    pushed_ = {};
+    return;
+  }
   const bool packs = out && many_rows_ && packs_ && n_tokens >= kManyExpertRows && norm_packs(width) && !(addend && comm);
   const bool addend_is_bf16 = addend && slots_.holds(addend);
   if (addend_is_bf16 && !packs) {  // the other kernels read float32
@@ -72,6 +78,7 @@ void CudaBackend::writes(const void* address) {
   const float* at = static_cast<const float*>(address);
   if (twin_.rows && at >= twin_.rows && at < twin_.rows + static_cast<size_t>(twin_.n_rows) * twin_.width) twin_ = {};
   if (slots_.holds(address)) slots_ = {};
+  if (address == pushed_.partial) pushed_ = {};
 }
 
 // Whoever reads the slots sees floats.

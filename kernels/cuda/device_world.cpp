@@ -96,6 +96,8 @@ ExchangeLayout::ExchangeLayout(int width, int world) : width(width) {
   meeting_flags = take(kMaxRanks, 4);
   partial_flags = take(kTwoShotRows * kMaxRanks, 4);
   reduced_flags = take(kTwoShotRows * kMaxRanks, 4);
+  row_counters = take(2 * kRowTiles, 4);
+  row_words = take(2 * R * 2 * n, 16);
   one_shot = take(2 * kOneShotRows * R * 2 * n, 16);
   partial = take(2 * kTwoShotRows * R * segment, 16);
   reduced = take(2 * kTwoShotRows * n, 16);
@@ -203,6 +205,12 @@ void DeviceWorld::reduce_add_rms_norm(const Queue& queue, const ReduceArgs& args
     else
       launch_two_shot_reduce(queue, view_, layout_, part);
   }
+}
+
+RowExchange DeviceWorld::row_exchange(int width, int area) {
+  reserve(width);
+  const size_t words = static_cast<size_t>(view_.world) * 2 * (width / 4) * 16;
+  return {view_, layout_.row_words + area * words, layout_.row_counters + area * kRowTiles * sizeof(uint32_t)};
 }
 
 float* DeviceWorld::gather_part(const std::vector<int64_t>& widths, int n_rows, bool& grown) {

@@ -14,6 +14,7 @@ constexpr int kMostRows = 4;
 }  // namespace
 
 bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
+  if (layer.comm) return rank_layer(layer, n_pending);
   const BatchView& batch = layer.batch;
   if (exact_ || sm_ != 90 || batch.n_tokens < 1 || batch.n_tokens > kMostRows) return false;
   const int n_tokens = batch.n_tokens;
