@@ -94,7 +94,8 @@ void CudaBackend::pushing_layer(const DecodeLayer& layer, const RankExperts& exp
   writes(layer.residual);
   launch_rank_router(queue_, {behind_attention, residual, other(residual), layer.partial, layer.post_attention_norm, layer.eps},
                      view_of(*layer.gate), experts.logits, experts.normed);
-  launch_rank_experts(queue_, experts.few, layer.partial, &behind_experts);
+  launch_rank_gate_up(queue_, experts.few);
+  launch_rank_down(queue_, experts.few, layer.partial, &behind_experts);
   pushed_ = {layer.partial, other(residual), behind_experts};
   n_pending = 1;
 }
@@ -128,7 +129,8 @@ bool CudaBackend::rank_layer(const DecodeLayer& layer, int& n_pending) {
   if (few) {
     launch_rank_router(queue_, layer.normed, view_of(*layer.gate), few->logits, few->normed);
     writes(layer.partial);
-    launch_rank_experts(queue_, few->few, layer.partial, nullptr);
+    launch_rank_gate_up(queue_, few->few);
+    launch_rank_down(queue_, few->few, layer.partial, nullptr);
     n_pending = 1;
     return true;
   }

@@ -49,18 +49,18 @@ __global__ void __launch_bounds__(kThreads) rank_router_kernel(const __grid_cons
   if constexpr (kFrom == From::normed_row) {
     if (norms) normed = __ldcg(reinterpret_cast<const float4*>(args.normed_row) + at);
   } else {
+    __shared__ float4 row[kRankVectors];
     float4 value[kVectors];
     take_row<kFrom == From::two_ranks>(args.row, threadIdx.x, kThreads, value);
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       const float sum = warp_sum(squares(value[i]));
       if (lane == 0) of_warps[warp + kWarps * i] = sum;
-      if (norms && i == slice / 2) reinterpret_cast<float4*>(x)[place] = value[i];
+      row[threadIdx.x + i * kThreads] = value[i];
     }
     __syncthreads();
     const float inverse = 1.0f / sqrtf(warp_sum(of_warps[lane]) / kRankWidth + args.row.eps);
-    float4 own = {};
-    if (norms) own = reinterpret_cast<const float4*>(x)[place];
+    const float4 own = row[at];
     if (norms && tile == 0) reinterpret_cast<float4*>(args.row.residual_out)[at] = own;
     normed = {own.x * inverse * weight.x, own.y * inverse * weight.y, own.z * inverse * weight.z, own.w * inverse * weight.w};
   }

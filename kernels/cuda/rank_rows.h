@@ -33,9 +33,10 @@ void launch_rank_router(const Queue& queue, const RankRow& row, const WeightView
 void launch_rank_router(const Queue& queue, const float* row, const WeightView& gate, float* partial, void* normed);
 void launch_take_row(const Queue& queue, const RankRow& row, float* out);
 
-// rank_experts.cu: as launch_few_experts. Routed experts are a rank's part of each, or whole with null where another rank has
-// them; the sum over slots goes to `partial` (D), and to the other ranks when there is a `push`.
+// rank_gate_up.cu, rank_down.cu: as launch_few_experts. Routed experts are a rank's part of each, or whole with null where
+// another rank has them; the sum over slots goes to `partial` (D), and to the other ranks when there is a `push`.
 bool takes_rank_experts(const Queue& queue, const FewExperts& args);
-void launch_rank_experts(const Queue& queue, const FewExperts& args, float* partial, const RowExchange* push);
+void launch_rank_gate_up(const Queue& queue, const FewExperts& args);
+void launch_rank_down(const Queue& queue, const FewExperts& args, float* partial, const RowExchange* push);
 
 }  // namespace sigmoe::cuda
