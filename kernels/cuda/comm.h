@@ -90,6 +90,7 @@ void launch_gather(const Queue& queue, const PeerView& peers, const ExchangeLayo
 void launch_meeting(const Queue& queue, const PeerView& peers, const ExchangeLayout& at);
 
 class Nccl;
+struct ManyNormArgs;
 struct PeerMemory;
 
 // One rank's end of the world. Every method is called by all ranks at the same point of their work.
@@ -113,6 +114,10 @@ class DeviceWorld {
 
   // Area 0 or 1 for rows of `width` floats; peer memory only. The first call of a width waits for all ranks.
   RowExchange row_exchange(int width, int area);
+
+  // The same of many rows, packed for the products behind (norm_many.h), where packs_norms().
+  bool packs_norms() const;
+  void reduce_many(const Queue& queue, const ManyNormArgs& args);
 
   // Where this rank has to put its part of a gather of so many rows; widths as in gather(). Growing it waits for all ranks and
   // is an error while a step is recorded; true in `grown` when addresses given out before are void.
@@ -138,7 +143,7 @@ class DeviceWorld {
   Comm& comm_;
   int device_;
   cudaStream_t stream_;
-  bool clusters_ = false;
+  bool clusters_ = false, all_hopper_ = false;
   int one_shot_rows_ = 0;
   PeerView view_;
   ExchangeLayout layout_;

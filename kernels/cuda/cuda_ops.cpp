@@ -23,7 +23,11 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
     pushed_ = {};
     return;
   }
-  const bool packs = out && many_rows_ && packs_ && n_tokens >= kManyExpertRows && norm_packs(width) && !(addend && comm);
+  // What all ranks must agree on depends on nothing that one of them has for itself, as packs_ does.
+  const bool sums_ranks = addend && comm;
+  const bool many = out && many_rows_ && n_tokens >= kManyExpertRows && norm_packs(width);
+  const bool sums_packed = many && sums_ranks && world_ && world_->packs_norms();
+  const bool packs = sums_packed || (many && packs_ && !sums_ranks);
   const bool addend_is_bf16 = addend && slots_.holds(addend);
   if (addend_is_bf16 && !packs) {  // the other kernels read float32
     float* sums = scratch<float>(slot_sums_, static_cast<size_t>(n_tokens) * width);
@@ -31,12 +35,12 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
     addend = sums;
     n_slots = 1;
   }
-  if (addend && comm && world_) {
+  if (sums_ranks && world_ && !packs) {
     const ReduceArgs args{residual, addend, n_slots, n_tokens, width, weight, eps, out};
     return world_->reduce_add_rms_norm(
         queue_, args, world_->wants_sums() ? scratch<float>(gathered_, static_cast<size_t>(n_tokens) * width) : nullptr);
   }
-  if (addend && comm) {  // through the host: right on any world of ranks, and only that
+  if (sums_ranks && !packs) {  // through the host: right on any world of ranks, and only that
     const size_t n = static_cast<size_t>(n_tokens) * width;
     float* sums = scratch<float>(gathered_, n);
     launch_sum_slots(queue_, addend, false, n_slots, n_tokens, width, sums);
@@ -57,12 +61,17 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
     args.eps = eps;
     args.n_tokens = n_tokens, args.width = width;
     args.out = out;
-    WeightView multiplier;  // of any weight that `out` may meet
-    multiplier.format = args.format = *packs_;
-    multiplier.n_groups = width / kGroup;
-    args.packed = packed_rows(packed_normed_, normed_scales_, multiplier, n_tokens);
-    launch_many_norm(queue_, args);
-    twin_ = {out, n_tokens, width, nullptr, args.packed, args.format};
+    if (packs_) {
+      WeightView multiplier;  // of any weight that `out` may meet
+      multiplier.format = args.format = *packs_;
+      multiplier.n_groups = width / kGroup;
+      args.packed = packed_rows(packed_normed_, normed_scales_, multiplier, n_tokens);
+    }
+    if (sums_packed)
+      world_->reduce_many(queue_, args);
+    else
+      launch_many_norm(queue_, args);
+    if (packs_) twin_ = {out, n_tokens, width, nullptr, args.packed, args.format};
     return;
   }
   void* twin = nullptr;

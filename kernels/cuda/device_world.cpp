@@ -1,11 +1,13 @@
 // The host's side of comm.h: who shares a GPU with whom, memory that all ranks reach, and the word that ends waits.
 #include <algorithm>
+#include <cstdlib>
 #include <set>
 #include <string>
 #include <utility>
 
 #include "backend/node_comm.h"
 #include "cuda/comm.h"
+#include "cuda/comm_many.h"
 #include "cuda/nccl.h"
 #include "cuda/ops.h"
 
@@ -31,6 +33,7 @@ namespace {
 struct Place {  // of one rank
   int device;
   int n_multiprocessors;
+  int major = 0;  // of its compute capability
 };
 
 // Rows up to which one shot takes less time than two, by the size of the world. Measured on H200; `sigmoe_cuda_comm_bench`.
@@ -57,8 +60,9 @@ std::shared_ptr<cudaMemPool_t> make_pool(int device, const std::vector<Place>& p
 }
 
 std::vector<Place> places_of(Comm& comm, int device) {
-  auto own = std::make_shared<Place>(Place{device, 0});
+  auto own = std::make_shared<Place>(Place{device, 0, 0});
   CUDA_CHECK(cudaDeviceGetAttribute(&own->n_multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&own->major, cudaDevAttrComputeCapabilityMajor, device));
   std::vector<Place> places;
   for (const auto& place : comm.exchange(own)) places.push_back(*static_cast<const Place*>(place.get()));
   return places;
@@ -133,6 +137,7 @@ DeviceWorld::DeviceWorld(Comm& comm, int device, cudaStream_t stream, Way way) :
   int fewest = kTwoShotBlocks;
   for (const Place& place : places) fewest = std::min(fewest, place.n_multiprocessors);
   view_.n_blocks = fewest;
+  all_hopper_ = std::ranges::all_of(places, [](const Place& place) { return place.major == 9; });
   pool_ = make_pool(device, places);
   std::shared_ptr<uint32_t> word;
   if (comm.rank() == 0) {
@@ -205,6 +210,26 @@ void DeviceWorld::reduce_add_rms_norm(const Queue& queue, const ReduceArgs& args
     else
       launch_two_shot_reduce(queue, view_, layout_, part);
   }
+}
+
+namespace {
+
+// 0: apart; 1: in float32; 2: in BF16 between the ranks.
+int many_way() {
+  static const int value = [] {
+    const char* set = std::getenv("SIGMOE_MANY");
+    return set ? std::atoi(set) : 1;
+  }();
+  return value;
+}
+
+}  // namespace
+
+bool DeviceWorld::packs_norms() const { return !nccl_ && view_.world == 2 && all_hopper_ && many_way() > 0; }
+
+void DeviceWorld::reduce_many(const Queue& queue, const ManyNormArgs& args) {
+  reserve(args.width);
+  launch_many_reduce(queue, view_, layout_, args, many_way() == 2);
 }
 
 RowExchange DeviceWorld::row_exchange(int width, int area) {

@@ -308,3 +308,46 @@ TEST_CASE("cuda rank rows: four ranks") {
   check_case({4, true, WeightFormat::fp8, {700}});
   check_case({4, false, WeightFormat::bf16, {700}});
 }
+
+TEST_CASE("cuda rank rows: many rows' norm after a sum over ranks leaves products what they would make of it themselves") {
+  if (!have_hopper()) return;
+  if (sigmoe::test::n_test_gpus() < 2) {
+    std::printf("cuda rank rows: skipped, SIGMOE_TEST_GPUS names fewer than two GPUs\n");
+    return;
+  }
+  for (const WeightFormat format : {WeightFormat::fp8, WeightFormat::bf16})
+    for (const int n_tokens : {48, 128, 600}) {
+      CAPTURE(n_tokens);
+      CAPTURE(weight_format_name(format));
+      struct Found {
+        std::vector<float> out, first, second;
+      };
+      std::vector<Found> found(2);
+      on_ranks(2, [&](int rank, Backend& backend, Comm& comm) {
+        const auto weight = random_weight(format, 256, kWidth,
+                                          format == WeightFormat::fp8 ? blocks_of(kWidth, 128) : std::vector<int64_t>{}, 0, 3)
+                                .put(backend);
+        const size_t n = static_cast<size_t>(n_tokens) * kWidth;
+        const DeviceBuffer scale = on_device(backend, gaussian(kWidth, 4)), residual = on_device(backend, gaussian(n, 5)),
+                           addend = on_device(backend, gaussian(n, 6 + rank)), out = backend.alloc(n * 4, "out"),
+                           copy = backend.alloc(n * 4, "copy"), y = backend.alloc(n_tokens * 256 * 4, "y");
+        backend.copy_rows(residual.as<float>(), nullptr, kWidth, copy.as<float>(), nullptr, kWidth, n_tokens, kWidth);
+        backend.linear(copy.as<float>(), *weight, n_tokens, y.as<float>());  // tells the norm what to pack for
+        backend.reduce_add_rms_norm(residual.as<float>(), addend.as<float>(), 1, &comm, scale.as<float>(), kEps, n_tokens,
+                                    kWidth, out.as<float>());
+        backend.linear(out.as<float>(), *weight, n_tokens, y.as<float>());
+        found[rank].first = read<float>(backend, y);
+        backend.copy_rows(out.as<float>(), nullptr, kWidth, copy.as<float>(), nullptr, kWidth, n_tokens, kWidth);
+        backend.linear(copy.as<float>(), *weight, n_tokens, y.as<float>());
+        found[rank].second = read<float>(backend, y);
+        found[rank].out = read<float>(backend, out);
+      });
+      for (const Found& rank : found) {
+        REQUIRE(!rank.first.empty());
+        CHECK(std::isfinite(rank.first[0]));
+        CHECK(rank.first == rank.second);
+        CHECK(rank.out == found[0].out);
+        CHECK(rank.first == found[0].first);
+      }
+    }
+}
