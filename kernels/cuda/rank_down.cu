@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kSlots * 32, 2) rank_down_kernel(const __grid_
   }
   wait_for_previous();
 
-  float sum[2] = {};
+  float sum[4] = {};  // 0 and 2 count: of rows g and g + 8
   if (here) {
     const auto* inner = static_cast<const __nv_bfloat16*>(experts.inner) + slot * P::kRouted;
     for (int i = lane; i < n_groups * kGroup / 8; i += 32) copy_16_bytes(shared.x[slot] + 8 * i, inner + 8 * i);
@@ -138,24 +138,21 @@ __global__ void __launch_bounds__(kSlots * 32, 2) rank_down_kernel(const __grid_
         uint32_t b[S::kLaneK / 2] = {};
         if (g == 0) load_x<S::kLaneK>(shared.x[slot] + q * S::kLaneK, i * kGroup + c * chunk_k(kFormat), 0, true, b);
         if (i < kHeld) {
-          multiply<kFormat>(unscaled, held[i < kHeld ? i : 0][c], b);
+          multiply<kFormat>(S::kScaled ? unscaled : sum, held[i < kHeld ? i : 0][c], b);
         } else {
           uint32_t a[S::kProducts][4];
           unpack<kFormat>(i < kStaged ? staged(i, c) : rest[i < kStaged ? 0 : i - kStaged][c], a);
-          multiply<kFormat>(unscaled, a, b);
+          multiply<kFormat>(S::kScaled ? unscaled : sum, a, b);
         }
       }
       if constexpr (S::kScaled) {
         const float group_scale = __shfl_sync(kAllLanes, scale, i);
         sum[0] += unscaled[0] * group_scale;
-        sum[1] += unscaled[2] * group_scale;
-      } else {
-        sum[0] += unscaled[0];
-        sum[1] += unscaled[2];
+        sum[2] += unscaled[2] * group_scale;
       }
     }
   }
-  if (q == 0) shared.out[slot][g] = sum[0] * weight, shared.out[slot][g + 8] = sum[1] * weight;
+  if (q == 0) shared.out[slot][g] = sum[0] * weight, shared.out[slot][g + 8] = sum[2] * weight;
   __syncthreads();
   if (threadIdx.x >= 16) return;
   float added = 0.0f;

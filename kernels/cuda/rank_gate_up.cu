@@ -107,17 +107,14 @@ __global__ void __launch_bounds__(kUpWarps * 32, kUpBlocks<P, kTiles, kDepth>)
           unpack<kFormat>(weights[d][m][c], a);
           if (i + kDepth < kSliceGroups)
             weights[d][m][c] = load_once(source + (m * kUpGroups + i + kDepth) * kGroupVectors + c * 32);
-          multiply<kFormat>(unscaled[m], a, b);
+          multiply<kFormat>(S::kScaled ? unscaled[m] : sum[m], a, b);
         }
       }
+      if constexpr (S::kScaled)
 #pragma unroll
-      for (int m = 0; m < kTiles; ++m)
+        for (int m = 0; m < kTiles; ++m)
 #pragma unroll
-        for (int e = 0; e < 4; ++e)
-          if constexpr (S::kScaled)
-            sum[m][e] += unscaled[m][e] * __shfl_sync(kAllLanes, scale, m * 16 + e / 2 * 8 + i);
-          else
-            sum[m][e] += unscaled[m][e];
+          for (int e = 0; e < 4; ++e) sum[m][e] += unscaled[m][e] * __shfl_sync(kAllLanes, scale, m * 16 + e / 2 * 8 + i);
     }
   if (q == 0)
 #pragma unroll
@@ -169,10 +166,7 @@ void launch_rank_gate_up(const Queue& queue, const FewExperts& args) {
   with_part(args.down.format, args.down.k, args.shared_down.k, [&](auto part) {
     using P = decltype(part);
     if constexpr (P::kFormat == WeightFormat::bf16) {
-      if (variant == 12)
-        launch_kernel<P, 1, 2>(queue, args);
-      else
-        launch_kernel<P, 1, 1>(queue, args);
+      launch_kernel<P, 1, 1>(queue, args);
     } else {
       if (variant == 11)
         launch_kernel<P, 1, 1>(queue, args);

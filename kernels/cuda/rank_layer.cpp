@@ -1,8 +1,8 @@
 // A MoE layer of up to four rows on one of several ranks: which of its parts have a kernel that does several ops at once.
 //
-// One row, FP8, GPUs that reach each other's memory: six kernels, as on one rank; the sums over ranks have none of their own
-// (rank_row.cuh). Where a rank lacks one of these kernels all ranks take the next best: one row, FP8 or BF16: eight kernels,
-// two of them the sums. Several rows: attention with its heads; the other ops as ever.
+// One row, FP8 or BF16, GPUs that reach each other's memory: six kernels, as on one rank; the sums over ranks have none of
+// their own (rank_row.cuh). Where a rank lacks one of these all take the next best, eight kernels, two of them the sums.
+// Several rows: attention with its heads; the other ops as ever.
 #include <cstdlib>
 
 #include "cuda/cuda_backend.h"

@@ -21,7 +21,7 @@ struct RankRow {
 };
 
 // rank_linear.cu: qkv from a row of all ranks; attention out of a rank's heads (k 2048 or 1024) to `partial`, and to the other
-// ranks when there is a `push`. Each in FP8.
+// ranks when there is a `push`. Each in FP8 or BF16.
 bool takes_rank_qkv(const Queue& queue, const WeightView& weight);
 void launch_rank_qkv(const Queue& queue, const WeightView& weight, const RankRow& row, float* y);
 bool takes_rank_out(const Queue& queue, const WeightView& weight);
