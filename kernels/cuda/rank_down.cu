@@ -26,7 +26,7 @@ struct DownArgs {
 // registers before the wait, the rest in registers as they are.
 template <typename P>
 struct DownPlan {
-  static constexpr int kBytes = kBytesOfGroup<P::kFormat>, kVectors = kBytes / 16;
+  static constexpr int kBytes = kBytesOfGroup<P::kFormat>;
   static constexpr int kGroups = P::kRouted / kGroup, kSharedGroups = P::kShared / kGroup;
   static constexpr int kStaged = kGroups < 8192 / kBytes ? kGroups : 8192 / kBytes;
   static constexpr int kRest = kGroups - kStaged;
@@ -69,12 +69,12 @@ __global__ void __launch_bounds__(kSlots * 32, 2) rank_down_kernel(const __grid_
   bool here = true;    // whether this rank has the expert
   const auto copy_groups = [&](int first, int n, uint64_t* barrier, const uint4* source) {
     barrier_expect(barrier, n * Plan::kBytes);
-    bulk_copy(own + first * Plan::kBytes, source + first * Plan::kVectors, n * Plan::kBytes, barrier);
+    bulk_copy(own + first * Plan::kBytes, source + first * (Plan::kBytes / 16), n * Plan::kBytes, barrier);
   };
   const auto start = [&](const ExpertTiles& expert, const WeightView& w) {
     here = expert.tiles != nullptr;
     if (!here) return;
-    const uint4* source = expert.tiles + static_cast<size_t>(tile) * n_groups * Plan::kVectors;
+    const uint4* source = expert.tiles + static_cast<size_t>(tile) * n_groups * (Plan::kBytes / 16);
     if (lane == 0) {
       if (kHeld > 0) copy_groups(0, kHeld, &arrived[0], source);
       if (n_staged > kHeld) copy_groups(kHeld, n_staged - kHeld, &arrived[1], source);
@@ -84,7 +84,8 @@ __global__ void __launch_bounds__(kSlots * 32, 2) rank_down_kernel(const __grid_
       for (int i = 0; i < kRest; ++i)
         if (kStaged + i < n_groups)
 #pragma unroll
-          for (int c = 0; c < S::kChunks; ++c) rest[i][c] = load_once(source + (kStaged + i) * Plan::kVectors + c * 32 + lane);
+          for (int c = 0; c < S::kChunks; ++c)
+            rest[i][c] = load_once(source + (kStaged + i) * (Plan::kBytes / 16) + c * 32 + lane);
     }
     if constexpr (S::kScaled)
       scale = expert.scales[static_cast<size_t>(tile * 16 >> w.row_shift) * w.scale_columns +

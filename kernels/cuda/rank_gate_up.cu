@@ -13,7 +13,7 @@ namespace {
 
 using namespace few;
 
-constexpr int kUpWarps = 4, kUpGroups = kRankWidth / kGroup, kSliceGroups = kUpGroups / kUpWarps;
+[[maybe_unused]] constexpr int kUpWarps = 4, kUpGroups = kRankWidth / kGroup, kSliceGroups = kUpGroups / kUpWarps;
 static_assert(slices_for(kUpGroups) == kUpWarps && kUpWarps * 32 == kScoringThreads);
 
 // Blocks of gate-up on an SM, by what their warps have on the way: no more than registers allow.
