@@ -130,6 +130,9 @@ __global__ void __launch_bounds__(kQkvWarps * 32, 2) rank_qkv_kernel(const __gri
   Slice<F>& own = reinterpret_cast<Slice<F>*>(raw)[warp];
   Held<F> held;
   start_slice<F>(own, args.w, tile, warp, held);
+  float4 weight[kVectors];
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) weight[i] = reinterpret_cast<const float4*>(args.row.norm_weight)[first + 32 * i];
   wait_for_previous();
 
   float4 value[kVectors];
@@ -142,9 +145,6 @@ __global__ void __launch_bounds__(kQkvWarps * 32, 2) rank_qkv_kernel(const __gri
     if (lane == i) squares_of_own = sum;
   }
   if (lane < kVectors) of_vectors[warp * kVectors + lane] = squares_of_own;
-  float4 weight[kVectors];
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i) weight[i] = reinterpret_cast<const float4*>(args.row.norm_weight)[first + 32 * i];
   __syncthreads();
   const float inverse = 1.0f / sqrtf(warp_sum(of_vectors[lane]) / kRankWidth + args.row.eps);
 #pragma unroll

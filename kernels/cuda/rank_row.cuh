@@ -42,15 +42,15 @@ __device__ inline void hand_out(const RowExchange& at, int tile, float* partial,
 template <int kVectors>
 __device__ inline void poll_row(const RowExchange& at, int source, int first, int stride, uint32_t number,
                                 float4 (&part)[kVectors]) {
-  const std::byte* from = row_words(at, at.peers.rank, source);
+  const std::byte* from = row_words(at, at.peers.rank, source) + static_cast<size_t>(first) * 16;
   NumberedPair low[kVectors], high[kVectors];
   Patience patience;
   for (bool complete = false; !complete;) {
     complete = true;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      low[i] = load_numbered(from + (first + i * stride) * 16);
-      high[i] = load_numbered(from + (kRankVectors + first + i * stride) * 16);
+      low[i] = load_numbered(from + i * stride * 16);
+      high[i] = load_numbered(from + (kRankVectors + i * stride) * 16);
     }
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) complete = complete && low[i].is(number) && high[i].is(number);
