@@ -18,6 +18,7 @@
 
 #include "cuda/bench_kernels.h"
 #include "cuda/cuda_backend.h"
+#include "cuda/norm_many.h"
 #include "cuda/ops.h"
 #include "engine/forward/graph.h"
 #include "engine/schedule/page_pool.h"
@@ -138,6 +139,7 @@ class Reduce {
     out_ = backend_.alloc(floats * 4, "out");
     sums_ = backend_.alloc(floats * 4, "sums");
     weight_ = backend_.alloc(options.width * 4, "weight");
+    packed_ = backend_.alloc(floats, "packed rows"), scales_ = backend_.alloc(most * 4, "scales");
     launch_fill_f32(backend_.queue(), 77, 1.0f, options.width, weight_.as<float>());
     launch_fill_f32(backend_.queue(), 1000 + rank, 1.0f, floats * kSlots, addend_.as<float>());
     peers_ = std::make_unique<DeviceWorld>(comm, rank, stream(), DeviceWorld::Way::peer_memory);
@@ -154,19 +156,23 @@ class Reduce {
       }
     if (rank_ == 0) std::printf("bits: as the one-GPU kernel's, on all ranks, over 1000 calls: yes\n");
     if (rank_ == 0)
-      std::printf("%6s %6s %10s %10s %10s %12s\n", "rows", "slots", "one shot", "two shots", "as chosen", "NCCL + norm");
+      std::printf("%6s %6s %10s %10s %10s %12s %12s %12s\n", "rows", "slots", "one shot", "two shots", "as chosen",
+                  "NCCL + norm", "one meeting", "in BF16");
     for (const int slots : {1, kSlots})
       for (const int rows : options_.rows) {
         const double one = rows <= kOneShotRows ? time(*peers_, rows, slots, kOneShotRows) : 0,
                      two = time(*peers_, rows, slots, -1), chosen = time(*peers_, rows, slots, 0),
-                     nccl = nccl_ ? time(*nccl_, rows, slots, 0) : 0;
-        if (rank_ == 0) std::printf("%6d %6d %10.2f %10.2f %10.2f %12.2f us\n", rows, slots, one, two, chosen, nccl);
+                     nccl = nccl_ ? time(*nccl_, rows, slots, 0) : 0, many = time_many(rows, slots, 1),
+                     bf16 = time_many(rows, slots, 2);
+        if (rank_ == 0)
+          std::printf("%6d %6d %10.2f %10.2f %10.2f %12.2f %12.2f %12.2f us\n", rows, slots, one, two, chosen, nccl, many,
+                      bf16);
       }
     gather();
   }
 
  private:
-  static constexpr int kSlots = 9, kCalls = 32;
+  static constexpr int kSlots = 9, kCalls = 32, kOneMeeting = -2;
   static BackendOptions device_options(int rank) {
     BackendOptions out;
     out.device_index = rank;
@@ -181,6 +187,16 @@ class Reduce {
   }
   void call(DeviceWorld& world, int rows, int slots) {
     world.reduce_add_rms_norm(backend_.queue(), args(rows, slots), sums_.as<float>());
+  }
+  bool takes_many() const { return options_.ranks == 2 && norm_packs(options_.width); }
+  // Slots in float32, packing in FP8.
+  void call_many(int rows, int slots) {
+    ManyNormArgs norm;
+    norm.residual = residual_.as<float>(), norm.addend = addend_.data(), norm.n_slots = slots;
+    norm.weight = weight_.as<float>(), norm.eps = 1e-6f, norm.n_tokens = rows, norm.width = options_.width;
+    norm.out = out_.as<float>();
+    norm.packed.data = packed_.as<uint8_t>(), norm.packed.scales = scales_.as<float>(), norm.packed.stride = rows;
+    peers_->reduce_many(backend_.queue(), norm);
   }
   void reset() {
     launch_fill_f32(backend_.queue(), 5, 1.0f, residual_.bytes() / 4, residual_.as<float>());
@@ -208,7 +224,7 @@ class Reduce {
 
   void check(int rows, int slots) {
     // What one GPU would do with the ranks' sums: slots in order, then ranks in order.
-    launch_sum_slots(backend_.queue(), addend_.as<float>(), slots, rows, options_.width, sums_.as<float>());
+    launch_sum_slots(backend_.queue(), addend_.as<float>(), false, slots, rows, options_.width, sums_.as<float>());
     auto own = std::make_shared<std::vector<float>>(download(sums_, rows));
     std::vector<float> total(own->size());
     const auto all = comm_.exchange(own);
@@ -223,18 +239,21 @@ class Reduce {
     launch_reduce_add_rms_norm(backend_.queue(), residual_.as<float>(), sums_.as<float>(), 1, weight_.as<float>(), 1e-6f, rows,
                                options_.width, out_.as<float>(), nullptr);
     const std::vector<float> residual = download(residual_, rows), out = download(out_, rows);
-    for (const int shot : {kOneShotRows, -1}) {
+    for (const int shot : {kOneShotRows, -1, kOneMeeting}) {
       if (shot > 0 && rows > kOneShotRows) continue;
-      peers_->set_one_shot_rows(shot);
+      if (shot == kOneMeeting && !takes_many()) continue;
+      const auto call_once = [&] { shot == kOneMeeting ? call_many(rows, slots) : call(*peers_, rows, slots); };
+      if (shot != kOneMeeting) peers_->set_one_shot_rows(shot);
+      peers_->set_many_way(1);
       reset();
-      call(*peers_, rows, slots);
+      call_once();
       const auto got = download(residual_, rows), normed = download(out_, rows);
       expect(std::memcmp(got.data(), residual.data(), got.size() * 4) == 0, "the residual has other bits", rows, slots);
       expect(std::memcmp(normed.data(), out.data(), out.size() * 4) == 0, "the norm has other bits", rows, slots);
       std::vector<float> first;
       for (int again = 0; again < 2; ++again) {
         reset();
-        for (int i = 0; i < 1000; ++i) call(*peers_, rows, slots);
+        for (int i = 0; i < 1000; ++i) call_once();
         const auto end = download(out_, rows);
         expect_same(end, "ranks differ after 1000 calls", rows, slots);
         if (again) expect(std::memcmp(first.data(), end.data(), end.size() * 4) == 0, "a second run differs", rows, slots);
@@ -260,18 +279,31 @@ class Reduce {
     expect_same(got, "NCCL's sums differ between ranks", rows, slots);
   }
 
+  double time_many(int rows, int slots, int way) {
+    if (!takes_many()) return 0;
+    peers_->set_many_way(way);
+    reset();
+    call_many(rows, slots);
+    expect_same(download(out_, rows), "ranks differ", rows, slots);
+    const double us = time([&] { call_many(rows, slots); });
+    peers_->check();
+    return us;
+  }
+  double time(const std::function<void()>& call_once) {
+    const uint64_t key = ++key_;
+    const auto replay = [&] {
+      backend_.run_recorded(key, [&] {
+        for (int i = 0; i < kCalls; ++i) call_once();
+      });
+    };
+    return timer_.median_us(replay) / kCalls;
+  }
   double time(DeviceWorld& world, int rows, int slots, int one_shot_rows) {
     world.set_one_shot_rows(one_shot_rows);
     reset();
     call(world, rows, slots);
     CUDA_CHECK(cudaStreamSynchronize(stream()));
-    const uint64_t key = ++key_;
-    const auto replay = [&] {
-      backend_.run_recorded(key, [&] {
-        for (int i = 0; i < kCalls; ++i) call(world, rows, slots);
-      });
-    };
-    const double us = timer_.median_us(replay) / kCalls;
+    const double us = time([&] { call(world, rows, slots); });
     if (world.way() == DeviceWorld::Way::peer_memory) peers_->check();
     return us;
   }
@@ -319,7 +351,7 @@ class Reduce {
   Comm& comm_;
   CudaBackend backend_;
   Timer timer_;
-  DeviceBuffer residual_, addend_, out_, sums_, weight_;
+  DeviceBuffer residual_, addend_, out_, sums_, weight_, packed_, scales_;
   std::unique_ptr<DeviceWorld> peers_, nccl_;
   uint64_t key_ = 0;
 };

@@ -132,6 +132,8 @@ class DeviceWorld {
   // Throws a device error when waits of this rank were ended before what they waited for had come.
   void check() const;
 
+  // Of reduce_many: 0: never; 1: in float32; 2: in BF16 between the ranks.
+  void set_many_way(int way) { many_way_ = way; }
   // The largest number of rows that goes one-shot; 0: what was measured to be best; -1: none.
   void set_one_shot_rows(int rows) { one_shot_rows_ = rows; }
   void set_patience(uint64_t ns) { view_.patience_ns = ns; }
@@ -145,6 +147,7 @@ class DeviceWorld {
   cudaStream_t stream_;
   bool clusters_ = false, all_hopper_ = false;
   int one_shot_rows_ = 0;
+  int many_way_ = 1;
   PeerView view_;
   ExchangeLayout layout_;
   std::shared_ptr<uint32_t> stop_;

@@ -137,6 +137,7 @@ DeviceWorld::DeviceWorld(Comm& comm, int device, cudaStream_t stream, Way way) :
   int fewest = kTwoShotBlocks;
   for (const Place& place : places) fewest = std::min(fewest, place.n_multiprocessors);
   view_.n_blocks = fewest;
+  if (const char* set = std::getenv("SIGMOE_MANY")) many_way_ = std::atoi(set);
   all_hopper_ = std::ranges::all_of(places, [](const Place& place) { return place.major == 9; });
   pool_ = make_pool(device, places);
   std::shared_ptr<uint32_t> word;
@@ -212,24 +213,11 @@ void DeviceWorld::reduce_add_rms_norm(const Queue& queue, const ReduceArgs& args
   }
 }
 
-namespace {
-
-// 0: apart; 1: in float32; 2: in BF16 between the ranks.
-int many_way() {
-  static const int value = [] {
-    const char* set = std::getenv("SIGMOE_MANY");
-    return set ? std::atoi(set) : 1;
-  }();
-  return value;
-}
-
-}  // namespace
-
-bool DeviceWorld::packs_norms() const { return !nccl_ && view_.world == 2 && all_hopper_ && many_way() > 0; }
+bool DeviceWorld::packs_norms() const { return !nccl_ && view_.world == 2 && all_hopper_ && many_way_ > 0; }
 
 void DeviceWorld::reduce_many(const Queue& queue, const ManyNormArgs& args) {
   reserve(args.width);
-  launch_many_reduce(queue, view_, layout_, args, many_way() == 2);
+  launch_many_reduce(queue, view_, layout_, args, many_way_ == 2);
 }
 
 RowExchange DeviceWorld::row_exchange(int width, int area) {
