@@ -188,7 +188,9 @@ class Reduce {
   void call(DeviceWorld& world, int rows, int slots) {
     world.reduce_add_rms_norm(backend_.queue(), args(rows, slots), sums_.as<float>());
   }
-  bool takes_many() const { return options_.ranks == 2 && norm_packs(options_.width); }
+  bool takes_many() const {
+    return options_.ranks == 2 && options_.width % kGroup == 0 && options_.width <= kMostNormGroups * kGroup;
+  }
   // Slots in float32, packing in FP8.
   void call_many(int rows, int slots) {
     ManyNormArgs norm;

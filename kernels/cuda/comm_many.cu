@@ -126,7 +126,8 @@ void launch_wire(const Queue& queue, int blocks, const ManyReduceArgs& args) {
 
 void launch_many_reduce(const Queue& queue, const PeerView& peers, const ExchangeLayout& at, const ManyNormArgs& norm,
                         bool bf16_wire) {
-  SIGMOE_CHECK(peers.world == 2 && norm.width == at.width && norm_packs(norm.width), "two ranks and rows that pack");
+  SIGMOE_CHECK(peers.world == 2 && norm.width == at.width && norm.width % kGroup == 0 && norm.width <= kMostNormGroups * kGroup,
+               "two ranks and rows that pack");
   for (int row = 0; row < norm.n_tokens; row += kTwoShotRows) {
     const int n_rows = norm.n_tokens - row < kTwoShotRows ? norm.n_tokens - row : kTwoShotRows;
     const ManyReduceArgs args{peers, at, norm, row, n_rows};

@@ -259,11 +259,6 @@ __global__ void __launch_bounds__(kWarps * 32, 3) few_attention_kernel(const __g
 
 }  // namespace
 
-bool takes_few_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, DType kv_dtype) {
-  return queue.overlap && batch.n_seqs == batch.n_tokens && batch.max_pages <= kMostPages && kv_dtype == DType::bf16 &&
-         shape.head_dim == kHeadDim && shape.n_heads / shape.n_kv_heads <= kMostHeads;
-}
-
 void launch_few_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, const FewAttention& from,
                           const KvView& kv, const SplitScratch& scratch, float* out) {
   const int n_splits = max_splits(batch.max_pages);

@@ -15,11 +15,9 @@ struct FewAttention {
   const float *q_norm = nullptr, *k_norm = nullptr, *cos = nullptr, *sin = nullptr;
   float eps = 0.0f;
 };
-bool takes_few_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, DType kv_dtype);
 void launch_few_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, const FewAttention& from,
                           const KvView& kv, const SplitScratch& scratch, float* out);
 
-bool takes_few_router(const WeightView& gate, const RouterShape& shape);
 // partial (kRouterSlices, E) and normed (D) bf16 from residual (D).
 void launch_few_router(const Queue& queue, const float* residual, const float* norm_weight, float eps, const WeightView& gate,
                        float* partial, void* normed);
@@ -36,8 +34,8 @@ struct FewExperts {
   void* inner = nullptr;      // (A + 1, F) bf16: scratch
   float* residual = nullptr;  // (D): gets the weighted outputs of all experts added
 };
-bool takes_few_experts(const Queue& queue, const FewExperts& args);
-// Two kernels.
+// Whether this build has the kernels for the device; what they take is choose_products.cpp's. Two kernels.
+bool has_few_experts();
 void launch_few_experts(const Queue& queue, const FewExperts& args);
 
 }  // namespace sigmoe::cuda

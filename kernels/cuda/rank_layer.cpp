@@ -22,13 +22,19 @@ int most_fused() {
   return value;
 }
 
+bool takes_few_router(const WeightShape& gate, const RouterShape& router) {
+  using namespace limits::few;
+  return gate.format == WeightFormat::bf16 && gate.k == kWidth && gate.n == kExperts && router.n_experts == kExperts &&
+         router.n_groups == kGroups && router.n_groups_kept == kGroupsKept && router.n_active == kActive;
+}
+
 }  // namespace
 
 // The experts' part of a layer of one row, if there are kernels for it that do several ops.
 std::optional<CudaBackend::RankExperts> CudaBackend::rank_experts(const DecodeLayer& layer) {
   if (!layer.experts.shared_gate_up || layer.width != kRankWidth) return {};
   const ExpertTable& table = table_of(layer.experts);
-  if (!table.uniform || !takes_few_router(view_of(*layer.gate), layer.router)) return {};
+  if (!table.uniform || !takes_few_router(shape_of(view_of(*layer.gate)), layer.router)) return {};
   FewExperts few;
   few.bias = layer.gate_bias;
   few.normalise = layer.router.normalise;
@@ -59,7 +65,9 @@ bool CudaBackend::ranks_push(const DecodeLayer& layer, bool takes_experts) {
 
 void CudaBackend::rank_attention(const DecodeLayer& layer) {
   const BatchView& batch = layer.batch;
-  if (takes_few_attention(queue_, batch, layer.attention, layer.kv.dtype)) {
+  const KernelChoice choice = choose_few_attention(facts_, batch, layer.attention, layer.kv.dtype);
+  note("norm, rope, store and attention", batch.n_tokens, choice);
+  if (choice.kernel == Kernel::few_attention) {
     writes(layer.attended);
     const FewAttention from{layer.qkv_out, layer.q_norm, layer.k_norm, layer.rope_cos, layer.rope_sin, layer.eps};
     launch_few_attention(queue_, batch, layer.attention, from, layer.kv, split_scratch(batch, layer.attention, batch.n_tokens),
@@ -102,11 +110,11 @@ void CudaBackend::pushing_layer(const DecodeLayer& layer, const RankExperts& exp
 
 bool CudaBackend::rank_layer(const DecodeLayer& layer, int& n_pending) {
   const int n_tokens = layer.batch.n_tokens;
-  if (exact_ || n_tokens < 1 || n_tokens > kMostRows || most_fused() < 1) return false;
+  if (facts_.exact || n_tokens < 1 || n_tokens > kMostRows || most_fused() < 1) return false;
   const bool one = n_tokens == 1;
-  const std::optional<RankExperts> few = one && sm_ == 90 ? rank_experts(layer) : std::nullopt;
+  const std::optional<RankExperts> few = one && facts_.sm == 90 ? rank_experts(layer) : std::nullopt;
   const bool pushes = one && ranks_push(layer, few.has_value());  // asked by every rank, whatever it has
-  if (!layer.qkv || sm_ != 90) return false;
+  if (!layer.qkv || facts_.sm != 90) return false;
   if (pushes) {
     pushing_layer(layer, *few, n_pending);
     return true;
