@@ -154,19 +154,18 @@ class Reduce {
         peers_->set_one_shot_rows(0);
         if (nccl_) check_nccl(rows, slots);
       }
-    if (rank_ == 0) std::printf("bits: as the one-GPU kernel's, on all ranks, over 1000 calls: yes\n");
     if (rank_ == 0)
-      std::printf("%6s %6s %10s %10s %10s %12s %12s %12s\n", "rows", "slots", "one shot", "two shots", "as chosen",
-                  "NCCL + norm", "one meeting", "in BF16");
+      std::printf("bits: as the one-GPU kernel's but for BF16 between ranks, the same on all, over 1000 calls: yes\n");
+    if (rank_ == 0)
+      std::printf("%6s %6s %10s %10s %10s %12s %12s\n", "rows", "slots", "one shot", "two shots", "one or two", "NCCL + norm",
+                  "one meeting");
     for (const int slots : {1, kSlots})
       for (const int rows : options_.rows) {
         const double one = rows <= kOneShotRows ? time(*peers_, rows, slots, kOneShotRows) : 0,
                      two = time(*peers_, rows, slots, -1), chosen = time(*peers_, rows, slots, 0),
-                     nccl = nccl_ ? time(*nccl_, rows, slots, 0) : 0, many = time_many(rows, slots, 1),
-                     bf16 = time_many(rows, slots, 2);
+                     nccl = nccl_ ? time(*nccl_, rows, slots, 0) : 0, many = time_many(rows, slots);
         if (rank_ == 0)
-          std::printf("%6d %6d %10.2f %10.2f %10.2f %12.2f %12.2f %12.2f us\n", rows, slots, one, two, chosen, nccl, many,
-                      bf16);
+          std::printf("%6d %6d %10.2f %10.2f %10.2f %12.2f %12.2f us\n", rows, slots, one, two, chosen, nccl, many);
       }
     gather();
   }
@@ -198,7 +197,7 @@ class Reduce {
     norm.weight = weight_.as<float>(), norm.eps = 1e-6f, norm.n_tokens = rows, norm.width = options_.width;
     norm.out = out_.as<float>();
     norm.packed.data = packed_.as<uint8_t>(), norm.packed.scales = scales_.as<float>(), norm.packed.stride = rows;
-    peers_->reduce_many(backend_.queue(), norm);
+    peers_->reduce_many(backend_.queue(), norm, nullptr);
   }
   void reset() {
     launch_fill_f32(backend_.queue(), 5, 1.0f, residual_.bytes() / 4, residual_.as<float>());
@@ -246,12 +245,16 @@ class Reduce {
       if (shot == kOneMeeting && !takes_many()) continue;
       const auto call_once = [&] { shot == kOneMeeting ? call_many(rows, slots) : call(*peers_, rows, slots); };
       if (shot != kOneMeeting) peers_->set_one_shot_rows(shot);
-      peers_->set_many_way(1);
       reset();
       call_once();
       const auto got = download(residual_, rows), normed = download(out_, rows);
-      expect(std::memcmp(got.data(), residual.data(), got.size() * 4) == 0, "the residual has other bits", rows, slots);
-      expect(std::memcmp(normed.data(), out.data(), out.size() * 4) == 0, "the norm has other bits", rows, slots);
+      if (shot == kOneMeeting && rows >= kManyExpertRows) {  // in BF16 between the ranks
+        expect_near(got, residual, "the residual is another", rows, slots);
+        expect_near(normed, out, "the norm is another", rows, slots);
+      } else {
+        expect(std::memcmp(got.data(), residual.data(), got.size() * 4) == 0, "the residual has other bits", rows, slots);
+        expect(std::memcmp(normed.data(), out.data(), out.size() * 4) == 0, "the norm has other bits", rows, slots);
+      }
       std::vector<float> first;
       for (int again = 0; again < 2; ++again) {
         reset();
@@ -264,6 +267,16 @@ class Reduce {
     }
   }
 
+  static void expect_near(const std::vector<float>& got, const std::vector<float>& expected, const char* what, int rows,
+                          int slots, double most = 3e-3) {
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < got.size(); ++i) {
+      difference += std::pow(static_cast<double>(got[i]) - expected[i], 2);
+      norm += static_cast<double>(expected[i]) * expected[i];
+    }
+    expect(difference <= most * most * norm, what, rows, slots);
+  }
+
   // NCCL adds in an order of its own: near, and the same on all ranks.
   void check_nccl(int rows, int slots) {
     reset();
@@ -272,18 +285,12 @@ class Reduce {
     reset();
     call(*nccl_, rows, slots);
     const std::vector<float> got = download(out_, rows);
-    double difference = 0, norm = 0;
-    for (size_t i = 0; i < got.size(); ++i) {
-      difference += std::pow(static_cast<double>(got[i]) - expected[i], 2);
-      norm += static_cast<double>(expected[i]) * expected[i];
-    }
-    expect(difference <= 1e-12 * norm, "NCCL's sums are others", rows, slots);
+    expect_near(got, expected, "NCCL's sums are others", rows, slots, 1e-6);
     expect_same(got, "NCCL's sums differ between ranks", rows, slots);
   }
 
-  double time_many(int rows, int slots, int way) {
+  double time_many(int rows, int slots) {
     if (!takes_many()) return 0;
-    peers_->set_many_way(way);
     reset();
     call_many(rows, slots);
     expect_same(download(out_, rows), "ranks differ", rows, slots);
@@ -319,7 +326,7 @@ class Reduce {
     const int total = 157184;
     std::vector<int64_t> widths;
     for (int r = 0; r < options_.ranks; ++r) widths.push_back(shard_range(total, 16, r, options_.ranks).size());
-    for (const int rows : {1, 8, 32}) {
+    for (const int rows : {1, 8, 32, 128}) {
       const DeviceBuffer out = backend_.alloc(static_cast<size_t>(rows) * total * 4, "logits");
       bool grown = false;
       float* part = world.gather_part(widths, rows, grown);

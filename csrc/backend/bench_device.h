@@ -43,7 +43,8 @@ class BenchDevice {
   virtual PeerCeilings peer_ceilings() { return {}; }
 
   // The kernels that `work` enqueues, in order of first use, each with its launches and what they took together, one after the
-  // other with nothing overlapping: the sum is more than the work takes. Empty: not known.
+  // other with nothing overlapping: the sum is more than the work takes. Of several devices that have joined one world it is
+  // called on all at once. Empty: not known.
   struct KernelUse {
     std::string name;
     int launches = 0;

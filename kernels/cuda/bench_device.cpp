@@ -96,7 +96,9 @@ class CudaBenchDevice : public BenchDevice {
     return {};
   }
 
-  std::vector<KernelUse> kernels_of(const std::function<void()>& work) override { return time_kernels(backend_.queue(), work); }
+  std::vector<KernelUse> kernels_of(const std::function<void()>& work) override {
+    return time_kernels(backend_.queue(), work, backend_.world() != nullptr);
+  }
 
   std::vector<Choice> choices_of(const std::function<void()>& work) override {
     std::vector<Choice> choices;

@@ -4,7 +4,8 @@
 // Small sums are one-shot: every rank pushes its partial rows to all others, each eight bytes carrying a float and the number
 // of the call, so that a reader knows what it reads without any flag or barrier. Larger ones are two-shot: every rank sums one
 // segment of each row and hands it on. Both add in rank order and finish with the residual and the norm of
-// launch_reduce_add_rms_norm, bit for bit: a row does not know which of the two computed it, nor on which rank.
+// launch_reduce_add_rms_norm, bit for bit: a row does not know which of the two computed it, nor on which rank. Two Hoppers sum
+// many rows in one meeting instead (comm_many.cu), and rows of 48 or more in BF16.
 //
 // A wait on the device ends when the world is shut down, or after PeerView::patience_ns: the rank then throws from its next
 // check(), and the process lives on.
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "backend/comm.h"
+#include "cuda/kernel_choice.h"
 #include "cuda/launch.h"
 
 namespace sigmoe::cuda {
@@ -68,6 +70,7 @@ struct ReduceArgs {
   const float* weight = nullptr;  // (width)
   float eps = 0.0f;
   float* out = nullptr;  // (T, width), or null: no norm wanted
+  void* twin = nullptr;  // (T, width) BF16 or null: `out` again, for the products that follow
 };
 
 // comm_reduce.cu. n_tokens at most kOneShotRows, kTwoShotRows; width a multiple of 4, at most kMaxPeerWidth. `clusters`: the
@@ -115,9 +118,10 @@ class DeviceWorld {
   // Area 0 or 1 for rows of `width` floats; peer memory only. The first call of a width waits for all ranks.
   RowExchange row_exchange(int width, int area);
 
-  // The same of many rows, packed for the products behind (norm_many.h), where packs_norms().
-  bool packs_norms() const;
-  void reduce_many(const Queue& queue, const ManyNormArgs& args);
+  // What choose_sum() goes by, and the same of many rows where it says many_reduce: packed for the products behind
+  // (norm_many.h), and in BF16 where there is a `twin`.
+  RankFacts facts() const;
+  void reduce_many(const Queue& queue, const ManyNormArgs& args, void* twin);
 
   // Where this rank has to put its part of a gather of so many rows; widths as in gather(). Growing it waits for all ranks and
   // is an error while a step is recorded; true in `grown` when addresses given out before are void.
@@ -132,8 +136,6 @@ class DeviceWorld {
   // Throws a device error when waits of this rank were ended before what they waited for had come.
   void check() const;
 
-  // Of reduce_many: 0: never; 1: in float32; 2: in BF16 between the ranks.
-  void set_many_way(int way) { many_way_ = way; }
   // The largest number of rows that goes one-shot; 0: what was measured to be best; -1: none.
   void set_one_shot_rows(int rows) { one_shot_rows_ = rows; }
   void set_patience(uint64_t ns) { view_.patience_ns = ns; }
@@ -147,7 +149,6 @@ class DeviceWorld {
   cudaStream_t stream_;
   bool clusters_ = false, all_hopper_ = false;
   int one_shot_rows_ = 0;
-  int many_way_ = 1;
   PeerView view_;
   ExchangeLayout layout_;
   std::shared_ptr<uint32_t> stop_;

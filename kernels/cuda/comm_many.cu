@@ -1,10 +1,14 @@
 // norm_many.cu over two GPUs: residual += what both ranks' slots add up to; out = RMSNorm(residual) * weight, in float32 and
 // packed for the products behind it.
 //
-// Bound: the links, a row of float32 from each GPU to the other, then memory as in norm_many.cu. Two ranks send as many bytes
-// when each has the other's rows whole as when each sums one half and hands it on, and meet once instead of twice. A row is one
-// block's work; blocks take rows in turn, the same ones on both ranks: first all rows are sent, each with a flag of its own,
-// then taken. Sums of two have no order, so the bits are those of comm_reduce.cu.
+// Bound: the links, a row from each GPU to the other, then memory as in norm_many.cu. Two ranks send as many bytes when each
+// has the other's rows whole as when each sums one half and hands it on, and meet once instead of twice. A row is one block's
+// work; blocks take rows in turn, the same ones on both ranks: first all rows are sent, each with a flag of its own, then
+// taken.
+//
+// Rows travel in float32 in steps whose experts are kernels of few rows: then the bits are those of comm_reduce.cu, for sums of
+// two have no order. Where experts leave BF16 for the sum over slots, what ranks send is rounded to it, too, and so is what
+// they keep, or they would not agree.
 #include "cuda/comm.cuh"
 #include "cuda/comm_many.h"
 #include "cuda/packed.cuh"
@@ -14,17 +18,15 @@ namespace {
 
 constexpr int kMostGroups = 32;  // widths up to 4096
 
+__device__ inline float4 expanded(uint2 v) { return {bf16_low(v.x), bf16_high(v.x), bf16_low(v.y), bf16_high(v.y)}; }
+
 template <bool Bf16>
 __device__ inline float4 load_slot(const void* addend, int64_t at) {
-  if constexpr (Bf16) {
-    const uint2 v = static_cast<const uint2*>(addend)[at];
-    return {bf16_low(v.x), bf16_high(v.x), bf16_low(v.y), bf16_high(v.y)};
-  } else {
+  if constexpr (Bf16)
+    return expanded(static_cast<const uint2*>(addend)[at]);
+  else
     return static_cast<const float4*>(addend)[at];
-  }
 }
-
-__device__ inline float4 expanded(uint2 v) { return {bf16_low(v.x), bf16_high(v.x), bf16_low(v.y), bf16_high(v.y)}; }
 
 __device__ inline uint2 load_sent(const uint2* from) {
   uint2 v;
@@ -36,10 +38,10 @@ struct ManyReduceArgs {
   PeerView peers;
   ExchangeLayout at;
   ManyNormArgs norm;
+  uint2* twin = nullptr;
   int first_row = 0, n_rows = 0;
 };
 
-// Bf16Wire: what ranks send is rounded, and so is what they keep, or they would not agree.
 template <bool Bf16Slots, bool Bf16Wire>
 __global__ void __launch_bounds__(kMostGroups * 32) many_reduce_kernel(const __grid_constant__ ManyReduceArgs args) {
   __shared__ float of_group[kMostGroups];
@@ -99,6 +101,7 @@ __global__ void __launch_bounds__(kMostGroups * 32) many_reduce_kernel(const __g
     value = {value.x * inverse * scale.x, value.y * inverse * scale.y, value.z * inverse * scale.z,
              value.w * inverse * scale.w};
     reinterpret_cast<float4*>(norm.out)[static_cast<int64_t>(t) * n + i] = value;
+    if (args.twin) args.twin[static_cast<int64_t>(t) * n + i] = {pack_bf16(value.x, value.y), pack_bf16(value.z, value.w)};
     __syncthreads();  // the squares have been read
     if (!norm.packed.data) continue;
     if (norm.format == WeightFormat::bf16) {
@@ -116,23 +119,22 @@ __global__ void __launch_bounds__(kMostGroups * 32) many_reduce_kernel(const __g
   if (i == 0) store_relaxed(counter, number);
 }
 
-template <bool Bf16Wire>
-void launch_wire(const Queue& queue, int blocks, const ManyReduceArgs& args) {
-  const auto kernel = args.norm.addend_is_bf16 ? many_reduce_kernel<true, Bf16Wire> : many_reduce_kernel<false, Bf16Wire>;
-  launch(queue, kernel, blocks, args.norm.width / 4, 0, args);
-}
-
 }  // namespace
 
 void launch_many_reduce(const Queue& queue, const PeerView& peers, const ExchangeLayout& at, const ManyNormArgs& norm,
-                        bool bf16_wire) {
+                        void* twin) {
   SIGMOE_CHECK(peers.world == 2 && norm.width == at.width && norm.width % kGroup == 0 && norm.width <= kMostNormGroups * kGroup,
                "two ranks and rows that pack");
+  const bool bf16_wire = norm.n_tokens >= kManyExpertRows;
+  SIGMOE_CHECK(bf16_wire || !norm.addend_is_bf16, "slots in BF16 are of steps whose sums travel so");
+  const auto kernel = norm.addend_is_bf16 ? many_reduce_kernel<true, true>
+                      : bf16_wire         ? many_reduce_kernel<false, true>
+                                          : many_reduce_kernel<false, false>;
   for (int row = 0; row < norm.n_tokens; row += kTwoShotRows) {
     const int n_rows = norm.n_tokens - row < kTwoShotRows ? norm.n_tokens - row : kTwoShotRows;
-    const ManyReduceArgs args{peers, at, norm, row, n_rows};
+    const ManyReduceArgs args{peers, at, norm, static_cast<uint2*>(twin), row, n_rows};
     const int blocks = n_rows < peers.n_blocks ? n_rows : peers.n_blocks;
-    bf16_wire ? launch_wire<true>(queue, blocks, args) : launch_wire<false>(queue, blocks, args);
+    launch(queue, kernel, blocks, norm.width / 4, 0, args);
   }
 }
 

@@ -6,9 +6,9 @@
 
 namespace sigmoe::cuda {
 
-// `norm.addend` is this rank's; whole groups, at most kMostNormGroups. No packed.data: a rank without weights of many rows. bf16_wire: parts
-// are rounded to BF16 before they are added.
+// `norm.addend` is this rank's; whole groups, at most kMostNormGroups. No packed.data: a rank without weights of many rows.
+// twin: (T, width) BF16 or null, `out` again.
 void launch_many_reduce(const Queue& queue, const PeerView& peers, const ExchangeLayout& at, const ManyNormArgs& norm,
-                        bool bf16_wire);
+                        void* twin);
 
 }  // namespace sigmoe::cuda

@@ -1,6 +1,5 @@
 // The host's side of comm.h: who shares a GPU with whom, memory that all ranks reach, and the word that ends waits.
 #include <algorithm>
-#include <cstdlib>
 #include <set>
 #include <string>
 #include <utility>
@@ -35,9 +34,6 @@ struct Place {  // of one rank
   int n_multiprocessors;
   int major = 0;  // of its compute capability
 };
-
-// Rows up to which one shot takes less time than two, by the size of the world. Measured on H200; `sigmoe_cuda_comm_bench`.
-int best_one_shot_rows(int world) { return world <= 2 ? 32 : world <= 4 ? 16 : 8; }
 
 std::shared_ptr<cudaMemPool_t> make_pool(int device, const std::vector<Place>& places) {
   cudaMemPoolProps properties = {};
@@ -137,7 +133,6 @@ DeviceWorld::DeviceWorld(Comm& comm, int device, cudaStream_t stream, Way way) :
   int fewest = kTwoShotBlocks;
   for (const Place& place : places) fewest = std::min(fewest, place.n_multiprocessors);
   view_.n_blocks = fewest;
-  if (const char* set = std::getenv("SIGMOE_MANY")) many_way_ = std::atoi(set);
   all_hopper_ = std::ranges::all_of(places, [](const Place& place) { return place.major == 9; });
   pool_ = make_pool(device, places);
   std::shared_ptr<uint32_t> word;
@@ -194,7 +189,7 @@ void DeviceWorld::reduce_add_rms_norm(const Queue& queue, const ReduceArgs& args
     launch_sum_slots(queue, args.addend, false, args.n_slots, args.n_tokens, args.width, sums);
     nccl_->all_reduce(sums, static_cast<size_t>(args.n_tokens) * args.width, queue.stream);
     return launch_reduce_add_rms_norm(queue, args.residual, sums, 1, args.weight, args.eps, args.n_tokens, args.width, args.out,
-                                      nullptr);
+                                      args.twin);
   }
   reserve(args.width);
   const int one_shot = one_shot_rows_ == 0 ? best_one_shot_rows(view_.world) : std::min(one_shot_rows_, kOneShotRows);
@@ -206,6 +201,7 @@ void DeviceWorld::reduce_add_rms_norm(const Queue& queue, const ReduceArgs& args
     part.residual += from;
     part.addend += from * args.n_slots;
     if (part.out) part.out += from;
+    if (part.twin) part.twin = static_cast<uint16_t*>(part.twin) + from;
     if (small)
       launch_one_shot_reduce(queue, view_, layout_, part, clusters_);
     else
@@ -213,11 +209,13 @@ void DeviceWorld::reduce_add_rms_norm(const Queue& queue, const ReduceArgs& args
   }
 }
 
-bool DeviceWorld::packs_norms() const { return !nccl_ && view_.world == 2 && all_hopper_ && many_way_ > 0; }
+RankFacts DeviceWorld::facts() const {
+  return {nccl_ ? RankFacts::Way::nccl : RankFacts::Way::peer_memory, comm_.world(), all_hopper_};
+}
 
-void DeviceWorld::reduce_many(const Queue& queue, const ManyNormArgs& args) {
+void DeviceWorld::reduce_many(const Queue& queue, const ManyNormArgs& args, void* twin) {
   reserve(args.width);
-  launch_many_reduce(queue, view_, layout_, args, many_way_ == 2);
+  launch_many_reduce(queue, view_, layout_, args, twin);
 }
 
 RowExchange DeviceWorld::row_exchange(int width, int area) {

@@ -3,38 +3,18 @@
 // One row, FP8 or BF16, GPUs that reach each other's memory: six kernels, as on one rank; the sums over ranks have none of
 // their own (rank_row.cuh). Where a rank lacks one of these all take the next best, eight kernels, two of them the sums.
 // Several rows: attention with its heads; the other ops as ever.
-#include <cstdlib>
-
 #include "cuda/cuda_backend.h"
 #include "cuda/rank_rows.h"
 
 namespace sigmoe::cuda {
-namespace {
-
-constexpr int kMostRows = 4;
-
-// 0: ops; 1: sums by kernels of their own; 2: whatever is there.
-int most_fused() {
-  static const int value = [] {
-    const char* set = std::getenv("SIGMOE_RANKS");
-    return set ? std::atoi(set) : 2;
-  }();
-  return value;
-}
-
-bool takes_few_router(const WeightShape& gate, const RouterShape& router) {
-  using namespace limits::few;
-  return gate.format == WeightFormat::bf16 && gate.k == kWidth && gate.n == kExperts && router.n_experts == kExperts &&
-         router.n_groups == kGroups && router.n_groups_kept == kGroupsKept && router.n_active == kActive;
-}
-
-}  // namespace
 
 // The experts' part of a layer of one row, if there are kernels for it that do several ops.
 std::optional<CudaBackend::RankExperts> CudaBackend::rank_experts(const DecodeLayer& layer) {
-  if (!layer.experts.shared_gate_up || layer.width != kRankWidth) return {};
   const ExpertTable& table = table_of(layer.experts);
-  if (!table.uniform || !takes_few_router(shape_of(view_of(*layer.gate)), layer.router)) return {};
+  const KernelChoice choice = choose_rank_experts(facts_, shapes_of(layer.experts, table, layer.router.n_active),
+                                                  shape_of(view_of(*layer.gate)), layer.router);
+  note("route and experts", 1, choice);
+  if (choice.kernel != Kernel::rank_experts) return {};
   FewExperts few;
   few.bias = layer.gate_bias;
   few.normalise = layer.router.normalise;
@@ -42,7 +22,6 @@ std::optional<CudaBackend::RankExperts> CudaBackend::rank_experts(const DecodeLa
   few.gate_up = table.gate_up_shape, few.down = table.down_shape;
   few.gate_up_tiles = table.gate_up_tiles.as<ExpertTiles>(), few.down_tiles = table.down_tiles.as<ExpertTiles>();
   few.shared_gate_up = view_of(*layer.experts.shared_gate_up), few.shared_down = view_of(*layer.experts.shared_down);
-  if (!takes_rank_experts(queue_, few)) return {};
   float* logits = scratch<float>(partial_logits_, static_cast<size_t>(kRouterSlices) * layer.router.n_experts);
   void* normed = scratch<uint16_t>(x_, layer.width);
   few.partial = logits;
@@ -54,10 +33,12 @@ std::optional<CudaBackend::RankExperts> CudaBackend::rank_experts(const DecodeLa
 // Whether all ranks push the sums of this layer themselves: each has to have the kernels for its part of it. Asked once for
 // each layer, by all ranks at the same time.
 bool CudaBackend::ranks_push(const DecodeLayer& layer, bool takes_experts) {
-  if (!world_ || world_->way() != DeviceWorld::Way::peer_memory || most_fused() < 2) return false;
+  if (!world_ || world_->way() != DeviceWorld::Way::peer_memory) return false;
   if (const auto known = ranks_push_.find(layer.gate); known != ranks_push_.end()) return known->second;
-  const bool own = layer.qkv && takes_experts && takes_rank_qkv(queue_, view_of(*layer.qkv)) &&
-                   takes_rank_out(queue_, view_of(*layer.attn_out));
+  const auto takes = [&](const LinearWeight& weight, bool behind_sum) {
+    return choose_rank_linear(facts_, shape_of(view_of(weight)), behind_sum).kernel == Kernel::rank_linear;
+  };
+  const bool own = layer.qkv && takes_experts && takes(*layer.qkv, true) && takes(*layer.attn_out, false);
   bool all = true;
   for (const auto& rank : layer.comm->exchange(std::make_shared<bool>(own))) all = all && *static_cast<const bool*>(rank.get());
   return ranks_push_[layer.gate] = all;
@@ -87,6 +68,7 @@ void CudaBackend::pushing_layer(const DecodeLayer& layer, const RankExperts& exp
   const RowExchange behind_attention = world_->row_exchange(kRankWidth, 0),
                     behind_experts = world_->row_exchange(kRankWidth, 1);
   if (n_pending > 0 && pushed_.partial == layer.partial) {
+    note("sum, norm and qkv", 1, {Kernel::rank_linear, Kernel::none, {}});
     writes(layer.qkv_out);
     residual = other(pushed_.residual);
     launch_rank_qkv(queue_, view_of(*layer.qkv),
@@ -97,6 +79,7 @@ void CudaBackend::pushing_layer(const DecodeLayer& layer, const RankExperts& exp
     linear(layer.normed, *layer.qkv, 1, layer.qkv_out);
   }
   rank_attention(layer);
+  note("attention out", 1, {Kernel::rank_linear, Kernel::none, {}});
   writes(layer.partial);
   launch_rank_out(queue_, view_of(*layer.attn_out), layer.attended, layer.partial, &behind_attention);
   writes(layer.residual);
@@ -110,11 +93,10 @@ void CudaBackend::pushing_layer(const DecodeLayer& layer, const RankExperts& exp
 
 bool CudaBackend::rank_layer(const DecodeLayer& layer, int& n_pending) {
   const int n_tokens = layer.batch.n_tokens;
-  if (facts_.exact || n_tokens < 1 || n_tokens > kMostRows || most_fused() < 1) return false;
-  const bool one = n_tokens == 1;
-  const std::optional<RankExperts> few = one && facts_.sm == 90 ? rank_experts(layer) : std::nullopt;
+  const bool takes = takes_decode_layer(facts_, n_tokens), one = n_tokens == 1;
+  const std::optional<RankExperts> few = takes && one ? rank_experts(layer) : std::nullopt;
   const bool pushes = one && ranks_push(layer, few.has_value());  // asked by every rank, whatever it has
-  if (!layer.qkv || facts_.sm != 90) return false;
+  if (!layer.qkv || !takes) return false;
   if (pushes) {
     pushing_layer(layer, *few, n_pending);
     return true;
@@ -126,7 +108,9 @@ bool CudaBackend::rank_layer(const DecodeLayer& layer, int& n_pending) {
   norm(layer.input_norm);
   linear(layer.normed, *layer.qkv, n_tokens, layer.qkv_out);
   rank_attention(layer);
-  if (one && takes_rank_out(queue_, view_of(*layer.attn_out))) {
+  const KernelChoice out = one ? choose_rank_linear(facts_, shape_of(view_of(*layer.attn_out)), false) : KernelChoice{};
+  if (out.kernel == Kernel::rank_linear) {
+    note("attention out", 1, out);
     writes(layer.partial);
     launch_rank_out(queue_, view_of(*layer.attn_out), layer.attended, layer.partial, nullptr);
   } else {

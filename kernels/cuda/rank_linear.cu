@@ -15,7 +15,7 @@
 namespace sigmoe::cuda {
 namespace {
 
-constexpr int kSliceGroups = 8, kSliceK = kSliceGroups * kGroup;
+using limits::rank::kSliceGroups, limits::rank::kSliceK;
 constexpr int kQkvWarps = 4;
 constexpr int kHeldGroups = 2;  // of a slice, in registers before the wait
 static_assert(slices_for(4 * kSliceGroups) == 4 && slices_for(2 * kSliceGroups) == 2 && slices_for(kSliceGroups) == 1);
@@ -201,16 +201,6 @@ __global__ void __launch_bounds__(kWarps * 32, 8 / kWarps) rank_out_kernel(const
 #endif
 }
 
-bool fits(const Queue& queue, const WeightView& w) {
-  static const bool built = [] {
-    cudaFuncAttributes attributes;
-    CUDA_CHECK(cudaFuncGetAttributes(&attributes, rank_qkv_kernel<WeightFormat::fp8, true>));
-    return attributes.binaryVersion >= 90 && attributes.ptxVersion != 80;
-  }();
-  const bool format = w.format == WeightFormat::bf16 || (w.format == WeightFormat::fp8 && w.row_shift >= 4 && w.k_shift >= 7);
-  return queue.overlap && built && w.tiles && format && !w.gate_up && w.n % 16 == 0;
-}
-
 template <WeightFormat F, typename Args>
 void launch_slices(const Queue& queue, void (*kernel)(Args), int n_warps, const Args& args) {
   const int bytes = n_warps * static_cast<int>(sizeof(Slice<F>));
@@ -236,18 +226,19 @@ void launch_out(const Queue& queue, const OutArgs& args) {
 
 }  // namespace
 
-bool takes_rank_qkv(const Queue& queue, const WeightView& weight) {
-  return fits(queue, weight) && weight.k == kRankWidth && weight.n_tiles >= kSliceK / 128;
+bool has_rank_rows() {
+  static const bool built = [] {
+    cudaFuncAttributes attributes;
+    CUDA_CHECK(cudaFuncGetAttributes(&attributes, rank_qkv_kernel<WeightFormat::fp8, true>));
+    return attributes.binaryVersion >= 90 && attributes.ptxVersion != 80;
+  }();
+  return built;
 }
 
 void launch_rank_qkv(const Queue& queue, const WeightView& weight, const RankRow& row, float* y) {
   const QkvArgs args{weight, row, y};
   weight.format == WeightFormat::bf16 ? launch_qkv<WeightFormat::bf16>(queue, args)
                                       : launch_qkv<WeightFormat::fp8>(queue, args);
-}
-
-bool takes_rank_out(const Queue& queue, const WeightView& weight) {
-  return fits(queue, weight) && (weight.k == 2 * kSliceK || weight.k == kSliceK) && weight.n == kRankWidth;
 }
 
 void launch_rank_out(const Queue& queue, const WeightView& weight, const float* x, float* partial, const RowExchange* push) {

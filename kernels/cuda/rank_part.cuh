@@ -1,6 +1,10 @@
 // What gate-up and down of a rank's experts share: the widths that a rank can have of them.
 #pragma once
 
+#include <iterator>
+#include <type_traits>
+#include <utility>
+
 #include "cuda/few_choice.cuh"
 #include "cuda/gemm_tile.cuh"
 #include "cuda/rank_rows.h"
@@ -19,25 +23,16 @@ struct Part {
   static constexpr int kRouted = Routed, kShared = Shared;
 };
 
-// Calls `then` with the Part of a format and widths; false when there are no kernels for them.
+// Calls `then` with the Part of a format and widths that choose_rank_experts() takes.
 template <typename Then>
-bool with_part(WeightFormat format, int routed, int shared, const Then& then) {
-  constexpr WeightFormat fp8 = WeightFormat::fp8, bf16 = WeightFormat::bf16;
-  if (format == fp8 && routed == 512 && shared == 512)
-    then(Part<fp8, 512, 512>());
-  else if (format == fp8 && routed == 256 && shared == 256)
-    then(Part<fp8, 256, 256>());
-  else if (format == fp8 && routed == 1024 && shared == 512)
-    then(Part<fp8, 1024, 512>());
-  else if (format == fp8 && routed == 1024 && shared == 256)
-    then(Part<fp8, 1024, 256>());
-  else if (format == bf16 && routed == 512 && shared == 512)
-    then(Part<bf16, 512, 512>());
-  else if (format == bf16 && routed == 256 && shared == 256)
-    then(Part<bf16, 256, 256>());
-  else
-    return false;
-  return true;
+void with_part(WeightFormat format, int routed, int shared, const Then& then) {
+  using limits::rank::kParts;
+  const auto if_part = [&]<size_t I>(std::integral_constant<size_t, I>) {
+    if (kParts[I].format == format && kParts[I].routed == routed && kParts[I].shared == shared)
+      then(Part<kParts[I].format, kParts[I].routed, kParts[I].shared>());
+  };
+  [&]<size_t... I>(std::index_sequence<I...>) { (if_part(std::integral_constant<size_t, I>()), ...); }
+  (std::make_index_sequence<std::size(kParts)>());
 }
 
 }  // namespace sigmoe::cuda

@@ -8,7 +8,7 @@
 
 namespace sigmoe::cuda {
 
-constexpr int kRankWidth = 4096;  // D
+constexpr int kRankWidth = limits::rank::kWidth;  // D
 
 // The residual stream as it will be: `residual` plus what the ranks have pushed, of which `own` is this rank's.
 struct RankRow {
@@ -20,11 +20,12 @@ struct RankRow {
   float eps = 0.0f;
 };
 
+// Whether this build has the kernels for the device; what they take is choose_ranks.cpp's.
+bool has_rank_rows();
+
 // rank_linear.cu: qkv from a row of all ranks; attention out of a rank's heads (k 2048 or 1024) to `partial`, and to the other
 // ranks when there is a `push`. Each in FP8 or BF16.
-bool takes_rank_qkv(const Queue& queue, const WeightView& weight);
 void launch_rank_qkv(const Queue& queue, const WeightView& weight, const RankRow& row, float* y);
-bool takes_rank_out(const Queue& queue, const WeightView& weight);
 void launch_rank_out(const Queue& queue, const WeightView& weight, const float* x, float* partial, const RowExchange* push);
 
 // rank_router.cu: as launch_few_router, from a row of all ranks or from one that is normed already. The last takes a row for
@@ -35,7 +36,6 @@ void launch_take_row(const Queue& queue, const RankRow& row, float* out);
 
 // rank_gate_up.cu, rank_down.cu: as launch_few_experts. Routed experts are a rank's part of each, or whole with null where
 // another rank has them; the sum over slots goes to `partial` (D), and to the other ranks when there is a `push`.
-bool takes_rank_experts(const Queue& queue, const FewExperts& args);
 void launch_rank_gate_up(const Queue& queue, const FewExperts& args);
 void launch_rank_down(const Queue& queue, const FewExperts& args, float* partial, const RowExchange* push);
 
