@@ -83,6 +83,7 @@ class CudaBackend : public Backend, public DecodeLayers {
 
   const Queue& queue() const { return queue_; }
   DeviceWorld* world() const { return world_.get(); }
+  const Facts& facts() const { return facts_; }
 
   // Off: the kernels of few rows at every number of rows, as deterministic has them.
   void use_many_row_kernels(bool on) { facts_.deterministic = !on; }

@@ -128,27 +128,28 @@ TEST_CASE("cuda attention: decode, prefill and mixes, lengths around pages and s
 }
 
 TEST_CASE("cuda attention: rows that it packs for the product behind are those of the same rows elsewhere") {
-  on_cuda([](Backend& backend, DType) {
-    for (const WeightFormat format : {WeightFormat::fp8, WeightFormat::bf16})
-      for (const AttentionShape& shape : {heads(8, 1, 128, 64), heads(16, 2, 64, 64)})
-        for (const int n_seqs : {24, 40}) {
-          CAPTURE(weight_format_name(format));
-          CAPTURE(shape.n_heads);
-          CAPTURE(n_seqs);
-          const int k = shape.n_heads * shape.head_dim;
-          const auto weight =
-              random_weight(format, kBehind, k, format == WeightFormat::fp8 ? blocks_of(k, 128) : std::vector<int64_t>{}, 0, 3)
-                  .put(backend);
-          AttentionCase c{shape, {}};
-          for (int b = 0; b < n_seqs; ++b) {
-            const int position = b % 8 == 0 ? 40 * b : b;  // of some several runs
-            c.spans.push_back({position, position + 1});
-          }
-          attend(backend, c, backend.info().kv_dtype, true, 7, weight.get());
-          c.spans[0] = {5, 8};  // a chain of drafts
-          attend(backend, c, backend.info().kv_dtype, true, 7, weight.get());
+  if (!have_cuda()) return;
+  const std::unique_ptr<Backend> made = cuda(DType::bf16);
+  Backend& backend = *made;
+  for (const WeightFormat format : {WeightFormat::fp8, WeightFormat::bf16})
+    for (const AttentionShape& shape : {heads(8, 1, 128, 64), heads(16, 2, 64, 64)})
+      for (const int n_seqs : {24, 40}) {
+        CAPTURE(weight_format_name(format));
+        CAPTURE(shape.n_heads);
+        CAPTURE(n_seqs);
+        const int k = shape.n_heads * shape.head_dim;
+        const auto weight =
+            random_weight(format, kBehind, k, format == WeightFormat::fp8 ? blocks_of(k, 128) : std::vector<int64_t>{}, 0, 3)
+                .put(backend);
+        AttentionCase c{shape, {}};
+        for (int b = 0; b < n_seqs; ++b) {
+          const int position = b % 8 == 0 ? 40 * b : b;  // of some several runs
+          c.spans.push_back({position, position + 1});
         }
-  });
+        attend(backend, c, backend.info().kv_dtype, true, 7, weight.get());
+        c.spans[0] = {5, 8};  // a chain of drafts
+        attend(backend, c, backend.info().kv_dtype, true, 7, weight.get());
+      }
 }
 
 TEST_CASE("cuda attention: a row's bits do not depend on the rest of the batch") {

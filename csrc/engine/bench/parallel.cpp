@@ -145,7 +145,7 @@ class Rank {
             model_.weights.final_norm.as<float>(), c.rms_eps, batch, width, ws.normed.as<float>());
     });
     add_collective("sums over ranks, with residual and norm", sums, batch, context, n_sums,
-                   2.0 * (model_.world - 1) / model_.world * batch * width * sizeof(float));
+                   2.0 * (model_.world - 1) / model_.world * batch * width * model_.device->sum_bytes(batch, width));
     const Measured gather = time([&] { step.head(); });
     add_collective("head, with the gather of its logits", gather, batch, context, 0, 0);
   }
