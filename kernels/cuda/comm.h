@@ -141,7 +141,7 @@ class DeviceWorld {
   void set_patience(uint64_t ns) { view_.patience_ns = ns; }
 
  private:
-  std::vector<std::shared_ptr<PeerMemory>> share(size_t bytes, const char* what);
+  void share(size_t bytes, const char* what, std::vector<std::shared_ptr<PeerMemory>>& held);
   void reserve(int width);
 
   Comm& comm_;

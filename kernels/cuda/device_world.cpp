@@ -152,8 +152,8 @@ DeviceWorld::~DeviceWorld() {
   if (staging_) cudaFree(staging_);
 }
 
-// One piece of memory on every rank, cleared before any rank can write to another's.
-std::vector<std::shared_ptr<PeerMemory>> DeviceWorld::share(size_t bytes, const char* what) {
+// One piece of memory on every rank, cleared before any rank can write to another's, in place of what `held` has.
+void DeviceWorld::share(size_t bytes, const char* what, std::vector<std::shared_ptr<PeerMemory>>& held) {
   auto own = std::make_shared<PeerMemory>();
   own->pool = pool_;
   own->device = device_;
@@ -169,7 +169,10 @@ std::vector<std::shared_ptr<PeerMemory>> DeviceWorld::share(size_t bytes, const 
   CUDA_CHECK(cudaStreamSynchronize(stream_));
   std::vector<std::shared_ptr<PeerMemory>> all;
   for (const auto& memory : comm_.exchange(own)) all.push_back(std::static_pointer_cast<PeerMemory>(memory));
-  return all;
+  // The last rank to let go of the old memory frees it, on the other GPUs too, and waits for their kernels: none of those may
+  // be waiting for this rank's.
+  held = std::move(all);
+  comm_.exchange(nullptr);
 }
 
 void DeviceWorld::reserve(int width) {
@@ -180,7 +183,7 @@ void DeviceWorld::reserve(int width) {
                           std::to_string(kMaxPeerWidth) + " is what the kernels take",
                       "use tensorParallelSize 1");
   layout_ = ExchangeLayout(width, comm_.world());
-  exchange_ = share(layout_.bytes, "exchange between GPUs");
+  share(layout_.bytes, "exchange between GPUs", exchange_);
   for (size_t r = 0; r < exchange_.size(); ++r) view_.memory[r] = static_cast<std::byte*>(exchange_[r]->data);
 }
 
@@ -242,7 +245,7 @@ float* DeviceWorld::gather_part(const std::vector<int64_t>& widths, int n_rows, 
       if (staging_) CUDA_CHECK(cudaFree(std::exchange(staging_, nullptr)));
       CUDA_CHECK(cudaMalloc(&staging_, wanted * sizeof(float)));
     } else {
-      gather_parts_ = share(wanted * sizeof(float), "logits to gather");
+      share(wanted * sizeof(float), "logits to gather", gather_parts_);
     }
     gather_floats_ = wanted;
   }
@@ -280,7 +283,7 @@ void DeviceWorld::meet(const Queue& queue) {
 
 void DeviceWorld::read_next(const Queue& queue, size_t bytes) {
   if (yardstick_bytes_ < bytes) {
-    yardsticks_ = share(2 * bytes, "memory to measure the links with");
+    share(2 * bytes, "memory to measure the links with", yardsticks_);
     yardstick_bytes_ = bytes;
   }
   const auto* next = static_cast<const std::byte*>(yardsticks_[(view_.rank + 1) % view_.world]->data);
