@@ -284,7 +284,7 @@ bool on_ranks(int world, bool nodes, const std::function<void(int, Backend&, Com
       if (missing)
         std::printf("cuda rank rows: skipped, %s\n", found.what());
       else
-        FAIL_CHECK(found.what());
+        FAIL_CHECK(std::string(found.what()));
     }
   return !missing;
 }
