@@ -18,6 +18,7 @@
 
 #include "cuda/bench_kernels.h"
 #include "cuda/cuda_backend.h"
+#include "cuda/norm_many.h"
 #include "cuda/ops.h"
 #include "engine/forward/graph.h"
 #include "engine/schedule/page_pool.h"
@@ -138,6 +139,7 @@ class Reduce {
     out_ = backend_.alloc(floats * 4, "out");
     sums_ = backend_.alloc(floats * 4, "sums");
     weight_ = backend_.alloc(options.width * 4, "weight");
+    packed_ = backend_.alloc(floats, "packed rows"), scales_ = backend_.alloc(most * 4, "scales");
     launch_fill_f32(backend_.queue(), 77, 1.0f, options.width, weight_.as<float>());
     launch_fill_f32(backend_.queue(), 1000 + rank, 1.0f, floats * kSlots, addend_.as<float>());
     peers_ = std::make_unique<DeviceWorld>(comm, rank, stream(), DeviceWorld::Way::peer_memory);
@@ -152,21 +154,24 @@ class Reduce {
         peers_->set_one_shot_rows(0);
         if (nccl_) check_nccl(rows, slots);
       }
-    if (rank_ == 0) std::printf("bits: as the one-GPU kernel's, on all ranks, over 1000 calls: yes\n");
     if (rank_ == 0)
-      std::printf("%6s %6s %10s %10s %10s %12s\n", "rows", "slots", "one shot", "two shots", "as chosen", "NCCL + norm");
+      std::printf("bits: as the one-GPU kernel's but for BF16 between ranks, the same on all, over 1000 calls: yes\n");
+    if (rank_ == 0)
+      std::printf("%6s %6s %10s %10s %10s %12s %12s\n", "rows", "slots", "one shot", "two shots", "one or two", "NCCL + norm",
+                  "one meeting");
     for (const int slots : {1, kSlots})
       for (const int rows : options_.rows) {
         const double one = rows <= kOneShotRows ? time(*peers_, rows, slots, kOneShotRows) : 0,
                      two = time(*peers_, rows, slots, -1), chosen = time(*peers_, rows, slots, 0),
-                     nccl = nccl_ ? time(*nccl_, rows, slots, 0) : 0;
-        if (rank_ == 0) std::printf("%6d %6d %10.2f %10.2f %10.2f %12.2f us\n", rows, slots, one, two, chosen, nccl);
+                     nccl = nccl_ ? time(*nccl_, rows, slots, 0) : 0, many = time_many(rows, slots);
+        if (rank_ == 0)
+          std::printf("%6d %6d %10.2f %10.2f %10.2f %12.2f %12.2f us\n", rows, slots, one, two, chosen, nccl, many);
       }
     gather();
   }
 
  private:
-  static constexpr int kSlots = 9, kCalls = 32;
+  static constexpr int kSlots = 9, kCalls = 32, kOneMeeting = -2;
   static BackendOptions device_options(int rank) {
     BackendOptions out;
     out.device_index = rank;
@@ -181,6 +186,18 @@ class Reduce {
   }
   void call(DeviceWorld& world, int rows, int slots) {
     world.reduce_add_rms_norm(backend_.queue(), args(rows, slots), sums_.as<float>());
+  }
+  bool takes_many() const {
+    return options_.ranks == 2 && options_.width % kGroup == 0 && options_.width <= kMostNormGroups * kGroup;
+  }
+  // Slots in float32, packing in FP8.
+  void call_many(int rows, int slots) {
+    ManyNormArgs norm;
+    norm.residual = residual_.as<float>(), norm.addend = addend_.data(), norm.n_slots = slots;
+    norm.weight = weight_.as<float>(), norm.eps = 1e-6f, norm.n_tokens = rows, norm.width = options_.width;
+    norm.out = out_.as<float>();
+    norm.packed.data = packed_.as<uint8_t>(), norm.packed.scales = scales_.as<float>(), norm.packed.stride = rows;
+    peers_->reduce_many(backend_.queue(), norm, nullptr);
   }
   void reset() {
     launch_fill_f32(backend_.queue(), 5, 1.0f, residual_.bytes() / 4, residual_.as<float>());
@@ -223,24 +240,41 @@ class Reduce {
     launch_reduce_add_rms_norm(backend_.queue(), residual_.as<float>(), sums_.as<float>(), 1, weight_.as<float>(), 1e-6f, rows,
                                options_.width, out_.as<float>(), nullptr);
     const std::vector<float> residual = download(residual_, rows), out = download(out_, rows);
-    for (const int shot : {kOneShotRows, -1}) {
+    for (const int shot : {kOneShotRows, -1, kOneMeeting}) {
       if (shot > 0 && rows > kOneShotRows) continue;
-      peers_->set_one_shot_rows(shot);
+      if (shot == kOneMeeting && !takes_many()) continue;
+      const auto call_once = [&] { shot == kOneMeeting ? call_many(rows, slots) : call(*peers_, rows, slots); };
+      if (shot != kOneMeeting) peers_->set_one_shot_rows(shot);
       reset();
-      call(*peers_, rows, slots);
+      call_once();
       const auto got = download(residual_, rows), normed = download(out_, rows);
-      expect(std::memcmp(got.data(), residual.data(), got.size() * 4) == 0, "the residual has other bits", rows, slots);
-      expect(std::memcmp(normed.data(), out.data(), out.size() * 4) == 0, "the norm has other bits", rows, slots);
+      if (shot == kOneMeeting && rows >= kManyExpertRows) {  // in BF16 between the ranks
+        expect_near(got, residual, "the residual is another", rows, slots);
+        expect_near(normed, out, "the norm is another", rows, slots);
+      } else {
+        expect(std::memcmp(got.data(), residual.data(), got.size() * 4) == 0, "the residual has other bits", rows, slots);
+        expect(std::memcmp(normed.data(), out.data(), out.size() * 4) == 0, "the norm has other bits", rows, slots);
+      }
       std::vector<float> first;
       for (int again = 0; again < 2; ++again) {
         reset();
-        for (int i = 0; i < 1000; ++i) call(*peers_, rows, slots);
+        for (int i = 0; i < 1000; ++i) call_once();
         const auto end = download(out_, rows);
         expect_same(end, "ranks differ after 1000 calls", rows, slots);
         if (again) expect(std::memcmp(first.data(), end.data(), end.size() * 4) == 0, "a second run differs", rows, slots);
         first = end;
       }
     }
+  }
+
+  static void expect_near(const std::vector<float>& got, const std::vector<float>& expected, const char* what, int rows,
+                          int slots, double most = 3e-3) {
+    double difference = 0, norm = 0;
+    for (size_t i = 0; i < got.size(); ++i) {
+      difference += std::pow(static_cast<double>(got[i]) - expected[i], 2);
+      norm += static_cast<double>(expected[i]) * expected[i];
+    }
+    expect(difference <= most * most * norm, what, rows, slots);
   }
 
   // NCCL adds in an order of its own: near, and the same on all ranks.
@@ -251,27 +285,34 @@ class Reduce {
     reset();
     call(*nccl_, rows, slots);
     const std::vector<float> got = download(out_, rows);
-    double difference = 0, norm = 0;
-    for (size_t i = 0; i < got.size(); ++i) {
-      difference += std::pow(static_cast<double>(got[i]) - expected[i], 2);
-      norm += static_cast<double>(expected[i]) * expected[i];
-    }
-    expect(difference <= 1e-12 * norm, "NCCL's sums are others", rows, slots);
+    expect_near(got, expected, "NCCL's sums are others", rows, slots, 1e-6);
     expect_same(got, "NCCL's sums differ between ranks", rows, slots);
   }
 
+  double time_many(int rows, int slots) {
+    if (!takes_many()) return 0;
+    reset();
+    call_many(rows, slots);
+    expect_same(download(out_, rows), "ranks differ", rows, slots);
+    const double us = time([&] { call_many(rows, slots); });
+    peers_->check();
+    return us;
+  }
+  double time(const std::function<void()>& call_once) {
+    const uint64_t key = ++key_;
+    const auto replay = [&] {
+      backend_.run_recorded(key, [&] {
+        for (int i = 0; i < kCalls; ++i) call_once();
+      });
+    };
+    return timer_.median_us(replay) / kCalls;
+  }
   double time(DeviceWorld& world, int rows, int slots, int one_shot_rows) {
     world.set_one_shot_rows(one_shot_rows);
     reset();
     call(world, rows, slots);
     CUDA_CHECK(cudaStreamSynchronize(stream()));
-    const uint64_t key = ++key_;
-    const auto replay = [&] {
-      backend_.run_recorded(key, [&] {
-        for (int i = 0; i < kCalls; ++i) call(world, rows, slots);
-      });
-    };
-    const double us = timer_.median_us(replay) / kCalls;
+    const double us = time([&] { call(world, rows, slots); });
     if (world.way() == DeviceWorld::Way::peer_memory) peers_->check();
     return us;
   }
@@ -285,7 +326,7 @@ class Reduce {
     const int total = 157184;
     std::vector<int64_t> widths;
     for (int r = 0; r < options_.ranks; ++r) widths.push_back(shard_range(total, 16, r, options_.ranks).size());
-    for (const int rows : {1, 8, 32}) {
+    for (const int rows : {1, 8, 32, 128}) {
       const DeviceBuffer out = backend_.alloc(static_cast<size_t>(rows) * total * 4, "logits");
       bool grown = false;
       float* part = world.gather_part(widths, rows, grown);
@@ -319,7 +360,7 @@ class Reduce {
   Comm& comm_;
   CudaBackend backend_;
   Timer timer_;
-  DeviceBuffer residual_, addend_, out_, sums_, weight_;
+  DeviceBuffer residual_, addend_, out_, sums_, weight_, packed_, scales_;
   std::unique_ptr<DeviceWorld> peers_, nccl_;
   uint64_t key_ = 0;
 };

@@ -41,9 +41,12 @@ class BenchDevice {
     double link_gbps = 0, meeting_us = 0;
   };
   virtual PeerCeilings peer_ceilings() { return {}; }
+  // Bytes of each float that they send in a sum of rows.
+  virtual int sum_bytes(int n_rows, int width) { return 4; }
 
   // The kernels that `work` enqueues, in order of first use, each with its launches and what they took together, one after the
-  // other with nothing overlapping: the sum is more than the work takes. Empty: not known.
+  // other with nothing overlapping: the sum is more than the work takes. Of several devices that have joined one world it is
+  // called on all at once. Empty: not known.
   struct KernelUse {
     std::string name;
     int launches = 0;

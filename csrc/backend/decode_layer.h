@@ -6,8 +6,9 @@
 
 namespace sigmoe {
 
-// Everything a MoE layer reads and writes on one rank without a Comm. Sizes as in the ops of backend.h.
+// Everything a MoE layer reads and writes on one rank. Sizes as in the ops of backend.h.
 struct DecodeLayer {
+  Comm* comm = nullptr;  // null: one rank
   const BatchView& batch;
   const AttentionShape& attention;
   const RouterShape& router;
@@ -33,7 +34,8 @@ class DecodeLayers {
   // Computes the layer: residual (T, D), with the n_pending slots of `partial` that the layer before left, becomes this layer's
   // output but for the slots of `partial` that n_pending then counts. The bits are those of the ops. False, and nothing done,
   // when the ops are to be called. Never for the first layer of a step: parts of a layer read what a step brings (positions,
-  // page tables, keys of older tokens) while the kernels ahead still run.
+  // page tables, keys of older tokens) while the kernels ahead still run. Of several ranks all call it, or none; what n_pending
+  // counts may be on its way between them already, so `residual` is whole only after the next reduce_add_rms_norm.
   virtual bool decode_layer(const DecodeLayer& layer, int& n_pending) = 0;
 };
 

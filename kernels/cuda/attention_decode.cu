@@ -4,14 +4,15 @@
 // cut into runs; (sequence, KV head, run) is a unit of work, and units are dealt to two streams of each of as many persistent
 // blocks as there are SMs. A stream is a warp that copies tiles (K or V of half a page or a page) into a ring of stages far
 // ahead, through the ends of units, and a warpgroup that multiplies 64 packed rows (tokens x heads, mostly padding: tensor
-// cores have the time) with a tile at once, FP8 ones after expanding them. A second kernel adds the runs up, in order: a
-// counter that tells the last unit needs fences, and a fence waits for every copy in flight (measured: a third of the
-// bandwidth). How a row's keys are cut depends on its own position alone, and rows of a tile do not mind each other, so a
-// draft's row has the bits that decoding it alone would give.
+// cores have the time) with a tile at once, FP8 ones after expanding them. A second kernel adds the runs up, in order
+// (attention_runs.cu): a counter that tells the last unit needs fences, and a fence waits for every copy in flight (measured: a
+// third of the bandwidth). How a row's keys are cut depends on its own position alone, and rows of a tile do not mind each
+// other, so a draft's row has the bits that decoding it alone would give.
 #include <algorithm>
 #include <type_traits>
 
 #include "cuda/attention_decode.h"
+#include "cuda/attention_runs.cuh"
 #include "cuda/attention_tile.cuh"
 #include "cuda/kv_map.h"
 #include "cuda/step_tables.cuh"
@@ -24,37 +25,7 @@ using namespace hopper;
 constexpr int kGroups = 2;
 constexpr int kThreads = 128 * (1 + kGroups);
 [[maybe_unused]] constexpr int kMeet = 1;  // named barriers, one for each warpgroup
-constexpr int kMostRuns = 64;              // of one row
 
-// How a row's keys are cut into runs, by how many it sees: finely while they are few, coarsely where fine runs would leave many
-// partial results. Two classes of steps: few sequences need many runs to keep all SMs busy, many need long ones.
-struct Cut {
-  bool many;
-  int least;  // the shortest run has 2^least keys
-
-  explicit Cut(const BatchView& batch) : many(batch.n_seqs >= 32), least(many ? 9 : 8) {}
-  // Of rows whose runs have 2^log keys.
-  __host__ __device__ int runs_at_most(int log) const {
-    const int runs = 8 << (many ? 2 * (log - least) : log - least);
-    return runs < kMostRuns ? runs : kMostRuns;
-  }
-  __host__ __device__ int log_keys(int length) const {
-    int log = least;
-    while (runs_at_most(log) << log < length) ++log;
-    return log;
-  }
-  __host__ __device__ int runs(int length) const {
-    const int log = log_keys(length);
-    return (length + (1 << log) - 1) >> log;
-  }
-  int most_runs(int max_pages) const {
-    const int length = std::max(1, max_pages) * kPageTokens, last = log_keys(length);
-    return std::max(runs(length), last > least ? runs_at_most(last - 1) : 1);
-  }
-};
-
-// Floats of a row's partial result of a run: sums of a head, then its maximum (base 2) and total, padded to whole vectors.
-__host__ __device__ constexpr int partial_width(int head_dim) { return head_dim + 4; }
 __host__ __device__ constexpr int tile_tokens(int group) { return kTileRows / group; }
 
 struct ChainArgs {
@@ -325,50 +296,6 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-constexpr int kAddWarps = 8;
-
-// Adds the runs of every row that has several, in order: a warp to a row and head.
-template <int HD>
-__global__ void __launch_bounds__(kAddWarps * 32) add_runs_kernel(const __grid_constant__ ChainArgs args) {
-  let_next_start();
-  wait_for_previous();
-  const int row = blockIdx.x, lane = threadIdx.x % 32, head = blockIdx.y * kAddWarps + threadIdx.x / 32;
-  const int t = args.row_ids[row];
-  if (t < 0 || head >= args.n_heads) return;
-  const int n_runs = args.cut.runs(args.batch.positions[t] + 1);
-  if (n_runs == 1) return;
-  const float* partial = args.partial + (static_cast<int64_t>(row) * args.n_heads + head) * args.n_runs_max * partial_width(HD);
-  float2 state[2];  // maximum and total of runs lane and lane + 32
-  float best = -INFINITY, total = 0.0f;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int run = lane + 32 * i;
-    state[i] =
-        run < n_runs ? *reinterpret_cast<const float2*>(partial + run * partial_width(HD) + HD) : float2{-INFINITY, 0.0f};
-    best = fmaxf(best, state[i].x);
-  }
-  for (int step = 16; step > 0; step /= 2) best = fmaxf(best, __shfl_xor_sync(kAllLanes, best, step));
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    state[i].x = exp2_fast(state[i].x - best);
-    total += state[i].y * state[i].x;
-  }
-  total = warp_sum(total);
-  constexpr int kLaneDims = HD / 32;
-  using Dims = std::conditional_t<kLaneDims == 4, float4, float2>;
-  float sum[kLaneDims] = {};
-#pragma unroll 8
-  for (int run = 0; run < n_runs; ++run) {
-    const float weight = __shfl_sync(kAllLanes, run < 32 ? state[0].x : state[1].x, run % 32);
-    const Dims dims = *reinterpret_cast<const Dims*>(partial + run * partial_width(HD) + kLaneDims * lane);
-#pragma unroll
-    for (int i = 0; i < kLaneDims; ++i) sum[i] += reinterpret_cast<const float*>(&dims)[i] * weight;
-  }
-  float* to = args.out + (static_cast<int64_t>(t) * args.n_heads + head) * HD + kLaneDims * lane;
-#pragma unroll
-  for (int i = 0; i < kLaneDims; ++i) to[i] = sum[i] * (1.0f / total);
-}
-
 template <int HD, bool kFp8>
 void launch_for(const Queue& queue, const ChainArgs& args) {
   constexpr int kSharedBytes = sizeof(ChainShared<HD, kFp8>) + 1024;
@@ -380,8 +307,6 @@ void launch_for(const Queue& queue, const ChainArgs& args) {
   CUtensorMap keys = {}, values = {};
   if (!kFp8) keys = kv_map(args.kv.k, HD, kTileKeys<HD>), values = kv_map(args.kv.v, HD, kTileKeys<HD>);
   launch(queue, kernel, n_blocks, kThreads, kSharedBytes, args, keys, values);
-  if (args.n_runs_max > 1)
-    launch(queue, add_runs_kernel<HD>, dim3(args.n_rows_max, divide_up(args.n_heads, kAddWarps)), kAddWarps * 32, 0, args);
 }
 
 }  // namespace
@@ -395,8 +320,14 @@ int most_chain_rows(const BatchView& batch, int n_seqs) {
   return static_cast<int>(std::min<int64_t>(batch.n_tokens, static_cast<int64_t>(n_seqs) * kMostChainRows));
 }
 
+bool packs_chain_rows(const BatchView& batch, const AttentionShape& shape) {
+  return batch.n_tokens == batch.n_seqs && batch.n_seqs <= kTableSeqs && packs_runs(shape) &&
+         Cut(batch).most_runs(batch.max_pages) > 1;
+}
+
 void launch_chain_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int first_seq, int n_seqs,
-                            const float* q, const KvView& kv, const ChainScratch& scratch, float* out) {
+                            const float* q, const KvView& kv, const ChainScratch& scratch, float* out, const PackedRows* packed,
+                            WeightFormat format) {
   for (int b = first_seq; b < first_seq + n_seqs; b += kTableSeqs) {
     const int n = std::min(kTableSeqs, first_seq + n_seqs - b);
     const Cut cut(batch);
@@ -407,6 +338,10 @@ void launch_chain_attention(const Queue& queue, const BatchView& batch, const At
     (shape.head_dim == 128 ? fp8 ? launch_for<128, true> : launch_for<128, false>
      : fp8 ? launch_for<64, true>
                            : launch_for<64, false>)(queue, args);
+    if (args.n_runs_max > 1)
+      launch_add_runs(
+          queue, {cut, batch.positions, shape.n_heads, args.n_rows_max, args.n_runs_max, scratch.partial, scratch.row_ids, out},
+          shape.head_dim, packed, format);
   }
 }
 

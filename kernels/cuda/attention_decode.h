@@ -15,8 +15,14 @@ size_t chain_partial_bytes(const AttentionShape& shape, const BatchView& batch, 
 // Rows that chains of these many sequences of the batch have at most.
 int most_chain_rows(const BatchView& batch, int n_seqs);
 
+// Whether one launch sees all rows of the step whole and can pack them for the product behind (quantise.h).
+struct PackedRows;
+bool packs_chain_rows(const BatchView& batch, const AttentionShape& shape);
+
 // Of sequences [first_seq, first_seq + n_seqs), those with at most kMostChainRows rows in the step; other rows of out stay.
+// packed: null, or `out` again for weights of `format`.
 void launch_chain_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int first_seq, int n_seqs,
-                            const float* q, const KvView& kv, const ChainScratch& scratch, float* out);
+                            const float* q, const KvView& kv, const ChainScratch& scratch, float* out, const PackedRows* packed,
+                            WeightFormat format);
 
 }  // namespace sigmoe::cuda

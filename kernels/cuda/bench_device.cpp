@@ -89,6 +89,13 @@ class CudaBenchDevice : public BenchDevice {
     return found;
   }
 
+  int sum_bytes(int n_rows, int width) override {
+    const DeviceWorld* world = backend_.world();
+    if (!world) return 4;
+    const Kernel kernel = choose_sum(backend_.facts(), world->facts(), n_rows, width).kernel;
+    return kernel == Kernel::many_reduce && n_rows >= kManyExpertRows ? 2 : 4;
+  }
+
   std::string driver() override {
     std::ifstream file("/proc/driver/nvidia/version");  // "NVRM version: NVIDIA UNIX ... Kernel Module  580.159.04  ..."
     for (std::string word; file >> word;)
@@ -96,7 +103,9 @@ class CudaBenchDevice : public BenchDevice {
     return {};
   }
 
-  std::vector<KernelUse> kernels_of(const std::function<void()>& work) override { return time_kernels(backend_.queue(), work); }
+  std::vector<KernelUse> kernels_of(const std::function<void()>& work) override {
+    return time_kernels(backend_.queue(), work, backend_.world() != nullptr);
+  }
 
   std::vector<Choice> choices_of(const std::function<void()>& work) override {
     std::vector<Choice> choices;

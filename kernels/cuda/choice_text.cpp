@@ -36,6 +36,13 @@ const char* kernel_name(Kernel kernel) {
     case Kernel::normed_linear: return "normed_linear";
     case Kernel::adding_linear: return "adding_linear";
     case Kernel::few_experts: return "few_experts";
+    case Kernel::rank_linear: return "rank_linear";
+    case Kernel::rank_experts: return "rank_experts";
+    case Kernel::many_reduce: return "many_reduce";
+    case Kernel::one_shot_reduce: return "one_shot_reduce";
+    case Kernel::two_shot_reduce: return "two_shot_reduce";
+    case Kernel::nccl: return "nccl";
+    case Kernel::host_sum: return "host_sum";
   }
   return "?";
 }

@@ -278,13 +278,7 @@ KernelChoice choose_few_experts(const Facts& facts, const ExpertShapes& experts,
     if (n_tokens != 1 || n_pending != 0 || up.format != WeightFormat::fp8) return outside();
     if (!facts.overlap || !facts.has_few_experts) return refuses(Reason::no_hopper);
     if (!complete || !experts.uniform || !experts.has_shared) return refuses(Reason::unlike);
-    if (router.n_experts != kExperts) return exactly("n_experts", router.n_experts, kExperts);
-    if (router.n_groups != kGroups) return exactly("n_groups", router.n_groups, kGroups);
-    if (router.n_groups_kept != kGroupsKept) return exactly("n_groups_kept", router.n_groups_kept, kGroupsKept);
-    if (router.n_active != kActive) return exactly("n_active", router.n_active, kActive);
-    if (gate.format != WeightFormat::bf16) return refuses_format(gate);
-    if (gate.k != kWidth) return exactly("k", gate.k, kWidth);
-    if (gate.n != kExperts) return exactly("n", gate.n, kExperts);
+    if (const Verdict chooses = few_router_takes(gate, router); !chooses.takes) return chooses;
     if (down.format != WeightFormat::fp8) return refuses_format(down);
     if (!in_blocks(up) || !in_blocks(down)) return refuses(Reason::scales);
     if (up != experts.shared_gate_up || down != experts.shared_down) return refuses(Reason::unlike);

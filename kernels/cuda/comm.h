@@ -4,7 +4,8 @@
 // Small sums are one-shot: every rank pushes its partial rows to all others, each eight bytes carrying a float and the number
 // of the call, so that a reader knows what it reads without any flag or barrier. Larger ones are two-shot: every rank sums one
 // segment of each row and hands it on. Both add in rank order and finish with the residual and the norm of
-// launch_reduce_add_rms_norm, bit for bit: a row does not know which of the two computed it, nor on which rank.
+// launch_reduce_add_rms_norm, bit for bit: a row does not know which of the two computed it, nor on which rank. Two Hoppers sum
+// many rows in one meeting instead (comm_many.cu), and rows of 48 or more in BF16.
 //
 // A wait on the device ends when the world is shut down, or after PeerView::patience_ns: the rank then throws from its next
 // check(), and the process lives on.
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "backend/comm.h"
+#include "cuda/kernel_choice.h"
 #include "cuda/launch.h"
 
 namespace sigmoe::cuda {
@@ -24,6 +26,7 @@ constexpr int kTwoShotRows = 512;    // likewise; longer batches take several
 constexpr int kTwoShotBlocks = 128;  // at most: all of them must run at once
 constexpr int kGatherBlocks = 64;
 constexpr int kMaxPeerWidth = 16384;  // floats of a row
+constexpr int kRowTiles = 256;        // blocks of a kernel that hands out one row
 
 // What a kernel knows of the world. All pointers are good on every GPU of it.
 struct PeerView {
@@ -47,8 +50,17 @@ struct ExchangeLayout {
   size_t reduced_flags = 0;  // likewise
   size_t gather_flags = 0;   // (2, kGatherBlocks, kMaxRanks) u32: written, read
   size_t meeting_counter = 0, meeting_flags = 0;  // one u32; (kMaxRanks) u32
+  size_t row_counters = 0;                        // (2, kRowTiles) u32: of RowExchange
+  size_t row_words = 0;                           // (2, R, 2, width / 4) of 16 bytes, as one_shot has them
   size_t bytes = 0;
   int width = 0;
+};
+
+// One row whose parts the kernels that make them push to all ranks themselves (rank_row.cuh), in one of two areas that take
+// turns: whoever pushes to an area has seen words in the other one that every rank sent after reading this one.
+struct RowExchange {
+  PeerView peers;
+  size_t words = 0, counters = 0;  // of the area, in every rank's exchange memory
 };
 
 struct ReduceArgs {
@@ -58,6 +70,7 @@ struct ReduceArgs {
   const float* weight = nullptr;  // (width)
   float eps = 0.0f;
   float* out = nullptr;  // (T, width), or null: no norm wanted
+  void* twin = nullptr;  // (T, width) BF16 or null: `out` again, for the products that follow
 };
 
 // comm_reduce.cu. n_tokens at most kOneShotRows, kTwoShotRows; width a multiple of 4, at most kMaxPeerWidth. `clusters`: the
@@ -80,6 +93,7 @@ void launch_gather(const Queue& queue, const PeerView& peers, const ExchangeLayo
 void launch_meeting(const Queue& queue, const PeerView& peers, const ExchangeLayout& at);
 
 class Nccl;
+struct ManyNormArgs;
 struct PeerMemory;
 
 // One rank's end of the world. Every method is called by all ranks at the same point of their work.
@@ -101,6 +115,14 @@ class DeviceWorld {
   void reduce_add_rms_norm(const Queue& queue, const ReduceArgs& args, float* sums);
   bool wants_sums() const { return nccl_ != nullptr; }
 
+  // Area 0 or 1 for rows of `width` floats; peer memory only. The first call of a width waits for all ranks.
+  RowExchange row_exchange(int width, int area);
+
+  // What choose_sum() goes by, and the same of many rows where it says many_reduce: packed for the products behind
+  // (norm_many.h), and in BF16 where there is a `twin`.
+  RankFacts facts() const;
+  void reduce_many(const Queue& queue, const ManyNormArgs& args, void* twin);
+
   // Where this rank has to put its part of a gather of so many rows; widths as in gather(). Growing it waits for all ranks and
   // is an error while a step is recorded; true in `grown` when addresses given out before are void.
   float* gather_part(const std::vector<int64_t>& widths, int n_rows, bool& grown);
@@ -119,13 +141,13 @@ class DeviceWorld {
   void set_patience(uint64_t ns) { view_.patience_ns = ns; }
 
  private:
-  std::vector<std::shared_ptr<PeerMemory>> share(size_t bytes, const char* what);
+  void share(size_t bytes, const char* what, std::vector<std::shared_ptr<PeerMemory>>& held);
   void reserve(int width);
 
   Comm& comm_;
   int device_;
   cudaStream_t stream_;
-  bool clusters_ = false;
+  bool clusters_ = false, all_hopper_ = false;
   int one_shot_rows_ = 0;
   PeerView view_;
   ExchangeLayout layout_;

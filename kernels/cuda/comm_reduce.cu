@@ -27,6 +27,13 @@ __device__ float4 sum_slots(const float* addend, int n_slots, int64_t row, int n
   return sum;
 }
 
+__device__ inline void write_normed(const ReduceArgs& args, int64_t at, float4 value, float inverse, float4 scale) {
+  const float4 normed = {value.x * inverse * scale.x, value.y * inverse * scale.y, value.z * inverse * scale.z,
+                         value.w * inverse * scale.w};
+  reinterpret_cast<float4*>(args.out)[at] = normed;
+  if (args.twin) static_cast<uint2*>(args.twin)[at] = {pack_bf16(normed.x, normed.y), pack_bf16(normed.z, normed.w)};
+}
+
 // The sum over the 1024 threads of a row, which are those of a cluster of kBlocks; the same on all of them.
 template <int kBlocks>
 __device__ float row_sum(float value, float* warp_sums) {
@@ -134,9 +141,7 @@ __global__ void __launch_bounds__(kRowThreads / kBlocks)
   for (int v = 0; v < kVectors; ++v) {
     const int i = first + v * kRowThreads;
     if (i >= n) break;
-    reinterpret_cast<float4*>(args.out)[static_cast<int64_t>(row) * n + i] = {
-        value[v].x * inverse * scale[v].x, value[v].y * inverse * scale[v].y, value[v].z * inverse * scale[v].z,
-        value[v].w * inverse * scale[v].w};
+    write_normed(args, static_cast<int64_t>(row) * n + i, value[v], inverse, scale[v]);
   }
 }
 
@@ -207,10 +212,7 @@ __global__ void __launch_bounds__(kRowThreads)
     for (int v = 0; v < kVectors; ++v) {
       const int i = tid + v * kRowThreads;
       if (i >= n) break;
-      const float4 scale = reinterpret_cast<const float4*>(args.weight)[i];
-      reinterpret_cast<float4*>(args.out)[static_cast<int64_t>(row) * n + i] = {
-          value[v].x * inverse * scale.x, value[v].y * inverse * scale.y, value[v].z * inverse * scale.z,
-          value[v].w * inverse * scale.w};
+      write_normed(args, static_cast<int64_t>(row) * n + i, value[v], inverse, reinterpret_cast<const float4*>(args.weight)[i]);
     }
   }
   if (tid == 0) store_relaxed(counter, number);

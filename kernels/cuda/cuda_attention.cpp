@@ -76,8 +76,19 @@ void CudaBackend::attention_by_rows(const BatchView& batch, const AttentionShape
     while (n_at_once > 1 && bytes() > kMaxChainBytes) n_at_once = (n_at_once + 1) / 2;
     const ChainScratch chain{scratch<float>(partial_attention_, bytes() / sizeof(float)),
                              scratch<int32_t>(chain_rows_, most_chain_rows(batch, n_at_once))};
+    PackedRows rows;
+    const PackedRows* packed = nullptr;
+    const WeightFormat format = packs_.value_or(WeightFormat::fp8);
+    if (packs_ && n_at_once == batch.n_seqs && packs_chain_rows(batch, shape)) {
+      WeightView multiplier;  // attention out
+      multiplier.format = format;
+      multiplier.n_groups = shape.n_heads;
+      rows = packed_rows(packed_normed_, normed_scales_, multiplier, batch.n_tokens);
+      packed = &rows;
+      twin_ = {out, batch.n_tokens, shape.n_heads * kGroup, nullptr, rows, format};
+    }
     for (int b = 0; b < batch.n_seqs; b += n_at_once)
-      launch_chain_attention(queue_, batch, shape, b, std::min(n_at_once, batch.n_seqs - b), q, kv, chain, out);
+      launch_chain_attention(queue_, batch, shape, b, std::min(n_at_once, batch.n_seqs - b), q, kv, chain, out, packed, format);
   }
   if (choice.many.kernel != Kernel::prefill_attention) return;
   const int least_rows = kMostChainRows + 1;

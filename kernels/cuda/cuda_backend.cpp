@@ -9,6 +9,7 @@
 #include "cuda/few_rows.h"
 #include "cuda/held_linear.h"
 #include "cuda/ops.h"
+#include "cuda/rank_rows.h"
 #include "cuda/stream_gemm.h"
 
 namespace sigmoe::cuda {
@@ -46,6 +47,7 @@ Facts facts_of(const cudaDeviceProp& properties, const BackendOptions& options) 
   facts.has_stream = has_stream_gemm();
   facts.has_tensor = has_tensor_gemm();
   facts.has_few_experts = has_few_experts();
+  facts.has_rank_rows = has_rank_rows();
   if (facts.before_hopper || (facts.sm == 90 && !facts.has_tensor)) facts.sm = 80;
   return facts;
 }

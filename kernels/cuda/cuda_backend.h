@@ -17,6 +17,7 @@
 #include "backend/bench_device.h"
 #include "backend/decode_layer.h"
 #include "cuda/comm.h"
+#include "cuda/few_rows.h"
 #include "cuda/gemm.h"
 #include "cuda/kernel_choice.h"
 #include "cuda/launch.h"
@@ -82,6 +83,7 @@ class CudaBackend : public Backend, public DecodeLayers {
 
   const Queue& queue() const { return queue_; }
   DeviceWorld* world() const { return world_.get(); }
+  const Facts& facts() const { return facts_; }
 
   // Off: the kernels of few rows at every number of rows, as deterministic has them.
   void use_many_row_kernels(bool on) { facts_.deterministic = !on; }
@@ -143,6 +145,24 @@ class CudaBackend : public Backend, public DecodeLayers {
   };
   void expand_slots();
 
+  // One row of partial results that the kernel which made them has pushed to the other ranks, and where the residual stream is
+  // meanwhile: the sum over ranks is due, by the next layer or by reduce_add_rms_norm.
+  struct Pushed {
+    const float* partial = nullptr;
+    float* residual = nullptr;
+    RowExchange exchange;
+  };
+  struct RankExperts {
+    FewExperts few;
+    float* logits = nullptr;  // few.partial
+    void* normed = nullptr;   // few.normed
+  };
+  bool rank_layer(const DecodeLayer& layer, int& n_pending);
+  void pushing_layer(const DecodeLayer& layer, const RankExperts& experts, int& n_pending);
+  void rank_attention(const DecodeLayer& layer);
+  std::optional<RankExperts> rank_experts(const DecodeLayer& layer);
+  bool ranks_push(const DecodeLayer& layer, bool takes_experts);
+
   // The experts of a layer as kernels find them.
   struct ExpertTable {
     std::vector<const LinearWeight*> gate_up, down;  // what the table was made of
@@ -185,6 +205,8 @@ class CudaBackend : public Backend, public DecodeLayers {
 
   Twin twin_;
   Slots slots_;
+  Pushed pushed_;
+  std::map<const LinearWeight*, bool> ranks_push_;  // by a layer's router
   std::optional<WeightFormat> packs_;  // the format of the last weight that met many rows: what the next norm packs for
   Scratch x_{"activations in BF16"}, normed_{"activations in BF16"}, inner_{"expert activations"},
       shared_inner_{"shared expert activations"}, partial_attention_{"attention splits"}, expanded_{"FP8 pages as BF16"},
@@ -193,7 +215,7 @@ class CudaBackend : public Backend, public DecodeLayers {
       normed_scales_{"activation scales"}, packed_scales_{"activation scales"}, packed_inner_{"packed expert activations"},
       inner_scales_{"expert activation scales"}, row_tiles_{"expert row tiles"}, forced_{"forced experts"},
       penalised_{"penalised logits"}, group_bests_{"penalised logits"}, history_{"token history"}, gathered_{"sums over ranks"},
-      slot_sums_{"sums over slots"};
+      slot_sums_{"sums over slots"}, spare_residual_{"residual stream"};
 
   struct Recorded {
     int n_runs = 0;

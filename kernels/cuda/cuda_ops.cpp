@@ -4,6 +4,7 @@
 #include "cuda/cuda_backend.h"
 #include "cuda/norm_many.h"
 #include "cuda/ops.h"
+#include "cuda/rank_rows.h"
 
 namespace sigmoe::cuda {
 
@@ -17,9 +18,17 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
   if (n_tokens == 0 || (!addend && !out)) return;
   writes(residual);
   if (out) writes(out);
-  const KernelChoice choice = choose_norm(facts_, n_tokens, width, out && packs_ && !(addend && comm));
-  if (out && !(addend && comm)) note("norm", n_tokens, choice);
-  const bool packs = choice.kernel == Kernel::norm_many;
+  if (addend && addend == pushed_.partial) {  // under way already
+    launch_take_row(queue_, {pushed_.exchange, pushed_.residual, residual, addend, weight, eps}, out);
+    pushed_ = {};
+    return;
+  }
+  // What all ranks must agree on depends on nothing that one of them has for itself, as packs_ does.
+  const bool sums_ranks = addend && comm;
+  const KernelChoice choice = sums_ranks && out ? choose_sum(facts_, world_ ? world_->facts() : RankFacts{}, n_tokens, width)
+                                                : choose_norm(facts_, n_tokens, width, out && packs_);
+  if (out) note(sums_ranks ? "sum over ranks and norm" : "norm", n_tokens, choice);
+  const bool packs = choice.kernel == Kernel::norm_many || choice.kernel == Kernel::many_reduce;
   const bool addend_is_bf16 = addend && slots_.holds(addend);
   if (addend_is_bf16 && !packs) {  // the other kernels read float32
     float* sums = scratch<float>(slot_sums_, static_cast<size_t>(n_tokens) * width);
@@ -27,21 +36,11 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
     addend = sums;
     n_slots = 1;
   }
-  if (addend && comm && world_) {
-    const ReduceArgs args{residual, addend, n_slots, n_tokens, width, weight, eps, out};
-    return world_->reduce_add_rms_norm(
-        queue_, args, world_->wants_sums() ? scratch<float>(gathered_, static_cast<size_t>(n_tokens) * width) : nullptr);
-  }
-  if (addend && comm) {  // through the host: right on any world of ranks, and only that
-    const size_t n = static_cast<size_t>(n_tokens) * width;
-    float* sums = scratch<float>(gathered_, n);
-    launch_sum_slots(queue_, addend, false, n_slots, n_tokens, width, sums);
-    std::vector<float> host(n);
-    download(host.data(), sums, n * sizeof(float));
-    comm->all_reduce_sum(host.data(), static_cast<int64_t>(n));
-    upload(sums, host.data(), n * sizeof(float));
-    addend = sums;
-    n_slots = 1;
+  void* twin = nullptr;
+  const int most_twin_tokens = facts_.many_rows() ? kManyExpertRows - 1 : facts_.mma_rows() ? n_tokens : kMostTwinTokens;
+  if (out && !facts_.exact && n_tokens > 1 && n_tokens <= most_twin_tokens && norm_has_twin(width)) {
+    twin = scratch<uint16_t>(normed_, static_cast<size_t>(n_tokens) * width);
+    twin_ = {out, n_tokens, width, twin, {}, {}};
   }
   if (packs) {
     ManyNormArgs args;
@@ -53,19 +52,30 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
     args.eps = eps;
     args.n_tokens = n_tokens, args.width = width;
     args.out = out;
-    WeightView multiplier;  // of any weight that `out` may meet
-    multiplier.format = args.format = *packs_;
-    multiplier.n_groups = width / kGroup;
-    args.packed = packed_rows(packed_normed_, normed_scales_, multiplier, n_tokens);
-    launch_many_norm(queue_, args);
-    twin_ = {out, n_tokens, width, nullptr, args.packed, args.format};
-    return;
+    if (packs_) {
+      WeightView multiplier;  // of any weight that `out` may meet
+      multiplier.format = args.format = *packs_;
+      multiplier.n_groups = width / kGroup;
+      args.packed = packed_rows(packed_normed_, normed_scales_, multiplier, n_tokens);
+      twin_ = {out, n_tokens, width, twin, args.packed, args.format};
+    }
+    return sums_ranks ? world_->reduce_many(queue_, args, twin) : launch_many_norm(queue_, args);
   }
-  void* twin = nullptr;
-  const int most_twin_tokens = facts_.many_rows() ? kManyExpertRows - 1 : facts_.mma_rows() ? n_tokens : kMostTwinTokens;
-  if (out && !facts_.exact && n_tokens > 1 && n_tokens <= most_twin_tokens && norm_has_twin(width)) {
-    twin = scratch<uint16_t>(normed_, static_cast<size_t>(n_tokens) * width);
-    twin_ = {out, n_tokens, width, twin, {}, {}};
+  if (sums_ranks && world_) {
+    const ReduceArgs args{residual, addend, n_slots, n_tokens, width, weight, eps, out, twin};
+    return world_->reduce_add_rms_norm(
+        queue_, args, world_->wants_sums() ? scratch<float>(gathered_, static_cast<size_t>(n_tokens) * width) : nullptr);
+  }
+  if (sums_ranks) {  // through the host: right on any world of ranks, and only that
+    const size_t n = static_cast<size_t>(n_tokens) * width;
+    float* sums = scratch<float>(gathered_, n);
+    launch_sum_slots(queue_, addend, false, n_slots, n_tokens, width, sums);
+    std::vector<float> host(n);
+    download(host.data(), sums, n * sizeof(float));
+    comm->all_reduce_sum(host.data(), static_cast<int64_t>(n));
+    upload(sums, host.data(), n * sizeof(float));
+    addend = sums;
+    n_slots = 1;
   }
   launch_reduce_add_rms_norm(queue_, residual, addend, n_slots, weight, eps, n_tokens, width, out, twin);
 }
@@ -74,6 +84,7 @@ void CudaBackend::writes(const void* address) {
   const float* at = static_cast<const float*>(address);
   if (twin_.rows && at >= twin_.rows && at < twin_.rows + static_cast<size_t>(twin_.n_rows) * twin_.width) twin_ = {};
   if (slots_.holds(address)) slots_ = {};
+  if (address == pushed_.partial) pushed_ = {};
 }
 
 // Whoever reads the slots sees floats.

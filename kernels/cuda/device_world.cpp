@@ -6,6 +6,7 @@
 
 #include "backend/node_comm.h"
 #include "cuda/comm.h"
+#include "cuda/comm_many.h"
 #include "cuda/nccl.h"
 #include "cuda/ops.h"
 
@@ -31,10 +32,8 @@ namespace {
 struct Place {  // of one rank
   int device;
   int n_multiprocessors;
+  int major = 0;  // of its compute capability
 };
-
-// Rows up to which one shot takes less time than two, by the size of the world. Measured on H200; `sigmoe_cuda_comm_bench`.
-int best_one_shot_rows(int world) { return world <= 2 ? 32 : world <= 4 ? 16 : 8; }
 
 std::shared_ptr<cudaMemPool_t> make_pool(int device, const std::vector<Place>& places) {
   cudaMemPoolProps properties = {};
@@ -57,8 +56,9 @@ std::shared_ptr<cudaMemPool_t> make_pool(int device, const std::vector<Place>& p
 }
 
 std::vector<Place> places_of(Comm& comm, int device) {
-  auto own = std::make_shared<Place>(Place{device, 0});
+  auto own = std::make_shared<Place>(Place{device, 0, 0});
   CUDA_CHECK(cudaDeviceGetAttribute(&own->n_multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&own->major, cudaDevAttrComputeCapabilityMajor, device));
   std::vector<Place> places;
   for (const auto& place : comm.exchange(own)) places.push_back(*static_cast<const Place*>(place.get()));
   return places;
@@ -96,6 +96,8 @@ ExchangeLayout::ExchangeLayout(int width, int world) : width(width) {
   meeting_flags = take(kMaxRanks, 4);
   partial_flags = take(kTwoShotRows * kMaxRanks, 4);
   reduced_flags = take(kTwoShotRows * kMaxRanks, 4);
+  row_counters = take(2 * kRowTiles, 4);
+  row_words = take(2 * R * 2 * n, 16);
   one_shot = take(2 * kOneShotRows * R * 2 * n, 16);
   partial = take(2 * kTwoShotRows * R * segment, 16);
   reduced = take(2 * kTwoShotRows * n, 16);
@@ -131,6 +133,7 @@ DeviceWorld::DeviceWorld(Comm& comm, int device, cudaStream_t stream, Way way) :
   int fewest = kTwoShotBlocks;
   for (const Place& place : places) fewest = std::min(fewest, place.n_multiprocessors);
   view_.n_blocks = fewest;
+  all_hopper_ = std::ranges::all_of(places, [](const Place& place) { return place.major == 9; });
   pool_ = make_pool(device, places);
   std::shared_ptr<uint32_t> word;
   if (comm.rank() == 0) {
@@ -149,8 +152,8 @@ DeviceWorld::~DeviceWorld() {
   if (staging_) cudaFree(staging_);
 }
 
-// One piece of memory on every rank, cleared before any rank can write to another's.
-std::vector<std::shared_ptr<PeerMemory>> DeviceWorld::share(size_t bytes, const char* what) {
+// One piece of memory on every rank, cleared before any rank can write to another's, in place of what `held` has.
+void DeviceWorld::share(size_t bytes, const char* what, std::vector<std::shared_ptr<PeerMemory>>& held) {
   auto own = std::make_shared<PeerMemory>();
   own->pool = pool_;
   own->device = device_;
@@ -166,7 +169,10 @@ std::vector<std::shared_ptr<PeerMemory>> DeviceWorld::share(size_t bytes, const 
   CUDA_CHECK(cudaStreamSynchronize(stream_));
   std::vector<std::shared_ptr<PeerMemory>> all;
   for (const auto& memory : comm_.exchange(own)) all.push_back(std::static_pointer_cast<PeerMemory>(memory));
-  return all;
+  // The last rank to let go of the old memory frees it, on the other GPUs too, and waits for their kernels: none of those may
+  // be waiting for this rank's.
+  held = std::move(all);
+  comm_.exchange(nullptr);
 }
 
 void DeviceWorld::reserve(int width) {
@@ -177,7 +183,7 @@ void DeviceWorld::reserve(int width) {
                           std::to_string(kMaxPeerWidth) + " is what the kernels take",
                       "use tensorParallelSize 1");
   layout_ = ExchangeLayout(width, comm_.world());
-  exchange_ = share(layout_.bytes, "exchange between GPUs");
+  share(layout_.bytes, "exchange between GPUs", exchange_);
   for (size_t r = 0; r < exchange_.size(); ++r) view_.memory[r] = static_cast<std::byte*>(exchange_[r]->data);
 }
 
@@ -186,7 +192,7 @@ void DeviceWorld::reduce_add_rms_norm(const Queue& queue, const ReduceArgs& args
     launch_sum_slots(queue, args.addend, false, args.n_slots, args.n_tokens, args.width, sums);
     nccl_->all_reduce(sums, static_cast<size_t>(args.n_tokens) * args.width, queue.stream);
     return launch_reduce_add_rms_norm(queue, args.residual, sums, 1, args.weight, args.eps, args.n_tokens, args.width, args.out,
-                                      nullptr);
+                                      args.twin);
   }
   reserve(args.width);
   const int one_shot = one_shot_rows_ == 0 ? best_one_shot_rows(view_.world) : std::min(one_shot_rows_, kOneShotRows);
@@ -198,11 +204,27 @@ void DeviceWorld::reduce_add_rms_norm(const Queue& queue, const ReduceArgs& args
     part.residual += from;
     part.addend += from * args.n_slots;
     if (part.out) part.out += from;
+    if (part.twin) part.twin = static_cast<uint16_t*>(part.twin) + from;
     if (small)
       launch_one_shot_reduce(queue, view_, layout_, part, clusters_);
     else
       launch_two_shot_reduce(queue, view_, layout_, part);
   }
+}
+
+RankFacts DeviceWorld::facts() const {
+  return {nccl_ ? RankFacts::Way::nccl : RankFacts::Way::peer_memory, comm_.world(), all_hopper_};
+}
+
+void DeviceWorld::reduce_many(const Queue& queue, const ManyNormArgs& args, void* twin) {
+  reserve(args.width);
+  launch_many_reduce(queue, view_, layout_, args, twin);
+}
+
+RowExchange DeviceWorld::row_exchange(int width, int area) {
+  reserve(width);
+  const size_t words = static_cast<size_t>(view_.world) * 2 * (width / 4) * 16;
+  return {view_, layout_.row_words + area * words, layout_.row_counters + area * kRowTiles * sizeof(uint32_t)};
 }
 
 float* DeviceWorld::gather_part(const std::vector<int64_t>& widths, int n_rows, bool& grown) {
@@ -223,7 +245,7 @@ float* DeviceWorld::gather_part(const std::vector<int64_t>& widths, int n_rows, 
       if (staging_) CUDA_CHECK(cudaFree(std::exchange(staging_, nullptr)));
       CUDA_CHECK(cudaMalloc(&staging_, wanted * sizeof(float)));
     } else {
-      gather_parts_ = share(wanted * sizeof(float), "logits to gather");
+      share(wanted * sizeof(float), "logits to gather", gather_parts_);
     }
     gather_floats_ = wanted;
   }
@@ -261,7 +283,7 @@ void DeviceWorld::meet(const Queue& queue) {
 
 void DeviceWorld::read_next(const Queue& queue, size_t bytes) {
   if (yardstick_bytes_ < bytes) {
-    yardsticks_ = share(2 * bytes, "memory to measure the links with");
+    share(2 * bytes, "memory to measure the links with", yardsticks_);
     yardstick_bytes_ = bytes;
   }
   const auto* next = static_cast<const std::byte*>(yardsticks_[(view_.rank + 1) % view_.world]->data);

@@ -9,6 +9,7 @@
 namespace sigmoe::cuda {
 
 bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
+  if (layer.comm) return rank_layer(layer, n_pending);
   const BatchView& batch = layer.batch;
   if (!takes_decode_layer(facts_, batch.n_tokens)) return false;
   const int n_tokens = batch.n_tokens;

@@ -48,6 +48,13 @@ enum class Kernel : uint8_t {
   normed_linear,
   adding_linear,
   few_experts,
+  rank_linear,
+  rank_experts,
+  many_reduce,
+  one_shot_reduce,
+  two_shot_reduce,
+  nccl,
+  host_sum,
 };
 const char* kernel_name(Kernel kernel);
 
@@ -91,7 +98,8 @@ struct Facts {
   bool deterministic = false;  // few-row kernels at every row count: the same bits whatever else is in a step
   bool before_hopper = false;  // asked for: kernels of many rows as on older cards
   // Whether this build has the kernels for the card.
-  bool has_early = false, has_held = false, has_stream = false, has_tensor = false, has_few_experts = false;
+  bool has_early = false, has_held = false, has_stream = false, has_tensor = false, has_few_experts = false,
+       has_rank_rows = false;
 
   bool mma_rows() const { return !deterministic && !exact; }
   bool many_rows() const { return mma_rows() && !before_hopper && has_tensor; }
@@ -243,6 +251,25 @@ constexpr bool norm_has_twin(int width) { return width % 4 == 0 && width <= kMos
 
 KernelChoice choose_route(const Facts& facts, const WeightShape& gate, int n_tokens);
 
+// ---- several ranks: sums over them, and a layer of one row between them (rank_layer.cpp)
+
+// How ranks reach each other.
+struct RankFacts {
+  enum class Way : uint8_t { host, nccl, peer_memory };
+  Way way = Way::host;
+  int world = 1;
+  bool all_hopper = false;
+};
+// With the residual and the norm of the sum. The same on all ranks.
+KernelChoice choose_sum(const Facts& facts, const RankFacts& ranks, int n_tokens, int width);
+// Rows up to which one shot takes less time than two, by the size of the world. Measured on H200; `sigmoe_cuda_comm_bench`.
+constexpr int best_one_shot_rows(int world) { return world <= 2 ? 32 : world <= 4 ? 16 : 8; }
+
+// Of one row. behind_sum: qkv, whose row is that of all ranks; otherwise attention out.
+KernelChoice choose_rank_linear(const Facts& facts, const WeightShape& weight, bool behind_sum);
+KernelChoice choose_rank_experts(const Facts& facts, const ExpertShapes& experts, const WeightShape& gate,
+                                 const RouterShape& router);
+
 // ---- a layer of up to four rows on Hopper (few_layer.cpp): Kernel::ops where its parts go one by one
 
 bool takes_decode_layer(const Facts& facts, int n_tokens);
@@ -257,5 +284,17 @@ constexpr int kWidth = 4096, kInner = 1024;
 constexpr int kExperts = 256, kGroups = 8, kGroupsKept = 4, kActive = 8;
 constexpr int kHeadDim = 128, kMostHeads = 8, kMostPages = 64;
 }  // namespace limits::few
+
+namespace limits::rank {
+constexpr int kWidth = 4096, kSliceGroups = 8, kSliceK = kSliceGroups * kGroup;
+// What a rank can have of the experts: their width, and that of the shared one.
+struct Part {
+  WeightFormat format;
+  int routed, shared;
+};
+inline constexpr Part kParts[] = {{WeightFormat::fp8, 512, 512},  {WeightFormat::fp8, 256, 256},
+                                  {WeightFormat::fp8, 1024, 512}, {WeightFormat::fp8, 1024, 256},
+                                  {WeightFormat::bf16, 512, 512}, {WeightFormat::bf16, 256, 256}};
+}  // namespace limits::rank
 
 }  // namespace sigmoe::cuda

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <limits>
 #include <memory>
 #include <numeric>
 #include <string>
@@ -152,9 +153,9 @@ double median_of(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-std::vector<BenchDevice::KernelUse> time_kernels(const Queue& queue, const std::function<void()>& work) {
+std::vector<BenchDevice::KernelUse> time_kernels(const Queue& queue, const std::function<void()>& work, bool in_step) {
   constexpr int kRuns = 5;
-  constexpr double kEnoughMs = 200;
+  const double enough_ms = in_step ? std::numeric_limits<double>::infinity() : 200;
   work();  // what is made on first use is not recorded
   CUDA_CHECK(cudaStreamSynchronize(queue.stream));
   const Recording recording(queue, work);
@@ -163,10 +164,10 @@ std::vector<BenchDevice::KernelUse> time_kernels(const Queue& queue, const std::
   try {
     const Timeline timeline(nodes);
     double spent = 0;
-    for (int run = 0; run <= kRuns && spent < kEnoughMs; ++run) {  // the first warms up, unless it says enough
+    for (int run = 0; run <= kRuns && spent < enough_ms; ++run) {  // the first warms up, unless it says enough
       const std::vector<double> ms = timeline.ms(queue);
       spent += std::accumulate(ms.begin(), ms.end(), 0.0);
-      for (size_t i = 0; i < nodes.size() && (run > 0 || spent >= kEnoughMs); ++i) times[i].push_back(ms[i]);
+      for (size_t i = 0; i < nodes.size() && (run > 0 || spent >= enough_ms); ++i) times[i].push_back(ms[i]);
     }
   } catch (const EngineError&) {  // a node that cannot be copied: names without times
     (void)cudaGetLastError();

@@ -29,8 +29,9 @@ class Event {
   cudaEvent_t handle_ = nullptr;
 };
 
-// Runs `work` a few times, its kernels strictly one after the other with a clock after each.
-std::vector<BenchDevice::KernelUse> time_kernels(const Queue& queue, const std::function<void()>& work);
+// Runs `work` a few times, its kernels strictly one after the other with a clock after each. in_step: as often as every other
+// rank does, however long that takes.
+std::vector<BenchDevice::KernelUse> time_kernels(const Queue& queue, const std::function<void()>& work, bool in_step);
 
 double median_of(std::vector<double> values);
 

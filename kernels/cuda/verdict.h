@@ -42,6 +42,9 @@ class Candidates {
   KernelChoice choice_;
 };
 
+// The router of one row whose choice few_choice.cuh makes.
+Verdict few_router_takes(const WeightShape& gate, const RouterShape& router);
+
 // Why kernels of many rows do not run at all.
 Verdict refuses_many_rows(const Facts& facts);
 

@@ -14,8 +14,11 @@ struct AttentionCase {
   bool coarse = false;                     // every value an eighth of a whole number up to 15: exact in FP8
 };
 
-// Fills a cache by storing every position below each span's end, then attends from the span's rows.
-std::vector<float> attend(Backend& backend, const AttentionCase& c, DType kv_dtype, bool norms, uint64_t seed) {
+// Fills a cache by storing every position below each span's end, then attends from the span's rows. behind: a product of what
+// attention leaves has the bits of one of the same rows elsewhere.
+constexpr int kBehind = 256;  // rows of the weight behind
+std::vector<float> attend(Backend& backend, const AttentionCase& c, DType kv_dtype, bool norms, uint64_t seed,
+                          const LinearWeight* behind = nullptr) {
   const AttentionShape& shape = c.shape;
   const int n_seqs = static_cast<int>(c.spans.size()), row_width = (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim;
   int longest = 0;
@@ -68,10 +71,19 @@ std::vector<float> attend(Backend& backend, const AttentionCase& c, DType kv_dty
     backend.qk_norm_rope_store(batch, shape, device_qkv.get(), norms ? q_norm.get() : nullptr, norms ? k_norm.get() : nullptr,
                                1e-6f, cos.get(), sin.get(), kv, query.get());
     if (!step) continue;
+    const int width = shape.n_heads * shape.head_dim;
+    const OnDevice<float> product(backend, std::vector<float>(behind ? n_tokens * kBehind : 1, kPoison));
+    if (behind) backend.linear(query.get(), *behind, n_tokens, product.get());  // tells attention what to pack for
     backend.attention(batch, shape, query.get(), kv, out.get());
     result = out.read();
     const std::vector<float> q = query.read();
     result.insert(result.end(), q.begin(), q.end());
+    if (!behind) continue;
+    backend.linear(out.get(), *behind, n_tokens, product.get());
+    const std::vector<float> found = product.read();
+    backend.copy_rows(out.get(), nullptr, width, query.get(), nullptr, width, n_tokens, width);
+    backend.linear(query.get(), *behind, n_tokens, product.get());
+    CHECK(found == product.read());
   }
   return result;
 }
@@ -113,6 +125,31 @@ TEST_CASE("cuda attention: decode, prefill and mixes, lengths around pages and s
               bound(compute, Tolerance::kBf16Attention));
       }
   });
+}
+
+TEST_CASE("cuda attention: rows that it packs for the product behind are those of the same rows elsewhere") {
+  if (!have_cuda()) return;
+  const std::unique_ptr<Backend> made = cuda(DType::bf16);
+  Backend& backend = *made;
+  for (const WeightFormat format : {WeightFormat::fp8, WeightFormat::bf16})
+    for (const AttentionShape& shape : {heads(8, 1, 128, 64), heads(16, 2, 64, 64)})
+      for (const int n_seqs : {24, 40}) {
+        CAPTURE(weight_format_name(format));
+        CAPTURE(shape.n_heads);
+        CAPTURE(n_seqs);
+        const int k = shape.n_heads * shape.head_dim;
+        const auto weight =
+            random_weight(format, kBehind, k, format == WeightFormat::fp8 ? blocks_of(k, 128) : std::vector<int64_t>{}, 0, 3)
+                .put(backend);
+        AttentionCase c{shape, {}};
+        for (int b = 0; b < n_seqs; ++b) {
+          const int position = b % 8 == 0 ? 40 * b : b;  // of some several runs
+          c.spans.push_back({position, position + 1});
+        }
+        attend(backend, c, backend.info().kv_dtype, true, 7, weight.get());
+        c.spans[0] = {5, 8};  // a chain of drafts
+        attend(backend, c, backend.info().kv_dtype, true, 7, weight.get());
+      }
 }
 
 TEST_CASE("cuda attention: a row's bits do not depend on the rest of the batch") {

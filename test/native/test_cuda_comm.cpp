@@ -71,6 +71,8 @@ std::vector<float> read(Backend& backend, const DeviceBuffer& buffer) {
 
 namespace {
 
+bool have_hoppers() { return create_backend("cuda", {})->info().kernels == "sm_90"; }
+
 // One call of reduce_add_rms_norm, what it must give, and what each rank got.
 struct Sum {
   int width, n_tokens, n_slots;
@@ -106,14 +108,19 @@ struct Sum {
   }
 
   void check() const {
+    // kernels/cuda/comm_many.cu, where all GPUs are Hoppers
+    const bool travels_in_bf16 = addends.size() == 2 && n_tokens >= 48 && width % 128 == 0 && width <= 4096 && have_hoppers();
     double difference = 0, norm = 0, out_difference = 0, out_norm = 0;
     std::vector<double> expected(width);
     for (int t = 0; t < n_tokens; ++t) {
       double square = 0;
       for (int i = 0; i < width; ++i) {
         expected[i] = start[static_cast<size_t>(t) * width + i];
-        for (const std::vector<float>& addend : addends)
-          for (int s = 0; s < n_slots; ++s) expected[i] += addend[(static_cast<size_t>(t) * n_slots + s) * width + i];
+        for (const std::vector<float>& addend : addends) {
+          float part = 0.0f;
+          for (int s = 0; s < n_slots; ++s) part += addend[(static_cast<size_t>(t) * n_slots + s) * width + i];
+          expected[i] += travels_in_bf16 ? bf16_to_f32(f32_to_bf16(part)) : part;
+        }
         square += expected[i] * expected[i];
       }
       const double inverse = 1.0 / std::sqrt(square / width + 1e-6);
@@ -154,6 +161,46 @@ TEST_CASE("cuda worlds: sums over ranks and norms are the reference's, with the 
       sum.check();
     }
   }
+}
+
+TEST_CASE("cuda worlds: the norm after a sum over ranks leaves products what they would make of it themselves") {
+  if (worlds().empty()) return;
+  constexpr int kWidth = 4096;
+  for (const WeightFormat format : {WeightFormat::fp8, WeightFormat::bf16})
+    for (const int n_tokens : {3, 8, 24, 47, 48, 128, 600}) {
+      CAPTURE(n_tokens);
+      CAPTURE(weight_format_name(format));
+      struct Found {
+        std::vector<float> out, first, second;
+      };
+      std::vector<Found> found(2);
+      check_no_error(on_ranks(2, [&](int rank, Backend& backend, Comm& comm) {
+        const auto weight = random_weight(format, 256, kWidth,
+                                          format == WeightFormat::fp8 ? blocks_of(kWidth, 128) : std::vector<int64_t>{}, 0, 3)
+                                .put(backend);
+        const size_t n = static_cast<size_t>(n_tokens) * kWidth;
+        const DeviceBuffer scale = put(backend, gaussian(kWidth, 4)), residual = put(backend, gaussian(n, 5)),
+                           addend = put(backend, gaussian(n, 6 + rank)), out = backend.alloc(n * 4, "out"),
+                           copy = backend.alloc(n * 4, "copy"), y = backend.alloc(n_tokens * 256 * 4, "y");
+        backend.copy_rows(residual.as<float>(), nullptr, kWidth, copy.as<float>(), nullptr, kWidth, n_tokens, kWidth);
+        backend.linear(copy.as<float>(), *weight, n_tokens, y.as<float>());  // tells the norm what to pack for
+        backend.reduce_add_rms_norm(residual.as<float>(), addend.as<float>(), 1, &comm, scale.as<float>(), 1e-6f, n_tokens,
+                                    kWidth, out.as<float>());
+        backend.linear(out.as<float>(), *weight, n_tokens, y.as<float>());
+        found[rank].first = read(backend, y);
+        backend.copy_rows(out.as<float>(), nullptr, kWidth, copy.as<float>(), nullptr, kWidth, n_tokens, kWidth);
+        backend.linear(copy.as<float>(), *weight, n_tokens, y.as<float>());
+        found[rank].second = read(backend, y);
+        found[rank].out = read(backend, out);
+      }));
+      for (const Found& rank : found) {
+        REQUIRE(!rank.first.empty());
+        CHECK(std::isfinite(rank.first[0]));
+        CHECK(rank.first == rank.second);
+        CHECK(rank.out == found[0].out);
+        CHECK(rank.first == found[0].first);
+      }
+    }
 }
 
 TEST_CASE("cuda worlds: logits are gathered from parts of any width, and from more rows than before") {

@@ -24,6 +24,7 @@ Facts hopper() {
   facts.n_sms = 132;
   facts.shared_bytes = 228 << 10;
   facts.has_early = facts.has_held = facts.has_stream = facts.has_tensor = facts.has_few_experts = true;
+  facts.has_rank_rows = true;
   return facts;
 }
 
@@ -245,6 +246,51 @@ TEST_CASE("kernel choice: the full model in FP8 by rows") {
   CHECK(choose_adding_linear(facts, weight(4096, 4096, WeightFormat::fp8), 4).kernel == Kernel::adding_linear);
   CHECK(choose_few_experts(facts, shapes, true, gate, router, 1, 0).kernel == Kernel::few_experts);
   CHECK_FALSE(choose_few_experts(facts, shapes, true, gate, router, 2, 0).is_fallback());
+}
+
+// What two and four ranks have of the full model, experts in parts and whole.
+TEST_CASE("kernel choice: a layer of one row between ranks, and the sums over them") {
+  const RouterShape router{256, 8, 8, 4, true, 2.5f};
+  const WeightShape gate = weight(256, 4096, WeightFormat::bf16);
+  for (const WeightFormat format : {WeightFormat::fp8, WeightFormat::bf16})
+    for (const int world : {2, 4}) {
+      CAPTURE(weight_format_name(format));
+      CAPTURE(world);
+      ExpertShapes experts;
+      experts.n_active = 8;
+      experts.has_shared = true;
+      experts.shared_gate_up = weight(2048 / world, 4096, format, true);
+      experts.shared_down = weight(4096, 1024 / world, format);
+      experts.gate_up = experts.shared_gate_up, experts.down = experts.shared_down;
+      const auto qkv = weight(5120 / world, 4096, format), out = weight(4096, 4096 / world, format);
+      CHECK(choose_rank_linear(hopper(), qkv, true).kernel == Kernel::rank_linear);
+      CHECK(choose_rank_linear(hopper(), out, false).kernel == Kernel::rank_linear);
+      CHECK(choose_rank_experts(hopper(), experts, gate, router).kernel == Kernel::rank_experts);
+      CHECK(choose_rank_linear(ampere(), qkv, true).refusal.reason == Reason::no_hopper);
+      CHECK(choose_rank_experts(ampere(), experts, gate, router).refusal.reason == Reason::no_hopper);
+      experts.gate_up = weight(2048, 4096, format, true), experts.down = weight(4096, 1024, format);
+      CHECK((choose_rank_experts(hopper(), experts, gate, router).kernel == Kernel::rank_experts) ==
+            (format == WeightFormat::fp8));
+      experts.down = weight(4096, 1024, WeightFormat::int4);
+      CHECK(choose_rank_experts(hopper(), experts, gate, router).is_fallback());
+    }
+  CHECK(choose_rank_linear(hopper(), weight(2560, 2048, WeightFormat::fp8), true).refusal.wanted == 4096);
+  CHECK(choose_rank_linear(hopper(), weight(4096, 512, WeightFormat::fp8), false).refusal.found == 512);
+
+  const auto sum = [](const Facts& facts, RankFacts::Way way, int world, bool all_hopper, int n_rows, int width) {
+    return choose_sum(facts, {way, world, all_hopper}, n_rows, width);
+  };
+  constexpr auto peers = RankFacts::Way::peer_memory;
+  CHECK(sum(hopper(), peers, 2, true, 23, 4096).kernel == Kernel::one_shot_reduce);
+  CHECK(sum(hopper(), peers, 2, true, 24, 4096).kernel == Kernel::many_reduce);
+  CHECK(sum(hopper(), peers, 2, false, 24, 4096).is_fallback());
+  CHECK(sum(hopper(), peers, 2, true, 24, 8192).refusal.found == 8192);
+  CHECK(sum(hopper(), peers, 4, true, 16, 4096).kernel == Kernel::one_shot_reduce);
+  CHECK(sum(hopper(), peers, 4, true, 17, 4096).kernel == Kernel::two_shot_reduce);
+  CHECK_FALSE(sum(hopper(), peers, 4, true, 17, 4096).is_fallback());
+  CHECK(sum(ampere(), peers, 2, false, 33, 4096).kernel == Kernel::two_shot_reduce);
+  CHECK(sum(hopper(), RankFacts::Way::nccl, 2, true, 128, 4096).kernel == Kernel::nccl);
+  CHECK(sum(hopper(), RankFacts::Way::host, 2, true, 128, 4096).kernel == Kernel::host_sum);
 }
 
 TEST_CASE("kernel choice: reasons of fallbacks") {

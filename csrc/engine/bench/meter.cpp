@@ -79,20 +79,26 @@ Json& Meter::add(Json facts, const Samples& samples, const Cost& cost, double n)
 }
 
 void Meter::say_kernels(Json& row, const std::function<void()>& work, double n) {
-  for (const BenchDevice::KernelUse& use : model_.device->kernels_of(work)) {
+  add_kernels(row, *model_.backend, *model_.device, work, n, [this](const std::string& line) {
+    if (said_.insert(line).second) say("  " + line);
+  });
+}
+
+void add_kernels(Json& row, const Backend& backend, BenchDevice& device, const std::function<void()>& work, double n,
+                 const OnLine& on_fallback) {
+  for (const BenchDevice::KernelUse& use : device.kernels_of(work)) {
     row["kernels"].push_back({{"name", use.name}, {"launches", use.launches / n}, {"milliseconds", use.ms / n}});
-    if (use.name.find("exact") != std::string::npos && model_.backend->info().compute != DType::f32) row["slowPath"] = true;
+    if (use.name.find("exact") != std::string::npos && backend.info().compute != DType::f32) row["slowPath"] = true;
   }
   std::vector<BenchDevice::Choice> known;  // once each: layers are alike
-  for (const BenchDevice::Choice& choice : model_.device->choices_of(work)) {
+  for (const BenchDevice::Choice& choice : device.choices_of(work)) {
     if (std::find(known.begin(), known.end(), choice) != known.end()) continue;
     known.push_back(choice);
     Json said = {{"op", choice.op}, {"rows", choice.rows}, {"kernel", choice.kernel}};
     if (!choice.fallback.empty()) {
       said["fallback"] = choice.fallback;
-      const std::string line =
-          "fallback: " + choice.op + ", " + std::to_string(choice.rows) + " rows, by " + choice.kernel + ", " + choice.fallback;
-      if (said_.insert(line).second) say("  " + line);
+      on_fallback("fallback: " + choice.op + ", " + std::to_string(choice.rows) + " rows, by " + choice.kernel + ", " +
+                  choice.fallback);
     }
     row["choices"].push_back(said);
   }

@@ -18,6 +18,11 @@ using Json = nlohmann::ordered_json;
 
 double median(std::vector<double> values);
 
+// The kernels of the row's work, which does n times what the row is about, and what was chosen for its ops: a shape that falls
+// back to a slow kernel is told to on_fallback.
+void add_kernels(Json& row, const Backend& backend, BenchDevice& device, const std::function<void()>& work, double n,
+                 const OnLine& on_fallback);
+
 // Times of one row and the ceilings sampled beside them.
 struct Samples {
   std::vector<double> ms, read_gbps, matrix_gflops;
@@ -35,8 +40,7 @@ class Meter {
 
   // Appends a row. `facts` come first; n is how often the timed work does what the row is about.
   Json& add(Json facts, const Samples& samples, const Cost& cost, double n = 1);
-  // The kernels of the row's work, which does n times what the row is about, and what was chosen for its ops: a shape that
-  // falls back to a slow kernel is told here.
+  // add_kernels, each fallback told once.
   void say_kernels(Json& row, const std::function<void()>& work, double n = 1);
 
   void check_cancelled() const;

@@ -114,11 +114,12 @@ class Rank {
     step.graph().forward(step.last(), &trace);
     double touched = 0;
     const double bytes = sum(bytes_of_step(trace, batch, context, touched));
-    const Measured whole = time([&] {
+    const auto work = [&] {
       step.graph().forward(step.last());
       step.head();
       if (model_.rank == 0) step.sample();
-    });
+    };
+    const Measured whole = time(work);
     const double read_gbps = sum(whole.read_gbps);
     read_gbps_ = read_gbps / model_.world;
     Json row = facts("whole", batch, context);
@@ -129,6 +130,9 @@ class Rank {
     if (touched > 0) row["distinctExperts"] = touched;
     if (read_gbps > 0) row["readGbps"] = read_gbps;
     bound(row, read_gbps > 0 ? bytes / read_gbps / 1e6 : 0, "read bandwidth of all ranks");
+    add_kernels(row, *model_.backend, *model_.device, work, 1, [&](const std::string& line) {
+      if (model_.rank == 0 && said_.insert(line).second) on_line_("  " + line);
+    });
     rows_.push_back(row);
 
     const ModelConfig& c = model_.config;
@@ -141,7 +145,7 @@ class Rank {
             model_.weights.final_norm.as<float>(), c.rms_eps, batch, width, ws.normed.as<float>());
     });
     add_collective("sums over ranks, with residual and norm", sums, batch, context, n_sums,
-                   2.0 * (model_.world - 1) / model_.world * batch * width * sizeof(float));
+                   2.0 * (model_.world - 1) / model_.world * batch * width * model_.device->sum_bytes(batch, width));
     const Measured gather = time([&] { step.head(); });
     add_collective("head, with the gather of its logits", gather, batch, context, 0, 0);
   }
@@ -178,6 +182,7 @@ class Rank {
   uint64_t next_key_ = uint64_t{1} << 62;
   double read_gbps_ = 0;  // of one rank
   std::vector<Json> rows_;
+  std::set<std::string> said_;  // fallbacks
 };
 
 }  // namespace

@@ -48,7 +48,7 @@ Graph::Graph(const ModelConfig& config, const ModelWeights& weights, const HeadS
     : config_(config),
       weights_(weights),
       backend_(backend),
-      at_once_(comm ? nullptr : dynamic_cast<DecodeLayers*>(&backend)),
+      at_once_(dynamic_cast<DecodeLayers*>(&backend)),
       comm_(comm),
       kv_(kv),
       ws_(workspace) {
@@ -159,8 +159,9 @@ void Graph::decoder_layer(const LayerWeights& layer, const KvView& kv, const Bat
 // The same by a backend that has kernels for a few rows of a whole layer; false when it has none for these.
 bool Graph::decoder_layer_at_once(int64_t index, const BatchView& batch) {
   const LayerWeights& layer = weights_.layers[index];
-  if (!at_once_ || layer.dense || !layer.qkv) return false;
-  return at_once_->decode_layer({.batch = batch,
+  if (!at_once_ || layer.dense) return false;
+  return at_once_->decode_layer({.comm = comm_,
+                                 .batch = batch,
                                  .attention = attention_shape_,
                                  .router = router_shape_,
                                  .width = static_cast<int>(config_.hidden_size),
