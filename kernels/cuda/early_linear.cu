@@ -39,6 +39,8 @@ struct EarlyArgs {
   int n_tokens;
   const float* norm_weight = nullptr;
   float eps = 0.0f;
+  int early = 0;  // where the next kernel may start: 0 at once, 1 with x here, 2 after the product
+  AheadBytes ahead;
 };
 
 // What stands around the product: nothing, a norm of its one row ahead of it, or a sum with what `out` holds behind it.
@@ -102,7 +104,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
   extern __shared__ __align__(128) char shared[];
   __shared__ uint64_t arrived[kWarps][2];
   __shared__ float scale[kWarps][kSliceGroups][16];
-  let_next_start();
+  if (args.early == 0) let_next_start();
   const WeightView& w = args.w;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4, tile = blockIdx.x;
   char* own = shared + warp * warp_bytes(args.n_tokens);
@@ -117,6 +119,12 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
     bulk_copy(own, source, kFirst, &arrived[warp][0]);
     barrier_expect(&arrived[warp][1], kSliceBytes - kFirst);
     bulk_copy(own + kFirst, source + kFirst, kSliceBytes - kFirst, &arrived[warp][1]);
+    if (kAround == Around::sum_after && args.ahead.n > 0) {  // each warp its share, 16 KB at a time
+      constexpr size_t kPiece = 16384;
+      for (size_t at = (static_cast<size_t>(tile) * kWarps + warp) * kPiece; at < args.ahead.n;
+           at += gridDim.x * kWarps * kPiece)
+        prefetch_bulk(static_cast<const char*>(args.ahead.from) + at, static_cast<int>(min(kPiece, args.ahead.n - at)));
+    }
   }
   // Of rows g and g + 8; the lanes of a row share out its groups.
   for (const int row : {g, g + 8}) {
@@ -159,6 +167,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
   }
   wait_for_copies();
   __syncwarp();
+  if (args.early == 1) let_next_start();
   const __nv_bfloat16* from = x + g * kRowElements + q * S::kLaneK;
   const auto load = [&](int group, int chunk, uint32_t(&b)[S::kLaneK / 2]) {
     if (g < args.n_tokens)
@@ -187,6 +196,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
 #pragma unroll
     for (int e = 0; e < 4; ++e) sum[e] += unscaled[e] * scale[warp][i][g + e / 2 * 8];
   }
+  if (args.early == 2) let_next_start();
   __syncwarp();  // the weights have been read: the sums take their place
 #pragma unroll
   for (int e = 0; e < 4; ++e) reinterpret_cast<float*>(own)[e * 32 + lane] = sum[e];
@@ -250,15 +260,16 @@ bool launch_early_linear(const Queue& queue, const GemmArgs& gemm, bool x_is_flo
 }
 
 bool launch_normed_linear(const Queue& queue, const WeightView& weight, const float* residual, const float* norm_weight,
-                          float eps, float* y) {
+                          float eps, float* y, int early) {
   if (!takes(queue, weight, 1)) return false;
-  launch_kernel<float, Around::norm_before>(queue, {weight, residual, nullptr, y, 1, norm_weight, eps});
+  launch_kernel<float, Around::norm_before>(queue, {weight, residual, nullptr, y, 1, norm_weight, eps, early, {}});
   return true;
 }
 
-bool launch_adding_linear(const Queue& queue, const WeightView& weight, const float* x, int n_tokens, float* residual) {
+bool launch_adding_linear(const Queue& queue, const WeightView& weight, const float* x, int n_tokens, float* residual,
+                          AheadBytes ahead, int early) {
   if (!takes(queue, weight, n_tokens)) return false;
-  launch_kernel<float, Around::sum_after>(queue, {weight, x, nullptr, residual, n_tokens});
+  launch_kernel<float, Around::sum_after>(queue, {weight, x, nullptr, residual, n_tokens, nullptr, 0.0f, early, ahead});
   return true;
 }
 

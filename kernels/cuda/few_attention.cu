@@ -51,12 +51,19 @@ __device__ inline float of_block(const float& address, int rank) {
   return v;
 }
 
-__global__ void __launch_bounds__(kWarps * 32, 3) few_attention_kernel(const __grid_constant__ AttentionArgs args) {
+// kShare warps have the same keys and a share of the dims of their values each.
+template <int kShare>
+__global__ void __launch_bounds__(kWarps* kShare * 32, kShare == 1 ? 3 : 1)
+    few_attention_kernel(const __grid_constant__ AttentionArgs args) {
   constexpr int kSteps = kHeadDim / 32;                              // of 32 dims along a key
   constexpr int kLaneDims = kHeadDim / 8, kVectors = kLaneDims / 8;  // of a value, that a lane has: 64 v + 8 g ..+7
   extern __shared__ __align__(16) std::byte raw[];
   AttentionShared& shared = *reinterpret_cast<AttentionShared*>(raw);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  constexpr int kAllWarps = kWarps * kShare, kOwnDims = kLaneDims / kShare;
+  const int block_warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
+  const int warp = block_warp % kWarps,
+            first_dim = kShare == 1 ? 0 : block_warp / kWarps * kOwnDims;  // of its kLaneDims a lane's own
+  if (args.from.early == 1) let_next_start();
   const int split = blockIdx.x, kv_head = blockIdx.y, t = blockIdx.z;
   const AttentionShape& shape = args.shape;
   const int n_group = shape.n_heads / shape.n_kv_heads, n_kv = shape.n_kv_heads;
@@ -69,11 +76,11 @@ __global__ void __launch_bounds__(kWarps * 32, 3) few_attention_kernel(const __g
   const int n_keys = min(kPageTokens, length - split * kPageTokens);
   const bool stores = split == n_splits - 1;
   const int64_t page_at = (static_cast<int64_t>(page) * n_kv + kv_head) * kPageTokens * kHeadDim;
-  copy_page(args, page_at, stores ? n_keys - 1 : n_keys, n_keys, shared);
-  shared.constants.load(args.from, length - 1, shape.rotary_dim / 2);
+  copy_page<kAllWarps>(args, page_at, stores ? n_keys - 1 : n_keys, n_keys, shared);
+  shared.constants.template load<kAllWarps>(args.from, length - 1, shape.rotary_dim / 2);
   __syncthreads();
   wait_for_previous();
-  make_heads(args, t, kv_head, stores, page_at + (n_keys - 1) * kHeadDim, n_keys - 1, shared);
+  make_heads<kAllWarps>(args, t, kv_head, stores, page_at + (n_keys - 1) * kHeadDim, n_keys - 1, shared);
   wait_for_copies();
   __syncthreads();
 
@@ -91,7 +98,7 @@ __global__ void __launch_bounds__(kWarps * 32, 3) few_attention_kernel(const __g
       query[s][2] = pack_bf16(b.x * scale, b.y * scale);
       query[s][3] = pack_bf16(b.z * scale, b.w * scale);
     }
-  float sum[kLaneDims][4] = {}, top = -INFINITY, total = 0.0f;
+  float sum[kOwnDims][4] = {}, top = -INFINITY, total = 0.0f;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     const int base = (i * kWarps + warp) * kTileKeys;
@@ -124,21 +131,38 @@ __global__ void __launch_bounds__(kWarps * 32, 3) few_attention_kernel(const __g
 #pragma unroll
       for (int e = 0; e < 2; ++e) total += score[j][e] = exp2f(score[j][e] - best);
 #pragma unroll
-    for (int d = 0; d < kLaneDims; ++d) sum[d][0] *= keep, sum[d][1] *= keep;
+    for (int d = 0; d < kOwnDims; ++d) sum[d][0] *= keep, sum[d][1] *= keep;
     const uint32_t p0 = pack_bf16(score[0][0], score[0][1]), p2 = pack_bf16(score[1][0], score[1][1]);
+    if constexpr (kShare == 1) {
 #pragma unroll
-    for (int v = 0; v < kVectors; ++v) {
-      uint4 value[4];
+      for (int v = 0; v < kVectors; ++v) {
+        uint4 value[4];
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const int r = base + 8 * (e / 2) + 2 * q + e % 2;
+          value[e] = shared.values[r][value_place(r, 8 * v + g)];
+        }
+#pragma unroll
+        for (int d = 0; d < 8; ++d) {  // column n of product 8 v + d is dim 64 v + 8 n + d
+          const auto word = [&](int e) { return d < 2 ? value[e].x : d < 4 ? value[e].y : d < 6 ? value[e].z : value[e].w; };
+          const unsigned pick = d % 2 ? 0x7632 : 0x5410;
+          mma_bf16(sum[8 * v + d], p0, 0, p2, 0, __byte_perm(word(0), word(1), pick), __byte_perm(word(2), word(3), pick));
+        }
+      }
+    } else {  // half a vector of values: the same with d from 0 or 4
+      static_assert(kShare == 1 || kOwnDims == 4);
+      const int v = first_dim / 8, half = first_dim / 4 % 2;
+      uint2 value[4];
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int r = base + 8 * (e / 2) + 2 * q + e % 2;
-        value[e] = shared.values[r][value_place(r, 8 * v + g)];
+        value[e] = reinterpret_cast<const uint2*>(&shared.values[r][value_place(r, 8 * v + g)])[half];
       }
 #pragma unroll
-      for (int d = 0; d < 8; ++d) {  // column n of product 8 v + d is dim 64 v + 8 n + d
-        const auto word = [&](int e) { return d < 2 ? value[e].x : d < 4 ? value[e].y : d < 6 ? value[e].z : value[e].w; };
+      for (int d = 0; d < kOwnDims; ++d) {
+        const auto word = [&](int e) { return d < 2 ? value[e].x : value[e].y; };
         const unsigned pick = d % 2 ? 0x7632 : 0x5410;
-        mma_bf16(sum[8 * v + d], p0, 0, p2, 0, __byte_perm(word(0), word(1), pick), __byte_perm(word(2), word(3), pick));
+        mma_bf16(sum[d], p0, 0, p2, 0, __byte_perm(word(0), word(1), pick), __byte_perm(word(2), word(3), pick));
       }
     }
   }
@@ -148,11 +172,14 @@ __global__ void __launch_bounds__(kWarps * 32, 3) few_attention_kernel(const __g
   total += __shfl_xor_sync(kAllLanes, total, 2);
   __syncthreads();  // the keys have been read
   if (g < n_group) {
-    if (q == 0) shared.highest[warp][g] = top, shared.totals[warp][g] = total;
+    if (q == 0 && first_dim == 0) shared.highest[warp][g] = top, shared.totals[warp][g] = total;
 #pragma unroll
-    for (int d = 0; d < kLaneDims; ++d)
+    for (int i = 0; i < kOwnDims; ++i)
 #pragma unroll
-      for (int e = 0; e < 2; ++e) shared.sums[warp][g][d / 8 * 64 + 8 * (2 * q + e) + d % 8] = sum[d][e];
+      for (int e = 0; e < 2; ++e) {
+        const int d = first_dim + i;
+        shared.sums[warp][g][d / 8 * 64 + 8 * (2 * q + e) + d % 8] = sum[i][e];
+      }
   }
   __syncthreads();
   if (threadIdx.x < n_group) {  // one thread per head: what each warp's sums weigh
@@ -170,7 +197,7 @@ __global__ void __launch_bounds__(kWarps * 32, 3) few_attention_kernel(const __g
   __syncthreads();
   const bool by_cluster = n_splits > 1 && n_splits <= kCluster;
   const int64_t row_heads = static_cast<int64_t>(t) * shape.n_heads + kv_head * n_group;
-  for (int index = threadIdx.x; index < n_group * kHeadDim / 4; index += kWarps * 32) {
+  for (int index = threadIdx.x; index < n_group * kHeadDim / 4; index += kAllWarps * 32) {
     const int head = index / (kHeadDim / 4), d = index % (kHeadDim / 4) * 4;
     float4 value = {0.0f, 0.0f, 0.0f, 0.0f};
 #pragma unroll
@@ -190,7 +217,7 @@ __global__ void __launch_bounds__(kWarps * 32, 3) few_attention_kernel(const __g
   if (n_splits == 1) return;
   if (by_cluster) {  // a head to a warp of one of the blocks
     cluster_sync();
-    const int head = split + n_splits * warp, d = lane * 4;
+    const int head = split + n_splits * block_warp, d = lane * 4;
     if (head < n_group) {
       const float split_top = lane < n_splits ? of_block(shared.split_tops[head][0], lane) : -INFINITY;
       const float split_total = lane < n_splits ? of_block(shared.split_totals[head][0], lane) : 0.0f;
@@ -225,7 +252,7 @@ __global__ void __launch_bounds__(kWarps * 32, 3) few_attention_kernel(const __g
   if (!shared.last) return;
   __threadfence();
   const float* all_splits = args.partial + row_heads * args.n_splits_max * kPartialWidth;
-  for (int index = threadIdx.x; index < n_group * n_splits; index += kWarps * 32) {
+  for (int index = threadIdx.x; index < n_group * n_splits; index += kAllWarps * 32) {
     const int head = index / n_splits, s = index % n_splits;
     const float2 state =
         __ldcg(reinterpret_cast<const float2*>(all_splits + (head * args.n_splits_max + s) * kPartialWidth + kHeadDim));
@@ -233,7 +260,7 @@ __global__ void __launch_bounds__(kWarps * 32, 3) few_attention_kernel(const __g
     shared.split_totals[head][s] = state.y;
   }
   __syncthreads();
-  for (int head = warp; head < n_group; head += kWarps) {
+  for (int head = block_warp; head < n_group; head += kAllWarps) {
     float best = -INFINITY, all = 0.0f;
     for (int s = lane; s < n_splits; s += 32) best = fmaxf(best, shared.split_tops[head][s]);
     for (int step = 16; step > 0; step /= 2) best = fmaxf(best, __shfl_xor_sync(kAllLanes, best, step));
@@ -246,7 +273,7 @@ __global__ void __launch_bounds__(kWarps * 32, 3) few_attention_kernel(const __g
     if (lane == 0) shared.totals[0][head] = all;
   }
   __syncthreads();
-  for (int index = threadIdx.x; index < n_group * kHeadDim / 4; index += kWarps * 32) {
+  for (int index = threadIdx.x; index < n_group * kHeadDim / 4; index += kAllWarps * 32) {
     const int head = index / (kHeadDim / 4), d = index % (kHeadDim / 4) * 4;
     const float* partial = all_splits + head * args.n_splits_max * kPartialWidth + d;
     float4 value = {0.0f, 0.0f, 0.0f, 0.0f};
@@ -265,7 +292,7 @@ bool takes_few_attention(const Queue& queue, const BatchView& batch, const Atten
 }
 
 void launch_few_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, const FewAttention& from,
-                          const KvView& kv, const SplitScratch& scratch, float* out) {
+                          const KvView& kv, const SplitScratch& scratch, float* out, int variant) {
   const int n_splits = max_splits(batch.max_pages);
   const AttentionArgs args{batch,
                            shape,
@@ -276,7 +303,8 @@ void launch_few_attention(const Queue& queue, const BatchView& batch, const Atte
                            scratch.partial,
                            scratch.arrivals,
                            out};
-  CUDA_CHECK(cudaFuncSetAttribute(few_attention_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(AttentionShared)));
+  const auto kernel = variant == 1 ? few_attention_kernel<4> : few_attention_kernel<1>;
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(AttentionShared)));
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[0].val.programmaticStreamSerializationAllowed = 1;
@@ -285,12 +313,12 @@ void launch_few_attention(const Queue& queue, const BatchView& batch, const Atte
   attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(divide_up(n_splits, kCluster) * kCluster, shape.n_kv_heads, batch.n_tokens);
-  config.blockDim = kWarps * 32;
+  config.blockDim = kWarps * 32 * (variant == 1 ? 4 : 1);
   config.dynamicSmemBytes = sizeof(AttentionShared);
   config.stream = queue.stream;
   config.attrs = attributes;
   config.numAttrs = 2;
-  CUDA_CHECK(cudaLaunchKernelEx(&config, few_attention_kernel, args));
+  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args));
 }
 
 }  // namespace sigmoe::cuda

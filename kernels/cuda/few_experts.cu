@@ -12,6 +12,7 @@
 // k is cut and added up as gemm.cu does: the bits are the same.
 #include "cuda/bulk_copy.cuh"
 #include "cuda/few_choice.cuh"
+#include "cuda/few_plan.cuh"
 #include "cuda/few_rows.h"
 #include "cuda/gemm_tile.cuh"
 
@@ -26,11 +27,11 @@ constexpr int kSlots = kActive + 1;  // the shared expert is the last
 [[maybe_unused]] constexpr int kGroupBytes = 16 * kGroup, kGroupVectors = kGroupBytes / 16;
 
 // Gate-up: D 4096 to F.
-[[maybe_unused]] constexpr int kUpWarps = 4, kTiles = 2, kUpGroups = 32, kSliceGroups = kUpGroups / kUpWarps,
-                               kWidth = kUpGroups * kGroup;
+[[maybe_unused]] constexpr int kUpWarps = 4, kUpGroups = 32, kSliceGroups = kUpGroups / kUpWarps, kWidth = kUpGroups * kGroup;
 static_assert(slices_for(kUpGroups) == kUpWarps && kUpWarps * 32 == kScoringThreads);
 
-__global__ void __launch_bounds__(kUpWarps * 32, 5) few_gate_up_kernel(const __grid_constant__ FewExperts args) {
+template <int kTiles, int kBlocks>
+__global__ void __launch_bounds__(kUpWarps * 32, kBlocks) few_gate_up_kernel(const __grid_constant__ FewExperts args) {
 #if __CUDA_ARCH__ >= 900
   __shared__ __align__(16) __nv_bfloat16 x[kWidth];
   __shared__ __align__(16) ExpertTiles table[kExperts];
@@ -52,9 +53,10 @@ __global__ void __launch_bounds__(kUpWarps * 32, 5) few_gate_up_kernel(const __g
     for (int m = 0; m < kTiles; ++m)
 #pragma unroll
       for (int c = 0; c < S::kChunks; ++c) weights[m][c] = load_once(source + m * kUpGroups * kGroupVectors + c * 32);
-    const int row = max(row_in_tile(w, first_tile + lane / 16, lane / 8 % 2 * 8), 0);
-    scale = expert.scales[static_cast<size_t>(row >> w.row_shift) * w.scale_columns +
-                          ((warp * kSliceGroups + lane % 8) * kGroup >> w.k_shift)];
+    const int row = max(row_in_tile(w, first_tile + lane / 16 % kTiles, lane / 8 % 2 * 8), 0);
+    if (lane < kTiles * 16)
+      scale = expert.scales[static_cast<size_t>(row >> w.row_shift) * w.scale_columns +
+                            ((warp * kSliceGroups + lane % 8) * kGroup >> w.k_shift)];
   };
   float bias[2];
   if (shared) {
@@ -64,25 +66,33 @@ __global__ void __launch_bounds__(kUpWarps * 32, 5) few_gate_up_kernel(const __g
     for (int e = threadIdx.x; e < kExperts; e += kUpWarps * 32) copy_16_bytes(table + e, args.gate_up_tiles + e);
   }
   wait_for_previous();
-  let_next_start();
+  if (args.variant.eu == 0) let_next_start();
   for (int i = threadIdx.x; i < kWidth / 8; i += kUpWarps * 32)
     copy_16_bytes(x + 8 * i, static_cast<const __nv_bfloat16*>(args.normed) + 8 * i);
   if (!shared) {
     score_experts(args.partial, bias, choice);
     __syncthreads();
     if (warp == static_cast<int>(blockIdx.x) % kUpWarps) {
-      const int chosen = choose_experts(choice, slot + 1);
+      const bool plans = args.plan && order == 1 && first_tile == 0;
+      const int chosen = choose_experts(choice, plans ? kActive : slot + 1);
       if (lane == slot) choice.ids[0] = chosen;
+      if (plans) write_plan(args, choice, chosen);
     }
   }
   wait_for_copies();
   __syncthreads();
   if (!shared) start(table[choice.ids[0]]);
+  if (args.variant.eu == 1) let_next_start();
+  ExpertTiles later = {args.shared_down.tiles, nullptr};
+  if (args.variant.dpf > 0 && threadIdx.x == 0 && !shared) later.tiles = args.down_tiles[choice.ids[0]].tiles;
 
   const __nv_bfloat16* own = x + warp * kSliceGroups * kGroup + q * S::kLaneK;
   float sum[kTiles][4] = {};
 #pragma unroll 1
   for (int i = 0; i < kSliceGroups; ++i) {
+    if (i == kSliceGroups - 1 && args.variant.dpf > 0 && threadIdx.x == 0)
+      prefetch_bulk(later.tiles + static_cast<size_t>(first_tile) * 2 * 8 * kGroupVectors,
+                    kTiles * 2 * 8 * kGroupBytes / 8 * args.variant.dpf);
     float unscaled[kTiles][4] = {};
 #pragma unroll
     for (int c = 0; c < S::kChunks; ++c) {
@@ -127,11 +137,13 @@ struct DownShared {
   uint64_t arrived[kSlots][3];
 };
 
+// kPlan: addresses and weights come from gate-up; else the block makes the choice itself.
+template <bool kPlan>
 __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_constant__ FewExperts args) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) std::byte raw[];
   DownShared& shared = *reinterpret_cast<DownShared*>(raw);
-  let_next_start();
+  if (args.variant.ed == 0) let_next_start();
   const int lane = threadIdx.x % 32, slot = threadIdx.x / 32, g = lane / 4, q = lane % 4, tile = blockIdx.x;
   const WeightView& w = args.down;
   std::byte* own = shared.weights[slot];
@@ -161,16 +173,22 @@ __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_c
   // The logits are there: gate-up lets this kernel start only after waiting for them itself.
   float weight = 1.0f;
   if (slot == kActive) start({args.shared_down.tiles, args.shared_down.scales});
-  if (threadIdx.x < kScoringThreads) {
-    float bias[2];
-    load_bias(args.bias, bias);
-    score_experts(args.partial, bias, shared.choice);
+  if constexpr (!kPlan) {
+    if (threadIdx.x < kScoringThreads) {
+      float bias[2];
+      load_bias(args.bias, bias);
+      score_experts(args.partial, bias, shared.choice);
+    }
+    __syncthreads();
   }
-  __syncthreads();
   if (slot < kActive) {
-    const int chosen = choose_experts(shared.choice, kActive);
-    start(args.down_tiles[__shfl_sync(kAllLanes, chosen, slot)]);
-    weight = __shfl_sync(kAllLanes, weigh_expert(shared.choice, chosen, args.normalise, args.scaling), slot);
+    if constexpr (kPlan) {
+      start(read_plan(args.plan, slot, weight));
+    } else {
+      const int chosen = choose_experts(shared.choice, kActive);
+      start(args.down_tiles[__shfl_sync(kAllLanes, chosen, slot)]);
+      weight = __shfl_sync(kAllLanes, weigh_expert(shared.choice, chosen, args.normalise, args.scaling), slot);
+    }
   }
   float before = 0.0f;  // the residual is older than the logits
   if (threadIdx.x < 16) before = __ldcg(args.residual + tile * 16 + threadIdx.x);
@@ -190,6 +208,7 @@ __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_c
     copy_groups(1, kStagedGroups, 1, &arrived[2]);
   }
   wait_for_previous();
+  if (args.variant.ed == 1) let_next_start();
 
   auto* x = reinterpret_cast<__nv_bfloat16*>(own);
   const auto* inner = static_cast<const __nv_bfloat16*>(args.inner) + slot * kInner;
@@ -242,7 +261,7 @@ bool in_blocks(const WeightView& w) { return w.format == kFormat && w.row_shift 
 bool takes_few_experts(const Queue& queue, const FewExperts& args) {
   static const bool built = [] {
     cudaFuncAttributes attributes;
-    CUDA_CHECK(cudaFuncGetAttributes(&attributes, few_down_kernel));
+    CUDA_CHECK(cudaFuncGetAttributes(&attributes, few_down_kernel<false>));
     return attributes.binaryVersion >= 90;
   }();
   const WeightView &up = args.gate_up, &down = args.down;
@@ -251,9 +270,15 @@ bool takes_few_experts(const Queue& queue, const FewExperts& args) {
 }
 
 void launch_few_experts(const Queue& queue, const FewExperts& args) {
-  launch(queue, few_gate_up_kernel, kSlots * args.gate_up.n_tiles / kTiles, kUpWarps * 32, 0, args);
-  CUDA_CHECK(cudaFuncSetAttribute(few_down_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(DownShared)));
-  launch(queue, few_down_kernel, args.down.n_tiles, kSlots * 32, sizeof(DownShared), args);
+  if (args.variant.up % 2 == 1 && takes_even_gate_up(args))
+    launch_even_gate_up(queue, args);
+  else if (args.variant.up == 2)
+    launch(queue, few_gate_up_kernel<1, 9>, kSlots * args.gate_up.n_tiles, kUpWarps * 32, 0, args);
+  else
+    launch(queue, few_gate_up_kernel<2, 5>, kSlots * args.gate_up.n_tiles / 2, kUpWarps * 32, 0, args);
+  const auto down = args.plan ? few_down_kernel<true> : few_down_kernel<false>;
+  CUDA_CHECK(cudaFuncSetAttribute(down, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(DownShared)));
+  launch(queue, down, args.down.n_tiles, kSlots * 32, sizeof(DownShared), args);
 }
 
 }  // namespace sigmoe::cuda

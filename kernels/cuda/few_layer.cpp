@@ -2,6 +2,9 @@
 //
 // One row, FP8: norm and qkv; heads and attention; attention out and its sum; norm and router; choice and gate-up; down and its
 // sum: six kernels. Several rows: attention with its heads, and attention out with its sum; the other ops as ever.
+#include <cstdlib>
+#include <string>
+
 #include "cuda/cuda_backend.h"
 #include "cuda/early_linear.h"
 #include "cuda/few_rows.h"
@@ -13,10 +16,26 @@ constexpr int kMostRows = 4;
 
 }  // namespace
 
+FewVariant few_variant() {
+  FewVariant v;
+  const char* text = std::getenv("SIGMOE_FEW");
+  if (!text) return v;
+  const std::string all = std::string(",") + text;
+  const auto read = [&](const char* name, int& value) {
+    const auto at = all.find(std::string(",") + name + "=");
+    if (at != std::string::npos) value = std::atoi(all.c_str() + at + std::string(name).size() + 2);
+  };
+  read("up", v.up), read("ring", v.ring), read("plan", v.plan), read("dpf", v.dpf), read("hint", v.hint);
+  read("spf", v.spf), read("att", v.att);
+  read("eq", v.eq), read("ea", v.ea), read("eo", v.eo), read("er", v.er), read("eu", v.eu), read("ed", v.ed);
+  return v;
+}
+
 bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
   const BatchView& batch = layer.batch;
   if (exact_ || sm_ != 90 || batch.n_tokens < 1 || batch.n_tokens > kMostRows) return false;
   const int n_tokens = batch.n_tokens;
+  const FewVariant variant = few_variant();
   const auto norm = [&](const float* weight) {
     reduce_add_rms_norm(layer.residual, n_pending ? layer.partial : nullptr, n_pending, nullptr, weight, layer.eps, n_tokens,
                         layer.width, layer.normed);
@@ -25,16 +44,17 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
 
   writes(layer.qkv_out);
   if (n_tokens > 1 || n_pending > 0 ||
-      !launch_normed_linear(queue_, view_of(*layer.qkv), layer.residual, layer.input_norm, layer.eps, layer.qkv_out)) {
+      !launch_normed_linear(queue_, view_of(*layer.qkv), layer.residual, layer.input_norm, layer.eps, layer.qkv_out,
+                            variant.eq)) {
     norm(layer.input_norm);
     linear(layer.normed, *layer.qkv, n_tokens, layer.qkv_out);
   }
 
   if (takes_few_attention(queue_, batch, layer.attention, layer.kv.dtype)) {
     writes(layer.attended);
-    const FewAttention from{layer.qkv_out, layer.q_norm, layer.k_norm, layer.rope_cos, layer.rope_sin, layer.eps};
+    const FewAttention from{layer.qkv_out, layer.q_norm, layer.k_norm, layer.rope_cos, layer.rope_sin, layer.eps, variant.ea};
     launch_few_attention(queue_, batch, layer.attention, from, layer.kv, split_scratch(batch, layer.attention, n_tokens),
-                         layer.attended);
+                         layer.attended, variant.att);
   } else {
     qk_norm_rope_store(batch, layer.attention, layer.qkv_out, layer.q_norm, layer.k_norm, layer.eps, layer.rope_cos,
                        layer.rope_sin, layer.kv, layer.query);
@@ -42,7 +62,12 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
   }
 
   writes(layer.residual);
-  if (!launch_adding_linear(queue_, view_of(*layer.attn_out), layer.attended, n_tokens, layer.residual)) {
+  AheadBytes ahead;
+  if (n_tokens == 1 && variant.spf && layer.experts.shared_gate_up) {
+    const WeightView& w = view_of(*layer.experts.shared_gate_up);
+    ahead = {w.tiles, tile_bytes(w)};
+  }
+  if (!launch_adding_linear(queue_, view_of(*layer.attn_out), layer.attended, n_tokens, layer.residual, ahead, variant.eo)) {
     linear(layer.attended, *layer.attn_out, n_tokens, layer.partial);
     n_pending = 1;
   }
@@ -63,9 +88,12 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
       float* partial = scratch<float>(partial_logits_, static_cast<size_t>(kRouterSlices) * layer.router.n_experts);
       void* normed = scratch<uint16_t>(x_, layer.width);
       few.partial = partial;
+      few.variant = variant;
+      if (variant.plan) few.plan = scratch<unsigned long long>(plan_, kPlanWords);
       few.normed = normed;
       few.inner = scratch<uint16_t>(inner_, static_cast<size_t>(layer.router.n_active + 1) * few.down.k);
-      launch_few_router(queue_, layer.residual, layer.post_attention_norm, layer.eps, gate, partial, normed);
+      launch_few_router(queue_, layer.residual, layer.post_attention_norm, layer.eps, gate, partial, normed, few.plan,
+                        variant.er);
       launch_few_experts(queue_, few);
       return true;
     }
