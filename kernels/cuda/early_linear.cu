@@ -11,6 +11,7 @@
 
 #include "cuda/bulk_copy.cuh"
 #include "cuda/early_linear.h"
+#include "cuda/few_stamps.cuh"
 #include "cuda/gemm_tile.cuh"
 
 namespace sigmoe::cuda {
@@ -41,6 +42,7 @@ struct EarlyArgs {
   float eps = 0.0f;
   int early = 0;  // where the next kernel may start: 0 at once, 1 with x here, 2 after the product
   AheadBytes ahead;
+  unsigned long long* stamps = nullptr;
 };
 
 // What stands around the product: nothing, a norm of its one row ahead of it, or a sum with what `out` holds behind it.
@@ -104,6 +106,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
   extern __shared__ __align__(128) char shared[];
   __shared__ uint64_t arrived[kWarps][2];
   __shared__ float scale[kWarps][kSliceGroups][16];
+  FewStamps stamps(args.stamps, kAround == Around::sum_after ? StampOf::out : StampOf::qkv);
   if (args.early == 0) let_next_start();
   const WeightView& w = args.w;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4, tile = blockIdx.x;
@@ -145,6 +148,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
   [[maybe_unused]] NormOfSlice norm;
   if constexpr (kAround == Around::norm_before) load_weight(norm, args.norm_weight + warp * kSliceK);
   wait_for_previous();
+  stamps.waited();
 
   // Sums of token t and rows n and n + 8 are added up and written by this thread, if by any.
   const int column = warp, t_out = 2 * q + column, n = tile * 16 + g;
@@ -212,6 +216,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
   if (kAround == Around::sum_after) low = before[0] + low, high = before[1] + high;
   if (n < w.n) out[n] = low;
   if (n + 8 < w.n) out[n + 8] = high;
+  stamps.done();
 #endif
 }
 
@@ -260,16 +265,16 @@ bool launch_early_linear(const Queue& queue, const GemmArgs& gemm, bool x_is_flo
 }
 
 bool launch_normed_linear(const Queue& queue, const WeightView& weight, const float* residual, const float* norm_weight,
-                          float eps, float* y, int early) {
+                          float eps, float* y, int early, unsigned long long* stamps) {
   if (!takes(queue, weight, 1)) return false;
-  launch_kernel<float, Around::norm_before>(queue, {weight, residual, nullptr, y, 1, norm_weight, eps, early, {}});
+  launch_kernel<float, Around::norm_before>(queue, {weight, residual, nullptr, y, 1, norm_weight, eps, early, {}, stamps});
   return true;
 }
 
 bool launch_adding_linear(const Queue& queue, const WeightView& weight, const float* x, int n_tokens, float* residual,
-                          AheadBytes ahead, int early) {
+                          AheadBytes ahead, int early, unsigned long long* stamps) {
   if (!takes(queue, weight, n_tokens)) return false;
-  launch_kernel<float, Around::sum_after>(queue, {weight, x, nullptr, residual, n_tokens, nullptr, 0.0f, early, ahead});
+  launch_kernel<float, Around::sum_after>(queue, {weight, x, nullptr, residual, n_tokens, nullptr, 0.0f, early, ahead, stamps});
   return true;
 }
 

@@ -12,6 +12,7 @@
 #include "cuda/few_choice.cuh"
 #include "cuda/few_plan.cuh"
 #include "cuda/few_rows.h"
+#include "cuda/few_stamps.cuh"
 #include "cuda/gemm_tile.cuh"
 
 namespace sigmoe::cuda {
@@ -93,6 +94,7 @@ __global__ void __launch_bounds__(kHeld ? kThreads : 576, kHeld ? 1 : 2)
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) std::byte raw[];
   UpShared& shared = *reinterpret_cast<UpShared*>(raw);
+  FewStamps stamps(args.variant.stamps, StampOf::gate_up);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
   const WeightView& w = args.gate_up;  // the shared expert's shape too
   const Share share(w.n_tiles, blockIdx.x, gridDim.x);
@@ -130,6 +132,7 @@ __global__ void __launch_bounds__(kHeld ? kThreads : 576, kHeld ? 1 : 2)
   if (threadIdx.x < kScoringThreads) load_bias(args.bias, bias);
   if (threadIdx.x < kExperts) copy_16_bytes(shared.table + threadIdx.x, args.gate_up_tiles + threadIdx.x);
   wait_for_previous();
+  stamps.waited();
   if (args.variant.eu == 0) let_next_start();
 
   // The choice; activations meanwhile: of this warp's two groups, 16 bytes to a lane of the first row of lanes.
@@ -236,6 +239,10 @@ __global__ void __launch_bounds__(kHeld ? kThreads : 576, kHeld ? 1 : 2)
     if (i > 0 && warp == i - 1) finish(i - 1);  // a tile late: the others are done with it
   }
   if (warp == share.n - 1) finish(share.n - 1);
+  if (args.variant.stamps) {
+    __syncthreads();
+    stamps.done();
+  }
 #endif
 }
 

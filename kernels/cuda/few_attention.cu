@@ -9,6 +9,7 @@
 #include <cmath>
 
 #include "cuda/few_heads.cuh"
+#include "cuda/few_stamps.cuh"
 
 namespace sigmoe::cuda {
 namespace {
@@ -63,6 +64,7 @@ __global__ void __launch_bounds__(kWarps* kShare * 32, kShare == 1 ? 3 : 1)
   const int block_warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   const int warp = block_warp % kWarps,
             first_dim = kShare == 1 ? 0 : block_warp / kWarps * kOwnDims;  // of its kLaneDims a lane's own
+  FewStamps stamps(args.from.stamps, StampOf::attention);
   if (args.from.early == 1) let_next_start();
   const int split = blockIdx.x, kv_head = blockIdx.y, t = blockIdx.z;
   const AttentionShape& shape = args.shape;
@@ -80,6 +82,7 @@ __global__ void __launch_bounds__(kWarps* kShare * 32, kShare == 1 ? 3 : 1)
   shared.constants.template load<kAllWarps>(args.from, length - 1, shape.rotary_dim / 2);
   __syncthreads();
   wait_for_previous();
+  stamps.waited();
   make_heads<kAllWarps>(args, t, kv_head, stores, page_at + (n_keys - 1) * kHeadDim, n_keys - 1, shared);
   wait_for_copies();
   __syncthreads();
@@ -237,6 +240,7 @@ __global__ void __launch_bounds__(kWarps* kShare * 32, kShare == 1 ? 3 : 1)
       *reinterpret_cast<float4*>(args.out + (row_heads + head) * kHeadDim + d) = divided(value, all);
     }
     cluster_sync();  // nobody leaves while others read
+    stamps.done();
     return;
   }
 

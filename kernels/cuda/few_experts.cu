@@ -14,6 +14,7 @@
 #include "cuda/few_choice.cuh"
 #include "cuda/few_plan.cuh"
 #include "cuda/few_rows.h"
+#include "cuda/few_stamps.cuh"
 #include "cuda/gemm_tile.cuh"
 
 namespace sigmoe::cuda {
@@ -42,6 +43,7 @@ __global__ void __launch_bounds__(kUpWarps * 32, kBlocks) few_gate_up_kernel(con
   const int blocks_of_slot = w.n_tiles / kTiles;
   const int order = blockIdx.x / blocks_of_slot, first_tile = blockIdx.x % blocks_of_slot * kTiles;
   const bool shared = order == 0;
+  FewStamps stamps(args.variant.stamps, StampOf::gate_up);
   const int slot = shared ? kActive : order - 1;
 
   uint4 weights[kTiles][S::kChunks];
@@ -66,6 +68,7 @@ __global__ void __launch_bounds__(kUpWarps * 32, kBlocks) few_gate_up_kernel(con
     for (int e = threadIdx.x; e < kExperts; e += kUpWarps * 32) copy_16_bytes(table + e, args.gate_up_tiles + e);
   }
   wait_for_previous();
+  stamps.waited();
   if (args.variant.eu == 0) let_next_start();
   for (int i = threadIdx.x; i < kWidth / 8; i += kUpWarps * 32)
     copy_16_bytes(x + 8 * i, static_cast<const __nv_bfloat16*>(args.normed) + 8 * i);
@@ -122,6 +125,7 @@ __global__ void __launch_bounds__(kUpWarps * 32, kBlocks) few_gate_up_kernel(con
   for (int s = 0; s < kUpWarps; ++s) low += partial[s][m][row], high += partial[s][m][row + 8];
   static_cast<__nv_bfloat16*>(args.inner)[slot * (w.n / 2) + (first_tile + m) * 8 + row] =
       __float2bfloat16_rn(low / (1.0f + __expf(-low)) * high);
+  stamps.done();
 #endif
 }
 
@@ -143,6 +147,7 @@ __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_c
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) std::byte raw[];
   DownShared& shared = *reinterpret_cast<DownShared*>(raw);
+  FewStamps stamps(args.variant.stamps, StampOf::down);
   if (args.variant.ed == 0) let_next_start();
   const int lane = threadIdx.x % 32, slot = threadIdx.x / 32, g = lane / 4, q = lane % 4, tile = blockIdx.x;
   const WeightView& w = args.down;
@@ -208,6 +213,7 @@ __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_c
     copy_groups(1, kStagedGroups, 1, &arrived[2]);
   }
   wait_for_previous();
+  stamps.waited();
   if (args.variant.ed == 1) let_next_start();
 
   auto* x = reinterpret_cast<__nv_bfloat16*>(own);
@@ -245,6 +251,7 @@ __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_c
 #pragma unroll
   for (int s = 0; s < kSlots; ++s) added += shared.out[s][threadIdx.x];
   args.residual[tile * 16 + threadIdx.x] = before + added;
+  stamps.done();
 #endif
 }
 
@@ -269,7 +276,9 @@ bool takes_few_experts(const Queue& queue, const FewExperts& args) {
          same_blocks(down, args.shared_down) && up.k == kWidth && up.n == 2 * kInner && down.k == kInner && down.n % 16 == 0;
 }
 
-void launch_few_experts(const Queue& queue, const FewExperts& args) {
+void launch_few_experts(const Queue& queue, const FewExperts& given) {
+  FewExperts args = given;
+  if (args.down.n_tiles != 2 * args.gate_up.n_tiles) args.variant.dpf = 0;  // a tile of gate-up fetches two of down
   if (args.variant.up % 2 == 1 && takes_even_gate_up(args))
     launch_even_gate_up(queue, args);
   else if (args.variant.up == 2)

@@ -27,6 +27,8 @@ FewVariant few_variant() {
   };
   read("up", v.up), read("ring", v.ring), read("plan", v.plan), read("dpf", v.dpf), read("hint", v.hint);
   read("spf", v.spf), read("att", v.att);
+  if (const auto at = all.find(",stamps="); at != std::string::npos)
+    v.stamps = reinterpret_cast<unsigned long long*>(std::strtoull(all.c_str() + at + 8, nullptr, 10));
   read("eq", v.eq), read("ea", v.ea), read("eo", v.eo), read("er", v.er), read("eu", v.eu), read("ed", v.ed);
   return v;
 }
@@ -44,15 +46,16 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
 
   writes(layer.qkv_out);
   if (n_tokens > 1 || n_pending > 0 ||
-      !launch_normed_linear(queue_, view_of(*layer.qkv), layer.residual, layer.input_norm, layer.eps, layer.qkv_out,
-                            variant.eq)) {
+      !launch_normed_linear(queue_, view_of(*layer.qkv), layer.residual, layer.input_norm, layer.eps, layer.qkv_out, variant.eq,
+                            variant.stamps)) {
     norm(layer.input_norm);
     linear(layer.normed, *layer.qkv, n_tokens, layer.qkv_out);
   }
 
   if (takes_few_attention(queue_, batch, layer.attention, layer.kv.dtype)) {
     writes(layer.attended);
-    const FewAttention from{layer.qkv_out, layer.q_norm, layer.k_norm, layer.rope_cos, layer.rope_sin, layer.eps, variant.ea};
+    const FewAttention from{layer.qkv_out,  layer.q_norm, layer.k_norm, layer.rope_cos,
+                            layer.rope_sin, layer.eps,    variant.ea,   variant.stamps};
     launch_few_attention(queue_, batch, layer.attention, from, layer.kv, split_scratch(batch, layer.attention, n_tokens),
                          layer.attended, variant.att);
   } else {
@@ -67,7 +70,8 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
     const WeightView& w = view_of(*layer.experts.shared_gate_up);
     ahead = {w.tiles, tile_bytes(w)};
   }
-  if (!launch_adding_linear(queue_, view_of(*layer.attn_out), layer.attended, n_tokens, layer.residual, ahead, variant.eo)) {
+  if (!launch_adding_linear(queue_, view_of(*layer.attn_out), layer.attended, n_tokens, layer.residual, ahead, variant.eo,
+                            variant.stamps)) {
     linear(layer.attended, *layer.attn_out, n_tokens, layer.partial);
     n_pending = 1;
   }
@@ -92,8 +96,7 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
       if (variant.plan) few.plan = scratch<unsigned long long>(plan_, kPlanWords);
       few.normed = normed;
       few.inner = scratch<uint16_t>(inner_, static_cast<size_t>(layer.router.n_active + 1) * few.down.k);
-      launch_few_router(queue_, layer.residual, layer.post_attention_norm, layer.eps, gate, partial, normed, few.plan,
-                        variant.er);
+      launch_few_router(queue_, layer.residual, layer.post_attention_norm, layer.eps, gate, partial, normed, few.plan, variant);
       launch_few_experts(queue_, few);
       return true;
     }

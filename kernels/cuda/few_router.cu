@@ -7,6 +7,7 @@
 #include "cuda/device.cuh"
 #include "cuda/few_choice.cuh"
 #include "cuda/few_rows.h"
+#include "cuda/few_stamps.cuh"
 
 namespace sigmoe::cuda {
 namespace {
@@ -24,6 +25,7 @@ struct RouterArgs {
   float* partial;
   __nv_bfloat16* normed;
   unsigned long long* plan;
+  unsigned long long* stamps;
   int early;  // where the next kernel may start: 0 at once, 1 with the row here
 };
 
@@ -32,6 +34,7 @@ __global__ void __launch_bounds__(kThreads) few_router_kernel(const __grid_const
   __shared__ __align__(16) float x[kSliceK];
   __shared__ float scratch[32];
   static_assert(kVectors * kWarps == 32);
+  FewStamps stamps(args.stamps, StampOf::router);
   if (args.early == 0) let_next_start();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, tile = blockIdx.x, slice = blockIdx.y;
   const uint4* tiles = args.gate.tiles + (static_cast<size_t>(tile) * kRouterSlices + slice) * kChunks * 32;
@@ -44,6 +47,7 @@ __global__ void __launch_bounds__(kThreads) few_router_kernel(const __grid_const
   float4 weight = {};
   if (norms) weight = reinterpret_cast<const float4*>(args.norm_weight)[piece_at];
   wait_for_previous();
+  stamps.waited();
   if (args.plan && tile == 0 && slice == 0 && threadIdx.x < kPlanWords) args.plan[threadIdx.x] = 0;
 
   float4 v[kVectors], own = {};
@@ -86,6 +90,7 @@ __global__ void __launch_bounds__(kThreads) few_router_kernel(const __grid_const
   }
   float* to = args.partial + slice * args.gate.n + tile * 16 + g;
   if (q == 0) to[0] = low, to[8] = high;
+  stamps.done();
 }
 
 }  // namespace
@@ -95,9 +100,10 @@ bool takes_few_router(const WeightView& gate, const RouterShape& shape) {
 }
 
 void launch_few_router(const Queue& queue, const float* residual, const float* norm_weight, float eps, const WeightView& gate,
-                       float* partial, void* normed, unsigned long long* plan, int early) {
+                       float* partial, void* normed, unsigned long long* plan, const FewVariant& variant) {
   launch(queue, few_router_kernel, dim3(gate.n_tiles, kRouterSlices), kThreads, 0,
-         RouterArgs{residual, norm_weight, eps, gate, partial, static_cast<__nv_bfloat16*>(normed), plan, early});
+         RouterArgs{residual, norm_weight, eps, gate, partial, static_cast<__nv_bfloat16*>(normed), plan, variant.stamps,
+                    variant.er});
 }
 
 }  // namespace sigmoe::cuda

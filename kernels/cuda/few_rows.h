@@ -20,6 +20,7 @@ struct FewVariant {
   int hint = 0;  // 1: even_gate_up's weights are the first that L2 forgets
   int spf = 0;   // 1: attention out asks for the shared expert's gate-up in L2
   int att = 0;   // 1: attention by 16 warps
+  unsigned long long* stamps = nullptr;                // few_stamps.cuh
   int eq = 0, ea = 0, eo = 0, er = 0, eu = 0, ed = 0;  // where qkv, attention, out, router, gate-up and down let the next start
 };
 FewVariant few_variant();
@@ -29,6 +30,7 @@ struct FewAttention {
   const float *q_norm = nullptr, *k_norm = nullptr, *cos = nullptr, *sin = nullptr;
   float eps = 0.0f;
   int early = 0;
+  unsigned long long* stamps = nullptr;
 };
 bool takes_few_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, DType kv_dtype);
 void launch_few_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, const FewAttention& from,
@@ -37,7 +39,7 @@ void launch_few_attention(const Queue& queue, const BatchView& batch, const Atte
 bool takes_few_router(const WeightView& gate, const RouterShape& shape);
 // partial (kRouterSlices, E) and normed (D) bf16 from residual (D).
 void launch_few_router(const Queue& queue, const float* residual, const float* norm_weight, float eps, const WeightView& gate,
-                       float* partial, void* normed, unsigned long long* plan = nullptr, int early = 0);
+                       float* partial, void* normed, unsigned long long* plan = nullptr, const FewVariant& variant = {});
 
 // What down needs of each chosen expert, in words that are 0 until gate-up has written them: tiles, scales, and the weight's
 // bits with 1 << 32. The router's kernel clears them.

@@ -175,12 +175,20 @@ class Layers {
     }
     return read<float>(backend_, residual_);
   }
-  void replay(const std::vector<std::unique_ptr<Weights>>& stack, uint64_t key) {
+  // stamps: kStampWords for each of six kernels of each layer (few_stamps.cuh), or null.
+  void replay(const std::vector<std::unique_ptr<Weights>>& stack, uint64_t key, const DeviceBuffer* stamps = nullptr) {
+    const std::string variant = std::getenv("SIGMOE_FEW") ? std::getenv("SIGMOE_FEW") : "";
     backend_.run_recorded(key, [&] {
       int n_pending = 0;
-      for (size_t i = 0; i < stack.size(); ++i)
+      for (size_t i = 0; i < stack.size(); ++i) {
+        if (stamps) {
+          const auto at = reinterpret_cast<uint64_t>(stamps->as<uint64_t>() + i * 36);
+          setenv("SIGMOE_FEW", (variant + ",stamps=" + std::to_string(at)).c_str(), 1);
+        }
         dynamic_cast<DecodeLayers&>(backend_).decode_layer(layer(*stack[i], stack_k_[i], stack_v_[i]), n_pending);
+      }
     });
+    setenv("SIGMOE_FEW", variant.c_str(), 1);
   }
 
  private:
@@ -363,5 +371,38 @@ TEST_CASE("cuda few rows times: a layer of one row, by variant") {
     std::sort(times[v].begin(), times[v].end());
     std::printf("%7.2f (%6.2f to %6.2f) %s %s\n", times[v][n_rounds / 2], times[v][0], times[v][n_rounds - 1],
                 same[v] ? "same bits" : "OTHER BITS", variants[v].c_str());
+  }
+
+  // Where the time goes, of SIGMOE_FEW_STAMPS' variants: microseconds from the end of the layer before.
+  const char* stamped = std::getenv("SIGMOE_FEW_STAMPS");
+  std::stringstream names(stamped ? stamped : "");
+  uint64_t key = 2000;
+  const std::vector<uint64_t> fresh = [&] {
+    std::vector<uint64_t> words;
+    for (int i = 0; i < n_layers * 36; ++i) words.push_back(i % 2 ? 0 : ~uint64_t{0});
+    return words;
+  }();
+  DeviceBuffer stamps = on_device(*backend, fresh);
+  for (std::string variant; std::getline(names, variant, ';'); ++key) {
+    setenv("SIGMOE_FEW", variant.c_str(), 1);
+    double sums[36] = {};
+    constexpr int kRounds = 20;
+    for (int round = -3; round < kRounds; ++round) {
+      backend->upload(stamps.data(), fresh.data(), stamps.bytes());
+      backend->synchronize();
+      layers.replay(stack, key, &stamps);
+      const std::vector<uint64_t> words = read<uint64_t>(*backend, stamps);
+      for (int i = 1; round >= 0 && i < n_layers; ++i)
+        for (int k = 0; k < 36; ++k) sums[k] += (double(words[i * 36 + k]) - double(words[i * 36 - 1])) / 1e3;
+    }
+    std::printf("stamps of %s: start, waited, end, each least..most\n", variant.c_str());
+    const char* kernels[] = {"qkv", "attention", "out", "router", "gate-up", "down"};
+    for (int k = 0; k < 6; ++k) {
+      std::printf("  %-10s", kernels[k]);
+      for (int i = 0; i < 6; i += 2)
+        std::printf(" %6.1f..%5.1f", sums[k * 6 + i] / kRounds / (n_layers - 1),
+                    sums[k * 6 + i + 1] / kRounds / (n_layers - 1));
+      std::printf("\n");
+    }
   }
 }
