@@ -100,7 +100,7 @@ struct NormOfSlice {
   }
 }
 
-template <typename X, Around kAround>
+template <typename X, Around kAround, bool kRolled = false>
 __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const __grid_constant__ EarlyArgs args) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) char shared[];
@@ -181,24 +181,33 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
       for (uint32_t& pair : b) pair = 0;
   };
   float sum[4] = {};
+  const auto add = [&](int i, const float(&unscaled)[4]) {
 #pragma unroll
-  for (int i = 0; i < kSliceGroups; ++i) {
-    if (i == kHeldGroups) barrier_wait(&arrived[warp][1], 0);
+    for (int e = 0; e < 4; ++e) sum[e] += unscaled[e] * scale[warp][i][g + e / 2 * 8];
+  };
+#pragma unroll
+  for (int i = 0; i < kHeldGroups; ++i) {
     float unscaled[4] = {};
 #pragma unroll
     for (int c = 0; c < S::kChunks; ++c) {
       uint32_t b[S::kLaneK / 2];
       load(i, c, b);
-      if (i < kHeldGroups) {
-        multiply<kFormat>(unscaled, held[i < kHeldGroups ? i : 0][c], b);
-      } else {
-        uint32_t a[S::kProducts][4];
-        unpack<kFormat>(weights(i, c), a);
-        multiply<kFormat>(unscaled, a, b);
-      }
+      multiply<kFormat>(unscaled, held[i][c], b);
     }
+    add(i, unscaled);
+  }
+  barrier_wait(&arrived[warp][1], 0);
+#pragma unroll(kRolled ? 1 : kSliceGroups)
+  for (int i = kHeldGroups; i < kSliceGroups; ++i) {
+    float unscaled[4] = {};
 #pragma unroll
-    for (int e = 0; e < 4; ++e) sum[e] += unscaled[e] * scale[warp][i][g + e / 2 * 8];
+    for (int c = 0; c < S::kChunks; ++c) {
+      uint32_t a[S::kProducts][4], b[S::kLaneK / 2];
+      load(i, c, b);
+      unpack<kFormat>(weights(i, c), a);
+      multiply<kFormat>(unscaled, a, b);
+    }
+    add(i, unscaled);
   }
   if (args.early == 2) let_next_start();
   __syncwarp();  // the weights have been read: the sums take their place
@@ -243,9 +252,9 @@ bool takes(const Queue& queue, const WeightView& w, int n_tokens) {
          w.n_tiles <= most_blocks(n_tokens);
 }
 
-template <typename X, Around kAround>
+template <typename X, Around kAround, bool kRolled = false>
 void launch_kernel(const Queue& queue, const EarlyArgs& args) {
-  const auto kernel = early_kernel<X, kAround>;
+  const auto kernel = early_kernel<X, kAround, kRolled>;
   const int bytes = kWarps * warp_bytes(args.n_tokens);
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   launch(queue, kernel, args.w.n_tiles, kWarps * 32, bytes, args);
@@ -265,16 +274,24 @@ bool launch_early_linear(const Queue& queue, const GemmArgs& gemm, bool x_is_flo
 }
 
 bool launch_normed_linear(const Queue& queue, const WeightView& weight, const float* residual, const float* norm_weight,
-                          float eps, float* y, int early, unsigned long long* stamps) {
+                          float eps, float* y, int early, unsigned long long* stamps, bool rolled) {
   if (!takes(queue, weight, 1)) return false;
-  launch_kernel<float, Around::norm_before>(queue, {weight, residual, nullptr, y, 1, norm_weight, eps, early, {}, stamps});
+  const EarlyArgs args{weight, residual, nullptr, y, 1, norm_weight, eps, early, {}, stamps};
+  if (rolled)
+    launch_kernel<float, Around::norm_before, true>(queue, args);
+  else
+    launch_kernel<float, Around::norm_before>(queue, args);
   return true;
 }
 
 bool launch_adding_linear(const Queue& queue, const WeightView& weight, const float* x, int n_tokens, float* residual,
-                          AheadBytes ahead, int early, unsigned long long* stamps) {
+                          AheadBytes ahead, int early, unsigned long long* stamps, bool rolled) {
   if (!takes(queue, weight, n_tokens)) return false;
-  launch_kernel<float, Around::sum_after>(queue, {weight, x, nullptr, residual, n_tokens, nullptr, 0.0f, early, ahead, stamps});
+  const EarlyArgs args{weight, x, nullptr, residual, n_tokens, nullptr, 0.0f, early, ahead, stamps};
+  if (rolled)
+    launch_kernel<float, Around::sum_after, true>(queue, args);
+  else
+    launch_kernel<float, Around::sum_after>(queue, args);
   return true;
 }
 

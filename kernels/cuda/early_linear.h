@@ -17,10 +17,10 @@ struct AheadBytes {
 // x (1, k) is the RMSNorm of `residual` times norm_weight, y (1, n) its product with `weight`: a norm and a linear at once.
 // False when the kernel does not take the weight.
 bool launch_normed_linear(const Queue& queue, const WeightView& weight, const float* residual, const float* norm_weight,
-                          float eps, float* y, int early = 0, unsigned long long* stamps = nullptr);
+                          float eps, float* y, int early = 0, unsigned long long* stamps = nullptr, bool rolled = false);
 
 // residual (T, n) += x (T, k) W^T, T <= 4. False when the kernel does not take the weight.
 bool launch_adding_linear(const Queue& queue, const WeightView& weight, const float* x, int n_tokens, float* residual,
-                          AheadBytes ahead = {}, int early = 0, unsigned long long* stamps = nullptr);
+                          AheadBytes ahead = {}, int early = 0, unsigned long long* stamps = nullptr, bool rolled = false);
 
 }  // namespace sigmoe::cuda

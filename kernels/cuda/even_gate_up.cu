@@ -131,48 +131,54 @@ __global__ void __launch_bounds__(kHeld ? kThreads : 576, kHeld ? 1 : 2)
   float bias[2] = {};
   if (threadIdx.x < kScoringThreads) load_bias(args.bias, bias);
   if (threadIdx.x < kExperts) copy_16_bytes(shared.table + threadIdx.x, args.gate_up_tiles + threadIdx.x);
-  wait_for_previous();
-  stamps.waited();
-  if (args.variant.eu == 0) let_next_start();
-
-  // The choice; activations meanwhile: of this warp's two groups, 16 bytes to a lane of the first row of lanes.
   const auto* normed = static_cast<const __nv_bfloat16*>(args.normed);
   auto* x = reinterpret_cast<__nv_bfloat16*>(raw + shared_bytes<true>(0));
   uint4 held[kHeld ? kOwnGroups : 1][kHeld ? S::kChunks : 1] = {};
-  if constexpr (kHeld) {
-    if (g == 0)
-#pragma unroll
-      for (int u = 0; u < kOwnGroups; ++u)
-#pragma unroll
-        for (int c = 0; c < S::kChunks; ++c)
-          held[u][c] = __ldcg(
-              reinterpret_cast<const uint4*>(normed + (warp * kOwnGroups + u) * kGroup + c * chunk_k(kFormat) + q * S::kLaneK));
-  } else {
-    copy_16_bytes(x + 8 * threadIdx.x, normed + 8 * threadIdx.x);
-  }
-  if (threadIdx.x < kScoringThreads) score_experts(args.partial, bias, shared.choice);
-  wait_for_copies();
-  __syncthreads();
-  if (warp == 0) {
-    const int chosen = choose_experts(shared.choice, kActive);
-    if (lane < kActive) shared.choice.ids[lane] = chosen;
-    const int slot = lane < share.n ? share.slot(lane) : kActive, tile = lane < share.n ? share.tile(lane) : 0;
-    const int id = __shfl_sync(kAllLanes, chosen, slot % kActive);
-    const ExpertTiles expert =
-        slot == kActive ? ExpertTiles{args.shared_gate_up.tiles, args.shared_gate_up.scales} : shared.table[id];
-    if (lane == 0) barrier_expect(&shared.scales_arrived, share.n * 2 * kUpGroups * static_cast<int>(sizeof(float)));
-    __syncwarp();
-    if (lane < share.n) {
-      shared.tiles[lane] = expert.tiles + tile * tile_vectors;
-      shared.out[lane] = slot * (w.n / 2) + tile * 8;
-#pragma unroll
-      for (int h = 0; h < 2; ++h)
-        bulk_copy(shared.scales[lane][h],
-                  expert.scales + static_cast<size_t>(row_in_tile(w, tile, h * 8) >> w.row_shift) * w.scale_columns,
-                  kUpGroups * static_cast<int>(sizeof(float)), &shared.scales_arrived);
+#pragma unroll 1
+  for (int pass = args.variant.reh ? 0 : 1; pass < 2; ++pass) {  // pass 0 is a rehearsal: what it finds is not used
+    const bool real = pass == 1;
+    if (real) {
+      wait_for_previous();
+      stamps.waited();
+      if (args.variant.eu == 0) let_next_start();
     }
+
+    // The choice; activations meanwhile: of this warp's two groups, 16 bytes to a lane of the first row of lanes.
+    if constexpr (kHeld) {
+      if (g == 0)
+#pragma unroll
+        for (int u = 0; u < kOwnGroups; ++u)
+#pragma unroll
+          for (int c = 0; c < S::kChunks; ++c)
+            held[u][c] = __ldcg(reinterpret_cast<const uint4*>(normed + (warp * kOwnGroups + u) * kGroup +
+                                                               c * chunk_k(kFormat) + q * S::kLaneK));
+    } else {
+      copy_16_bytes(x + 8 * threadIdx.x, normed + 8 * threadIdx.x);
+    }
+    if (threadIdx.x < kScoringThreads) score_experts(args.partial, bias, shared.choice);
+    wait_for_copies();
+    __syncthreads();
+    if (warp == 0) {
+      const int chosen = choose_experts(shared.choice, kActive);
+      if (lane < kActive) shared.choice.ids[lane] = chosen;
+      const int slot = lane < share.n ? share.slot(lane) : kActive, tile = lane < share.n ? share.tile(lane) : 0;
+      const int id = __shfl_sync(kAllLanes, chosen, slot % kActive);
+      const ExpertTiles expert =
+          slot == kActive ? ExpertTiles{args.shared_gate_up.tiles, args.shared_gate_up.scales} : shared.table[id];
+      if (real && lane == 0) barrier_expect(&shared.scales_arrived, share.n * 2 * kUpGroups * static_cast<int>(sizeof(float)));
+      __syncwarp();
+      if (real && lane < share.n) {
+        shared.tiles[lane] = expert.tiles + tile * tile_vectors;
+        shared.out[lane] = slot * (w.n / 2) + tile * 8;
+#pragma unroll
+        for (int h = 0; h < 2; ++h)
+          bulk_copy(shared.scales[lane][h],
+                    expert.scales + static_cast<size_t>(row_in_tile(w, tile, h * 8) >> w.row_shift) * w.scale_columns,
+                    kUpGroups * static_cast<int>(sizeof(float)), &shared.scales_arrived);
+      }
+    }
+    __syncthreads();
   }
-  __syncthreads();
   while (asked < n_units && asked < ring) {
     if (lane == 0) ask(shared.tiles[asked / kOwnGroups]);
     advance();

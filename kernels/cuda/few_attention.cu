@@ -53,7 +53,7 @@ __device__ inline float of_block(const float& address, int rank) {
 }
 
 // kShare warps have the same keys and a share of the dims of their values each.
-template <int kShare>
+template <int kShare, bool kRolled>
 __global__ void __launch_bounds__(kWarps* kShare * 32, kShare == 1 ? 3 : 1)
     few_attention_kernel(const __grid_constant__ AttentionArgs args) {
   constexpr int kSteps = kHeadDim / 32;                              // of 32 dims along a key
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kWarps* kShare * 32, kShare == 1 ? 3 : 1)
       query[s][3] = pack_bf16(b.z * scale, b.w * scale);
     }
   float sum[kOwnDims][4] = {}, top = -INFINITY, total = 0.0f;
-#pragma unroll
+#pragma unroll(kRolled ? 1 : 2)
   for (int i = 0; i < 2; ++i) {
     const int base = (i * kWarps + warp) * kTileKeys;
     if (base >= n_keys) break;
@@ -307,7 +307,8 @@ void launch_few_attention(const Queue& queue, const BatchView& batch, const Atte
                            scratch.partial,
                            scratch.arrivals,
                            out};
-  const auto kernel = variant == 1 ? few_attention_kernel<4> : few_attention_kernel<1>;
+  const auto kernel = variant == 1 ? (from.rolled ? few_attention_kernel<4, true> : few_attention_kernel<4, false>)
+                                   : (from.rolled ? few_attention_kernel<1, true> : few_attention_kernel<1, false>);
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(AttentionShared)));
   cudaLaunchAttribute attributes[2] = {};
   attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;

@@ -142,7 +142,7 @@ struct DownShared {
 };
 
 // kPlan: addresses and weights come from gate-up; else the block makes the choice itself.
-template <bool kPlan>
+template <bool kPlan, bool kRolled>
 __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_constant__ FewExperts args) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) std::byte raw[];
@@ -223,27 +223,50 @@ __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_c
   wait_for_copies();
   __syncwarp();
   float sum[2] = {};
+  const auto add = [&](int i, const float(&unscaled)[4]) {
+    const float group_scale = __shfl_sync(kAllLanes, scale, i);
+    sum[0] += unscaled[0] * group_scale;
+    sum[1] += unscaled[2] * group_scale;
+  };
+  const auto load = [&](int i, int c, uint32_t(&b)[S::kLaneK / 2]) {
 #pragma unroll
-  for (int i = 0; i < kDownGroups; ++i) {
-    if (i == kHeldGroups) barrier_wait(&arrived[1], 0);
+    for (uint32_t& pair : b) pair = 0;
+    if (g == 0) load_x<S::kLaneK>(x + q * S::kLaneK, i * kGroup + c * chunk_k(kFormat), 0, true, b);
+  };
+#pragma unroll
+  for (int i = 0; i < kHeldGroups; ++i) {
+    float unscaled[4] = {};
+#pragma unroll
+    for (int c = 0; c < S::kChunks; ++c) {
+      uint32_t b[S::kLaneK / 2];
+      load(i, c, b);
+      multiply<kFormat>(unscaled, held[i][c], b);
+    }
+    add(i, unscaled);
+  }
+  barrier_wait(&arrived[1], 0);
+#pragma unroll(kRolled ? 1 : kDownGroups)
+  for (int i = kHeldGroups; i < kDownGroups - 1; ++i) {
     if (i == kStagedGroups) barrier_wait(&arrived[2], 0);
     float unscaled[4] = {};
 #pragma unroll
     for (int c = 0; c < S::kChunks; ++c) {
-      uint32_t b[S::kLaneK / 2] = {};
-      if (g == 0) load_x<S::kLaneK>(x + q * S::kLaneK, i * kGroup + c * chunk_k(kFormat), 0, true, b);
-      if (i < kHeldGroups) {
-        multiply<kFormat>(unscaled, held[i < kHeldGroups ? i : 0][c], b);
-      } else {
-        uint32_t a[S::kProducts][4];
-        unpack<kFormat>(i == kDownGroups - 1 ? last[c] : staged(i == kStagedGroups ? 1 : i, c), a);
-        multiply<kFormat>(unscaled, a, b);
-      }
+      uint32_t a[S::kProducts][4], b[S::kLaneK / 2];
+      load(i, c, b);
+      unpack<kFormat>(staged(i == kStagedGroups ? 1 : i, c), a);
+      multiply<kFormat>(unscaled, a, b);
     }
-    const float group_scale = __shfl_sync(kAllLanes, scale, i);
-    sum[0] += unscaled[0] * group_scale;
-    sum[1] += unscaled[2] * group_scale;
+    add(i, unscaled);
   }
+  float unscaled[4] = {};
+#pragma unroll
+  for (int c = 0; c < S::kChunks; ++c) {
+    uint32_t a[S::kProducts][4], b[S::kLaneK / 2];
+    load(kDownGroups - 1, c, b);
+    unpack<kFormat>(last[c], a);
+    multiply<kFormat>(unscaled, a, b);
+  }
+  add(kDownGroups - 1, unscaled);
   if (q == 0) shared.out[slot][g] = sum[0] * weight, shared.out[slot][g + 8] = sum[1] * weight;
   __syncthreads();
   if (threadIdx.x >= 16) return;
@@ -268,7 +291,7 @@ bool in_blocks(const WeightView& w) { return w.format == kFormat && w.row_shift 
 bool takes_few_experts(const Queue& queue, const FewExperts& args) {
   static const bool built = [] {
     cudaFuncAttributes attributes;
-    CUDA_CHECK(cudaFuncGetAttributes(&attributes, few_down_kernel<false>));
+    CUDA_CHECK(cudaFuncGetAttributes(&attributes, few_down_kernel<false, false>));
     return attributes.binaryVersion >= 90;
   }();
   const WeightView &up = args.gate_up, &down = args.down;
@@ -285,7 +308,9 @@ void launch_few_experts(const Queue& queue, const FewExperts& given) {
     launch(queue, few_gate_up_kernel<1, 9>, kSlots * args.gate_up.n_tiles, kUpWarps * 32, 0, args);
   else
     launch(queue, few_gate_up_kernel<2, 5>, kSlots * args.gate_up.n_tiles / 2, kUpWarps * 32, 0, args);
-  const auto down = args.plan ? few_down_kernel<true> : few_down_kernel<false>;
+  const bool rolled = args.variant.roll & 4;
+  const auto down = args.plan ? (rolled ? few_down_kernel<true, true> : few_down_kernel<true, false>)
+                              : (rolled ? few_down_kernel<false, true> : few_down_kernel<false, false>);
   CUDA_CHECK(cudaFuncSetAttribute(down, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(DownShared)));
   launch(queue, down, args.down.n_tiles, kSlots * 32, sizeof(DownShared), args);
 }

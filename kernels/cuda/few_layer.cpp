@@ -26,7 +26,7 @@ FewVariant few_variant() {
     if (at != std::string::npos) value = std::atoi(all.c_str() + at + std::string(name).size() + 2);
   };
   read("up", v.up), read("ring", v.ring), read("plan", v.plan), read("dpf", v.dpf), read("hint", v.hint);
-  read("spf", v.spf), read("att", v.att);
+  read("spf", v.spf), read("att", v.att), read("roll", v.roll), read("reh", v.reh);
   if (const auto at = all.find(",stamps="); at != std::string::npos)
     v.stamps = reinterpret_cast<unsigned long long*>(std::strtoull(all.c_str() + at + 8, nullptr, 10));
   read("eq", v.eq), read("ea", v.ea), read("eo", v.eo), read("er", v.er), read("eu", v.eu), read("ed", v.ed);
@@ -47,15 +47,15 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
   writes(layer.qkv_out);
   if (n_tokens > 1 || n_pending > 0 ||
       !launch_normed_linear(queue_, view_of(*layer.qkv), layer.residual, layer.input_norm, layer.eps, layer.qkv_out, variant.eq,
-                            variant.stamps)) {
+                            variant.stamps, variant.roll & 1)) {
     norm(layer.input_norm);
     linear(layer.normed, *layer.qkv, n_tokens, layer.qkv_out);
   }
 
   if (takes_few_attention(queue_, batch, layer.attention, layer.kv.dtype)) {
     writes(layer.attended);
-    const FewAttention from{layer.qkv_out,  layer.q_norm, layer.k_norm, layer.rope_cos,
-                            layer.rope_sin, layer.eps,    variant.ea,   variant.stamps};
+    const FewAttention from{layer.qkv_out, layer.q_norm, layer.k_norm,   layer.rope_cos,         layer.rope_sin,
+                            layer.eps,     variant.ea,   variant.stamps, (variant.roll & 2) != 0};
     launch_few_attention(queue_, batch, layer.attention, from, layer.kv, split_scratch(batch, layer.attention, n_tokens),
                          layer.attended, variant.att);
   } else {
@@ -71,7 +71,7 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
     ahead = {w.tiles, tile_bytes(w)};
   }
   if (!launch_adding_linear(queue_, view_of(*layer.attn_out), layer.attended, n_tokens, layer.residual, ahead, variant.eo,
-                            variant.stamps)) {
+                            variant.stamps, variant.roll & 1)) {
     linear(layer.attended, *layer.attn_out, n_tokens, layer.partial);
     n_pending = 1;
   }
