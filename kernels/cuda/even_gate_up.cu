@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kHeld ? kThreads : 576, kHeld ? 1 : 2)
   auto* x = reinterpret_cast<__nv_bfloat16*>(raw + shared_bytes<true>(0));
   uint4 held[kHeld ? kOwnGroups : 1][kHeld ? S::kChunks : 1] = {};
 #pragma unroll 1
-  for (int pass = args.variant.reh ? 0 : 1; pass < 2; ++pass) {  // pass 0 is a rehearsal: what it finds is not used
+  for (int pass = args.variant.reh & 1 ? 0 : 1; pass < 2; ++pass) {  // pass 0 is a rehearsal: what it finds is not used
     const bool real = pass == 1;
     if (real) {
       wait_for_previous();

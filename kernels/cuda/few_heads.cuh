@@ -78,7 +78,7 @@ __device__ inline void copy_page(const AttentionArgs& args, int64_t page_at, int
 // The group's query heads; with `stores` the new key and value too, to `at` in the cache and to row `row` of the page here. A
 // head to a warp at a time, all of a warp's heads on their way at once.
 template <int kAllWarps>
-__device__ inline void make_heads(const AttentionArgs& args, int t, int kv_head, bool stores, int64_t at, int row,
+__device__ inline void make_heads(const AttentionArgs& args, int t, int kv_head, bool stores, int64_t at, int row, bool real,
                                   AttentionShared& shared) {
   constexpr int kMost = (kMostHeads + 2 + kAllWarps - 1) / kAllWarps, kLaneDims = kHeadDim / 32;
   const AttentionShape& shape = args.shape;
@@ -91,9 +91,9 @@ __device__ inline void make_heads(const AttentionArgs& args, int t, int kv_head,
     if (const int h = warp + m * kAllWarps; h < n) {
       const int number = h < n_group ? kv_head * n_group + h : shape.n_heads + (h - n_group) * n_kv + kv_head;
 #pragma unroll
-      for (int i = 0; i < kLaneDims; ++i) source[m][i] = qkv[number * kHeadDim + lane + 32 * i];
+      for (int i = 0; i < kLaneDims; ++i) source[m][i] = __ldcg(qkv + number * kHeadDim + lane + 32 * i);
     }
-  if (args.from.early == 0) let_next_start();
+  if (real && args.from.early == 0) let_next_start();
 #pragma unroll
   for (int m = 0; m < kMost; ++m) {
     const int h = warp + m * kAllWarps;

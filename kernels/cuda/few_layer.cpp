@@ -54,8 +54,8 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
 
   if (takes_few_attention(queue_, batch, layer.attention, layer.kv.dtype)) {
     writes(layer.attended);
-    const FewAttention from{layer.qkv_out, layer.q_norm, layer.k_norm,   layer.rope_cos,         layer.rope_sin,
-                            layer.eps,     variant.ea,   variant.stamps, (variant.roll & 2) != 0};
+    const FewAttention from{layer.qkv_out, layer.q_norm, layer.k_norm,   layer.rope_cos,          layer.rope_sin,
+                            layer.eps,     variant.ea,   variant.stamps, (variant.roll & 2) != 0, (variant.reh & 2) != 0};
     launch_few_attention(queue_, batch, layer.attention, from, layer.kv, split_scratch(batch, layer.attention, n_tokens),
                          layer.attended, variant.att);
   } else {

@@ -20,7 +20,7 @@ struct FewVariant {
   int hint = 0;  // 1: even_gate_up's weights are the first that L2 forgets
   int spf = 0;   // 1: attention out asks for the shared expert's gate-up in L2
   int roll = 0;  // 1: less code: loops that are otherwise unrolled; bits 1 linears, 2 attention, 4 down
-  int reh = 0;   // 1: even_gate_up makes a choice of old logits first, so that its code is there when it counts
+  int reh = 0;   // go through code with old data before the wait: bits 1 even_gate_up's choice, 2 attention
   int att = 0;   // 1: attention by 16 warps
   unsigned long long* stamps = nullptr;                // few_stamps.cuh
   int eq = 0, ea = 0, eo = 0, er = 0, eu = 0, ed = 0;  // where qkv, attention, out, router, gate-up and down let the next start
@@ -34,6 +34,7 @@ struct FewAttention {
   int early = 0;
   unsigned long long* stamps = nullptr;
   bool rolled = false;
+  bool rehearse = false;
 };
 bool takes_few_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, DType kv_dtype);
 void launch_few_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, const FewAttention& from,
