@@ -41,7 +41,7 @@ struct EarlyArgs {
   const float* norm_weight = nullptr;
   float eps = 0.0f;
   int early = 0;  // where the next kernel may start: 0 at once, 1 with x here, 2 after the product
-  AheadBytes ahead;
+  AheadBytes ahead = {};
   unsigned long long* stamps = nullptr;
 };
 

@@ -22,12 +22,13 @@ using namespace few;
 
 constexpr WeightFormat kFormat = WeightFormat::fp8;
 using S = Stream<kFormat>;
-constexpr int kSlots = kActive + 1, kWarps = 16, kThreads = kWarps * 32;
-constexpr int kUpGroups = 32, kWidth = kUpGroups * kGroup, kGroupBytes = 16 * kGroup, kGroupVectors = kGroupBytes / 16;
-constexpr int kOwnGroups = kUpGroups / kWarps;  // of every tile, to a warp
-constexpr int kSlices = 4, kSliceGroups = kUpGroups / kSlices;
+[[maybe_unused]] constexpr int kSlots = kActive + 1, kWarps = 16, kThreads = kWarps * 32;
+[[maybe_unused]] constexpr int kUpGroups = 32, kWidth = kUpGroups * kGroup, kGroupBytes = 16 * kGroup,
+                               kGroupVectors = kGroupBytes / 16;
+[[maybe_unused]] constexpr int kOwnGroups = kUpGroups / kWarps;  // of every tile, to a warp
+[[maybe_unused]] constexpr int kSlices = 4, kSliceGroups = kUpGroups / kSlices;
 constexpr int kMostTiles = 10, kMostRing = 6;
-constexpr int kDownGroups = 8;
+[[maybe_unused]] constexpr int kDownGroups = 8;
 static_assert(slices_for(kUpGroups) == kSlices);
 
 struct UpShared {
@@ -64,8 +65,10 @@ struct Share {
     routed_begin = begin - shared_begin;
     n = cut(kSlots * of_slot, b + 1, n_blocks) - begin;
   }
-  __device__ int slot(int i) const { return i < n_shared ? kActive : (routed_begin + i - n_shared) / n_tiles; }
-  __device__ int tile(int i) const { return i < n_shared ? shared_begin + i : (routed_begin + i - n_shared) % n_tiles; }
+  [[maybe_unused]] __device__ int slot(int i) const { return i < n_shared ? kActive : (routed_begin + i - n_shared) / n_tiles; }
+  [[maybe_unused]] __device__ int tile(int i) const {
+    return i < n_shared ? shared_begin + i : (routed_begin + i - n_shared) % n_tiles;
+  }
 };
 
 // A tile's sums over k, scaled, and the eight results of its gate and up rows, by one warp.
@@ -124,6 +127,7 @@ __global__ void __launch_bounds__(kHeld ? kThreads : 576, kHeld ? 1 : 2)
     publish_barriers();
   }
   const size_t tile_vectors = static_cast<size_t>(kUpGroups) * kGroupVectors;
+#pragma unroll 1
   while (asked < share.n_shared * kOwnGroups && asked < ring) {
     if (lane == 0) ask(args.shared_gate_up.tiles + (share.shared_begin + asked / kOwnGroups) * tile_vectors);
     advance();
@@ -133,6 +137,7 @@ __global__ void __launch_bounds__(kHeld ? kThreads : 576, kHeld ? 1 : 2)
   if (threadIdx.x < kExperts) copy_16_bytes(shared.table + threadIdx.x, args.gate_up_tiles + threadIdx.x);
   const auto* normed = static_cast<const __nv_bfloat16*>(args.normed);
   auto* x = reinterpret_cast<__nv_bfloat16*>(raw + shared_bytes<true>(0));
+  const int n_chosen = min(kActive, share.slot(share.n - 1) + 1);  // no more than this block needs; the last one needs all
   uint4 held[kHeld ? kOwnGroups : 1][kHeld ? S::kChunks : 1] = {};
 #pragma unroll 1
   for (int pass = args.variant.reh & 1 ? 0 : 1; pass < 2; ++pass) {  // pass 0 is a rehearsal: what it finds is not used
@@ -159,7 +164,7 @@ __global__ void __launch_bounds__(kHeld ? kThreads : 576, kHeld ? 1 : 2)
     wait_for_copies();
     __syncthreads();
     if (warp == 0) {
-      const int chosen = choose_experts(shared.choice, kActive);
+      const int chosen = choose_experts(shared.choice, n_chosen);
       if (lane < kActive) shared.choice.ids[lane] = chosen;
       const int slot = lane < share.n ? share.slot(lane) : kActive, tile = lane < share.n ? share.tile(lane) : 0;
       const int id = __shfl_sync(kAllLanes, chosen, slot % kActive);
@@ -179,11 +184,12 @@ __global__ void __launch_bounds__(kHeld ? kThreads : 576, kHeld ? 1 : 2)
     }
     __syncthreads();
   }
+#pragma unroll 1
   while (asked < n_units && asked < ring) {
     if (lane == 0) ask(shared.tiles[asked / kOwnGroups]);
     advance();
   }
-  if (args.plan && blockIdx.x == 0 && warp == 1) write_plan(args, shared.choice, shared.choice.ids[lane % kActive]);
+  if (args.plan && blockIdx.x == gridDim.x - 1 && warp == 1) write_plan(args, shared.choice, shared.choice.ids[lane % kActive]);
   // Tile `warp` of this block has the same number as two tiles of down: those are asked for in L2 at the end.
   const uint4* later = nullptr;
   if (args.variant.dpf > 0 && lane == 0 && warp < share.n) {
