@@ -55,24 +55,25 @@ __device__ __host__ inline int cut(int all, int b, int n_blocks) {
   return static_cast<int>(static_cast<int64_t>(all) * b / n_blocks);
 }
 
-// Tile i of a block: of which slot, and which of it.
+// What a block has of the tiles: some of the shared expert's first, then some of the others', slot by slot.
 struct Share {
   int n_tiles, shared_begin, n_shared, routed_begin, n;
-  __device__ Share(int of_slot, int b, int n_blocks) : n_tiles(of_slot) {
-    shared_begin = cut(of_slot, b, n_blocks);
-    n_shared = cut(of_slot, b + 1, n_blocks) - shared_begin;
-    const int begin = cut(kSlots * of_slot, b, n_blocks);
-    routed_begin = begin - shared_begin;
-    n = cut(kSlots * of_slot, b + 1, n_blocks) - begin;
-  }
-  [[maybe_unused]] __device__ int slot(int i) const { return i < n_shared ? kActive : (routed_begin + i - n_shared) / n_tiles; }
-  [[maybe_unused]] __device__ int tile(int i) const {
-    return i < n_shared ? shared_begin + i : (routed_begin + i - n_shared) % n_tiles;
-  }
 };
+[[maybe_unused]] __device__ inline Share share_of(int n_tiles, int b, int n_blocks) {
+  const int shared_begin = cut(n_tiles, b, n_blocks), begin = cut(kSlots * n_tiles, b, n_blocks);
+  return {n_tiles, shared_begin, cut(n_tiles, b + 1, n_blocks) - shared_begin, begin - shared_begin,
+          cut(kSlots * n_tiles, b + 1, n_blocks) - begin};
+}
+// Tile i of them: of which slot, and which of it.
+[[maybe_unused]] __device__ inline int slot_of(const Share& share, int i) {
+  return i < share.n_shared ? kActive : (share.routed_begin + i - share.n_shared) / share.n_tiles;
+}
+[[maybe_unused]] __device__ inline int tile_of(const Share& share, int i) {
+  return i < share.n_shared ? share.shared_begin + i : (share.routed_begin + i - share.n_shared) % share.n_tiles;
+}
 
 // A tile's sums over k, scaled, and the eight results of its gate and up rows, by one warp.
-__device__ inline void finish_tile(const UpShared& shared, int i, __nv_bfloat16* inner) {
+[[maybe_unused]] __device__ inline void finish_tile(const UpShared& shared, int i, __nv_bfloat16* inner) {
   const int lane = threadIdx.x % 32, row = lane % 16;
   float slice[2] = {};  // lanes 0 to 15 the first two, others the last two
 #pragma unroll
@@ -100,7 +101,7 @@ __global__ void __launch_bounds__(kHeld ? kThreads : 576, kHeld ? 1 : 2)
   FewStamps stamps(args.variant.stamps, StampOf::gate_up);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
   const WeightView& w = args.gate_up;  // the shared expert's shape too
-  const Share share(w.n_tiles, blockIdx.x, gridDim.x);
+  const Share share = share_of(w.n_tiles, blockIdx.x, gridDim.x);
   const int n_units = share.n * kOwnGroups;  // of this warp
   std::byte* own = raw + shared_bytes<kHeld>(0) + warp * ring * kGroupBytes;
   uint64_t* arrived = shared.arrived[warp];
@@ -137,7 +138,7 @@ __global__ void __launch_bounds__(kHeld ? kThreads : 576, kHeld ? 1 : 2)
   if (threadIdx.x < kExperts) copy_16_bytes(shared.table + threadIdx.x, args.gate_up_tiles + threadIdx.x);
   const auto* normed = static_cast<const __nv_bfloat16*>(args.normed);
   auto* x = reinterpret_cast<__nv_bfloat16*>(raw + shared_bytes<true>(0));
-  const int n_chosen = min(kActive, share.slot(share.n - 1) + 1);  // no more than this block needs; the last one needs all
+  const int n_chosen = min(kActive, slot_of(share, share.n - 1) + 1);  // no more than this block needs; the last one needs all
   uint4 held[kHeld ? kOwnGroups : 1][kHeld ? S::kChunks : 1] = {};
 #pragma unroll 1
   for (int pass = args.variant.reh & 1 ? 0 : 1; pass < 2; ++pass) {  // pass 0 is a rehearsal: what it finds is not used
@@ -166,7 +167,7 @@ __global__ void __launch_bounds__(kHeld ? kThreads : 576, kHeld ? 1 : 2)
     if (warp == 0) {
       const int chosen = choose_experts(shared.choice, n_chosen);
       if (lane < kActive) shared.choice.ids[lane] = chosen;
-      const int slot = lane < share.n ? share.slot(lane) : kActive, tile = lane < share.n ? share.tile(lane) : 0;
+      const int slot = lane < share.n ? slot_of(share, lane) : kActive, tile = lane < share.n ? tile_of(share, lane) : 0;
       const int id = __shfl_sync(kAllLanes, chosen, slot % kActive);
       const ExpertTiles expert =
           slot == kActive ? ExpertTiles{args.shared_gate_up.tiles, args.shared_gate_up.scales} : shared.table[id];
@@ -193,9 +194,9 @@ __global__ void __launch_bounds__(kHeld ? kThreads : 576, kHeld ? 1 : 2)
   // Tile `warp` of this block has the same number as two tiles of down: those are asked for in L2 at the end.
   const uint4* later = nullptr;
   if (args.variant.dpf > 0 && lane == 0 && warp < share.n) {
-    const int slot = share.slot(warp);
+    const int slot = slot_of(share, warp);
     later = slot == kActive ? args.shared_down.tiles : args.down_tiles[shared.choice.ids[slot]].tiles;
-    later += static_cast<size_t>(share.tile(warp)) * 2 * kDownGroups * kGroupVectors;
+    later += static_cast<size_t>(tile_of(share, warp)) * 2 * kDownGroups * kGroupVectors;
   }
 
   [[maybe_unused]] const __nv_bfloat16* from = x + warp * kOwnGroups * kGroup + q * S::kLaneK;
