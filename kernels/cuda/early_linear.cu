@@ -11,6 +11,7 @@
 
 #include "cuda/bulk_copy.cuh"
 #include "cuda/early_linear.h"
+#include "cuda/few_rows.h"
 #include "cuda/few_stamps.cuh"
 #include "cuda/gemm_tile.cuh"
 
@@ -43,6 +44,7 @@ struct EarlyArgs {
   int early = 0;  // where the next kernel may start: 0 at once, 1 with x here, 2 after the product
   AheadBytes ahead = {};
   unsigned long long* stamps = nullptr;
+  unsigned long long* clears = nullptr;  // few::kPlanWords words that become 0
 };
 
 // What stands around the product: nothing, a norm of its one row ahead of it, or a sum with what `out` holds behind it.
@@ -149,6 +151,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
   if constexpr (kAround == Around::norm_before) load_weight(norm, args.norm_weight + warp * kSliceK);
   wait_for_previous();
   stamps.waited();
+  if (kAround == Around::sum_after && args.clears && tile == 0 && threadIdx.x < kPlanWords) args.clears[threadIdx.x] = 0;
 
   // Sums of token t and rows n and n + 8 are added up and written by this thread, if by any.
   const int column = warp, t_out = 2 * q + column, n = tile * 16 + g;
@@ -285,9 +288,9 @@ bool launch_normed_linear(const Queue& queue, const WeightView& weight, const fl
 }
 
 bool launch_adding_linear(const Queue& queue, const WeightView& weight, const float* x, int n_tokens, float* residual,
-                          AheadBytes ahead, int early, unsigned long long* stamps, bool rolled) {
+                          AheadBytes ahead, int early, unsigned long long* stamps, bool rolled, unsigned long long* clears) {
   if (!takes(queue, weight, n_tokens)) return false;
-  const EarlyArgs args{weight, x, nullptr, residual, n_tokens, nullptr, 0.0f, early, ahead, stamps};
+  const EarlyArgs args{weight, x, nullptr, residual, n_tokens, nullptr, 0.0f, early, ahead, stamps, clears};
   if (rolled)
     launch_kernel<float, Around::sum_after, true>(queue, args);
   else

@@ -21,6 +21,7 @@ bool launch_normed_linear(const Queue& queue, const WeightView& weight, const fl
 
 // residual (T, n) += x (T, k) W^T, T <= 4. False when the kernel does not take the weight.
 bool launch_adding_linear(const Queue& queue, const WeightView& weight, const float* x, int n_tokens, float* residual,
-                          AheadBytes ahead = {}, int early = 0, unsigned long long* stamps = nullptr, bool rolled = false);
+                          AheadBytes ahead = {}, int early = 0, unsigned long long* stamps = nullptr, bool rolled = false,
+                          unsigned long long* clears = nullptr);
 
 }  // namespace sigmoe::cuda

@@ -11,6 +11,7 @@
 #include "cuda/bulk_copy.cuh"
 #include "cuda/few_choice.cuh"
 #include "cuda/few_plan.cuh"
+#include "cuda/few_route.cuh"
 #include "cuda/few_rows.h"
 #include "cuda/few_stamps.cuh"
 #include "cuda/gemm_tile.cuh"
@@ -92,7 +93,7 @@ struct Share {
 
 // kHeld: activations in registers. Else they wait in shared memory, and registers are no more than 56 (what two blocks of 18
 // warps would have), so that a block of down finds room beside this one.
-template <bool kHeld>
+template <bool kHeld, bool kRoutes>
 __global__ void __launch_bounds__(kHeld ? kThreads : 576, kHeld ? 1 : 2)
     even_gate_up_kernel(const __grid_constant__ FewExperts args, int ring) {
 #if __CUDA_ARCH__ >= 900
@@ -136,6 +137,18 @@ __global__ void __launch_bounds__(kHeld ? kThreads : 576, kHeld ? 1 : 2)
   float bias[2] = {};
   if (threadIdx.x < kScoringThreads) load_bias(args.bias, bias);
   if (threadIdx.x < kExperts) copy_16_bytes(shared.table + threadIdx.x, args.gate_up_tiles + threadIdx.x);
+  static_assert(sizeof(RouteShared) <= sizeof(shared.parts));  // which are needed later
+  [[maybe_unused]] RouteShared& route_shared = reinterpret_cast<RouteShared&>(shared.parts);
+  [[maybe_unused]] RoutePart part = {static_cast<int>(blockIdx.x) % kRouteTiles, static_cast<int>(blockIdx.x) / kRouteTiles};
+  [[maybe_unused]] const RouteArgs route = {args.residual,
+                                            args.norm_weight,
+                                            args.eps,
+                                            args.gate,
+                                            const_cast<float*>(args.partial),
+                                            static_cast<__nv_bfloat16*>(const_cast<void*>(args.normed))};
+  [[maybe_unused]] const bool routes = blockIdx.x < kRouteParts;
+  if constexpr (kRoutes)
+    if (routes && threadIdx.x < kRouteThreads) part.start(route, route_shared);
   const auto* normed = static_cast<const __nv_bfloat16*>(args.normed);
   auto* x = reinterpret_cast<__nv_bfloat16*>(raw + shared_bytes<true>(0));
   const int n_chosen = min(kActive, slot_of(share, share.n - 1) + 1);  // no more than this block needs; the last one needs all
@@ -146,6 +159,10 @@ __global__ void __launch_bounds__(kHeld ? kThreads : 576, kHeld ? 1 : 2)
     if (real) {
       wait_for_previous();
       stamps.waited();
+      if constexpr (kRoutes) {  // down may read the logits as soon as it starts
+        if (routes && threadIdx.x < kRouteThreads) part.finish(route, route_shared);
+        meet_blocks(args.meeting, kRouteParts, routes);
+      }
       if (args.variant.eu == 0) let_next_start();
     }
 
@@ -269,9 +286,9 @@ int n_sms() {
   return known;
 }
 
-template <bool kHeld>
+template <bool kHeld, bool kRoutes = false>
 void launch_kernel(const Queue& queue, const FewExperts& args, int ring) {
-  const auto kernel = even_gate_up_kernel<kHeld>;
+  const auto kernel = even_gate_up_kernel<kHeld, kRoutes>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<kHeld>(ring)));
   launch(queue, kernel, n_sms(), kThreads, shared_bytes<kHeld>(ring), args, ring);
 }
@@ -283,13 +300,15 @@ bool takes_even_gate_up(const FewExperts& args) {
   const int n_blocks = n_sms();
   return w.format == kFormat && w.k == kWidth && w.scale_columns == kUpGroups && w.k_shift == 7 && w.row_shift >= 3 &&
          w.n == w.n_tiles * 16 && w.n_tiles >= kWarps && (kSlots * w.n_tiles + n_blocks - 1) / n_blocks <= kMostTiles &&
-         kSlots * w.n_tiles >= n_blocks;
+         kSlots * w.n_tiles >= n_blocks && n_blocks >= few::kRouteParts;
 }
 
 void launch_even_gate_up(const Queue& queue, const FewExperts& args) {
   const int ring = std::clamp(args.variant.ring, 2, kMostRing);
-  if (args.variant.up == 3)
+  if (args.variant.up == 3 && !args.routes)
     launch_kernel<false>(queue, args, std::min(ring, 2));
+  else if (args.routes)
+    launch_kernel<true, true>(queue, args, ring);
   else
     launch_kernel<true>(queue, args, ring);
 }

@@ -26,7 +26,7 @@ FewVariant few_variant() {
     if (at != std::string::npos) value = std::atoi(all.c_str() + at + std::string(name).size() + 2);
   };
   read("up", v.up), read("ring", v.ring), read("plan", v.plan), read("dpf", v.dpf), read("hint", v.hint);
-  read("spf", v.spf), read("att", v.att), read("roll", v.roll), read("reh", v.reh);
+  read("spf", v.spf), read("att", v.att), read("five", v.five), read("roll", v.roll), read("reh", v.reh);
   if (const auto at = all.find(",stamps="); at != std::string::npos)
     v.stamps = reinterpret_cast<unsigned long long*>(std::strtoull(all.c_str() + at + 8, nullptr, 10));
   read("eq", v.eq), read("ea", v.ea), read("eo", v.eo), read("er", v.er), read("eu", v.eu), read("ed", v.ed);
@@ -65,13 +65,14 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
   }
 
   writes(layer.residual);
+  unsigned long long* plan = variant.plan || variant.five ? scratch<unsigned long long>(plan_, kPlanWords) : nullptr;
   AheadBytes ahead;
   if (n_tokens == 1 && variant.spf && layer.experts.shared_gate_up) {
     const WeightView& w = view_of(*layer.experts.shared_gate_up);
     ahead = {w.tiles, tile_bytes(w)};
   }
   if (!launch_adding_linear(queue_, view_of(*layer.attn_out), layer.attended, n_tokens, layer.residual, ahead, variant.eo,
-                            variant.stamps, variant.roll & 1)) {
+                            variant.stamps, variant.roll & 1, variant.five ? plan : nullptr)) {
     linear(layer.attended, *layer.attn_out, n_tokens, layer.partial);
     n_pending = 1;
   }
@@ -93,10 +94,16 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
       void* normed = scratch<uint16_t>(x_, layer.width);
       few.partial = partial;
       few.variant = variant;
-      if (variant.plan) few.plan = scratch<unsigned long long>(plan_, kPlanWords);
+      if (variant.plan) few.plan = plan;
       few.normed = normed;
       few.inner = scratch<uint16_t>(inner_, static_cast<size_t>(layer.router.n_active + 1) * few.down.k);
-      launch_few_router(queue_, layer.residual, layer.post_attention_norm, layer.eps, gate, partial, normed, few.plan, variant);
+      few.routes = variant.five && variant.up % 2 == 1 && takes_even_gate_up(few);
+      few.norm_weight = layer.post_attention_norm, few.eps = layer.eps, few.gate = gate;
+      if (few.routes)
+        few.meeting = plan + kPlanWords - 1;
+      else
+        launch_few_router(queue_, layer.residual, layer.post_attention_norm, layer.eps, gate, partial, normed, few.plan,
+                          variant);
       launch_few_experts(queue_, few);
       return true;
     }

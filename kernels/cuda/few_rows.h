@@ -14,6 +14,7 @@ namespace sigmoe::cuda {
 struct FewVariant {
   int up = 0;    // gate-up: 0 five blocks an SM of two tiles each; 1 even_gate_up with activations in registers; 2 nine
                  // blocks an SM of a tile each; 3 even_gate_up in 64 registers, so that a block of down fits beside it
+  int five = 0;  // 1: even_gate_up makes norm and logits, too: five kernels a layer
   int ring = 6;  // of even_gate_up: groups of weights on their way per warp, 2 KB each
   int plan = 0;  // 1: gate-up leaves down the addresses of its weights
   int dpf = 0;   // eighths of down's weights that gate-up asks for in L2 as it ends
@@ -47,7 +48,7 @@ void launch_few_router(const Queue& queue, const float* residual, const float* n
 
 // What down needs of each chosen expert, in words that are 0 until gate-up has written them: tiles, scales, and the weight's
 // bits with 1 << 32. The router's kernel clears them.
-constexpr int kPlanWords = 3 * 8;
+constexpr int kPlanWords = 3 * 8 + 1;  // and the count of even_gate_up's blocks that have met
 
 struct FewExperts {
   const float* partial = nullptr;  // of launch_few_router
@@ -62,6 +63,11 @@ struct FewExperts {
   float* residual = nullptr;           // (D): gets the weighted outputs of all experts added
   unsigned long long* plan = nullptr;  // (kPlanWords), or null: down chooses for itself
   FewVariant variant;
+  bool routes = false;  // even_gate_up makes norm and logits, too: from residual, with these
+  const float* norm_weight = nullptr;
+  float eps = 0.0f;
+  WeightView gate;
+  unsigned long long* meeting = nullptr;
 };
 bool takes_few_experts(const Queue& queue, const FewExperts& args);
 // even_gate_up.cu: gate-up by one block per SM.
