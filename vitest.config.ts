@@ -9,6 +9,7 @@ export default defineConfig({
     // Ten times what the slowest needs on an idle machine: a busy one is no failure.
     testTimeout: 60_000,
     hookTimeout: 60_000,
+    expect: { poll: { timeout: 30_000 } }, // of which the default is one second
     watch: false,
     coverage: { include: ['lib/**/*.ts'], reportsDirectory: 'build/coverage' },
   },

@@ -1,7 +1,7 @@
 /** From sampled tokens to the text a caller sees: bytes, then stop strings, then reasoning apart from the answer. */
 import { ReasoningParser } from './chat/reasoning.js';
 import type { SampledToken } from './dispatcher.js';
-import type { ReadRequest } from './options.js';
+import type { ReadRequest } from './request_options.js';
 import { StopStrings } from './text/stop_strings.js';
 import type { Tokenizer } from './tokenizer.js';
 import type { Chunk, GenerateResult, TokenLogprob } from './types.js';

@@ -1,7 +1,10 @@
 /** A process of several that does not lead: it holds a part of the model and computes what the leader says. */
+
+import { checkCallback } from './checks.js';
 import { AbortError, InvalidArgumentError } from './errors.js';
-import { addon, checkPath, folderOf, runCancellable } from './model.js';
-import { checkCallback, readLoadOptions } from './options.js';
+import { readLoadOptions } from './load_options.js';
+import { checkPath, folderOf } from './model_source.js';
+import { addon, runCancellable } from './native_work.js';
 import type { FollowOptions } from './types.js';
 
 /**

@@ -8,11 +8,12 @@
  */
 import { Answer } from './answer.js';
 import { opensReasoning } from './chat/reasoning.js';
+import { checkIds, checkPromptLength } from './checks.js';
 import type { Dispatcher, RequestListener, SampledToken } from './dispatcher.js';
 import { AbortError, DisposedError, type EngineError, InvalidArgumentError, toEngineError } from './errors.js';
 import type { GrammarMatcher, Grammars } from './grammar/matcher.js';
 import { MaskFeeder } from './mask_feeder.js';
-import { checkIds, checkPromptLength, type ModelLimits, type ReadRequest, readRequest } from './options.js';
+import { type ModelLimits, type ReadRequest, readRequest } from './request_options.js';
 import type { Tokenizer } from './tokenizer.js';
 import type { ChatRequest, Chunk, GenerateRequest, GenerateResult, GenerationStart } from './types.js';
 

@@ -45,9 +45,10 @@ export {
   resolveModel,
   type Source,
 } from './hub/index.js';
+export { bench, devices, inspect, nativeVersion } from './inspect.js';
 export { JsonNumber, type JsonValue, parseJson } from './json.js';
 export { type MemoryPlan, type MemoryPlanOptions, memoryPlan } from './memory_plan.js';
-export { bench, devices, inspect, Model, nativeVersion } from './model.js';
+export { Model } from './model.js';
 export {
   type KindError,
   type QuantizeFormat,

@@ -1,37 +1,26 @@
 /** A loaded model: what a caller holds. Checks arguments, then hands work to the engine through native.ts. */
 import { join } from 'node:path';
+import { checkCallback, checkFields, checkIds, checkPromptLength, checkSignal } from './checks.js';
 import { Dispatcher } from './dispatcher.js';
 import { AbortError, type DeviceError, DisposedError, InvalidArgumentError, toEngineError } from './errors.js';
 import { readOptionalJson } from './folder.js';
 import { Generation, type GenerationContext } from './generate.js';
 import { Grammars } from './grammar/matcher.js';
-import { resolveModel } from './hub/index.js';
-import { type NativeAddon, type NativeInfo, type NativeModel, native } from './native.js';
-import {
-  checkCallback,
-  checkFields,
-  checkIds,
-  checkPromptLength,
-  checkSignal,
-  readLoadOptions,
-  readRanks,
-  readSamplingDefaults,
-  type SamplingDefaults,
-} from './options.js';
-import { chatTemplateSource, Tokenizer } from './tokenizer.js';
+import { describe } from './inspect.js';
+import { readLoadOptions } from './load_options.js';
+import { checkPath, folderOf, loadAborted } from './model_source.js';
+import type { NativeModel } from './native.js';
+import { addon, guarded, runCancellable } from './native_work.js';
+import { readSamplingDefaults, type SamplingDefaults } from './request_options.js';
+import { Tokenizer } from './tokenizer.js';
 import type {
   BatchOptions,
-  BenchOptions,
-  ChatTemplateSource,
-  DeviceStatus,
   GenerateRequest,
   GenerateResult,
-  InspectOptions,
   LoadOptions,
   LogitsOptions,
   ModelInfo,
   ModelStats,
-  SpeculationMethod,
 } from './types.js';
 
 /** Requests of a batch handed to the engine ahead of those it runs. */
@@ -230,150 +219,4 @@ export class Model {
   private checkOpen(): void {
     if (this.disposed) throw new DisposedError();
   }
-}
-
-/** What a model holds, from config.json and tensor headers; no weights are loaded. */
-export async function inspect(model: string, options: InspectOptions = {}): Promise<ModelInfo> {
-  checkPath(model);
-  checkFields('inspect', options, ['download', 'revision', 'source', 'tensorParallelSize', 'enableExpertParallel']);
-  const { download, revision, source } = options;
-  const { tensorParallelSize, enableExpertParallel } = readRanks(options);
-  const path = await resolveModel(model, { download, revision, source });
-  try {
-    const info = await addon().inspect(path, tensorParallelSize, enableExpertParallel);
-    return describe(path, info, await chatTemplateSource(path));
-  } catch (error) {
-    throw toEngineError(error);
-  }
-}
-
-/** The devices of this machine, and why one that could be here is not. */
-export function devices(): DeviceStatus[] {
-  return guarded(() => addon().devices());
-}
-
-/** Measures speed; options and result are those of csrc/engine/bench. */
-export async function bench(options: Record<string, unknown>, hooks: BenchOptions = {}): Promise<unknown> {
-  checkFields('bench', hooks, ['onLine', 'signal']);
-  checkCallback('onLine', hooks.onLine);
-  const signal = checkSignal(hooks.signal);
-  const aborted = (by: AbortSignal) => new AbortError('the benchmark was aborted', undefined, { cause: by.reason });
-  if (signal?.aborted) throw aborted(signal);
-  const start = () => addon().bench(JSON.stringify(options), (line) => hooks.onLine?.(line));
-  return JSON.parse(await runCancellable(start, signal, aborted)) as unknown;
-}
-
-/** Version of the native addon that was loaded. */
-export function nativeVersion(): string {
-  return addon().version;
-}
-
-/** Runs native work that can be cancelled, by its signal or by a callback that threw. */
-export async function runCancellable<T>(
-  start: (cancel: (reason: unknown) => void) => { promise: Promise<T>; cancel(): void },
-  signal: AbortSignal | undefined,
-  aborted: (signal: AbortSignal) => AbortError,
-): Promise<T> {
-  let thrown: { error: unknown } | undefined;
-  let cancelNative = () => {};
-  const onAbort = () => cancelNative();
-  try {
-    const work = start((error) => {
-      thrown ??= { error };
-      cancelNative();
-    });
-    cancelNative = () => work.cancel();
-    signal?.addEventListener('abort', onAbort, { once: true });
-    return await work.promise;
-  } catch (error) {
-    if (thrown !== undefined) throw thrown.error;
-    if (signal?.aborted) throw aborted(signal);
-    throw toEngineError(error);
-  } finally {
-    signal?.removeEventListener('abort', onAbort);
-  }
-}
-
-/** The folder to load from, downloaded if that was asked. */
-export function folderOf(model: string, { download, revision, source, signal, onProgress }: LoadOptions): Promise<string> {
-  return resolveModel(model, {
-    download,
-    revision,
-    source,
-    signal,
-    onProgress: onProgress && (({ bytesDone, bytesTotal }) => onProgress({ stage: 'download', bytesDone, bytesTotal })),
-  });
-}
-
-export function loadAborted(signal: AbortSignal): AbortError {
-  return new AbortError('the load was aborted', undefined, { cause: signal.reason });
-}
-
-export function addon(): NativeAddon {
-  return guarded(native);
-}
-
-function guarded<T>(call: () => T): T {
-  try {
-    return call();
-  } catch (error) {
-    throw toEngineError(error);
-  }
-}
-
-export function checkPath(path: unknown): void {
-  if (typeof path === 'string' && path !== '' && !path.includes('\0')) return;
-  throw new InvalidArgumentError(
-    'path',
-    `path: expected the path of a model folder or the id of a model, found ${JSON.stringify(path) ?? typeof path}`,
-  );
-}
-
-export function describe(path: string, info: NativeInfo, chatTemplate: ChatTemplateSource): ModelInfo {
-  return {
-    path,
-    architecture: info.architecture,
-    context: info.context,
-    vocabSize: info.vocabSize,
-    weightFormat: info.weightFormat,
-    device: {
-      name: info.device,
-      description: info.deviceName,
-      reason: info.deviceReason,
-      kernels: info.kernels,
-      compute: info.compute,
-      threads: info.threads,
-    },
-    shape: {
-      hiddenSize: info.hiddenSize,
-      layers: info.layers,
-      denseLayers: info.denseLayers,
-      mtpLayers: info.mtpLayers,
-      heads: info.heads,
-      kvHeads: info.kvHeads,
-      headDim: info.headDim,
-      experts: info.experts,
-      activeExperts: info.activeExperts,
-      sharedExperts: info.sharedExperts,
-    },
-    parameters: { total: info.parameters, active: info.activeParameters, parts: info.parts },
-    memory: {
-      checkpointBytes: info.checkpointBytes,
-      weightBytes: info.weightBytes,
-      kvBytes: info.kvBytes,
-      kvBytesPerToken: info.kvBytesPerToken,
-      workspaceBytes: info.workspaceBytes,
-    },
-    limits: {
-      maxNumSeqs: info.maxNumSeqs,
-      maxBatchedTokens: info.maxBatchedTokens,
-      kvCacheTokens: info.kvCacheTokens,
-      tensorParallelSize: info.tensorParallelSize,
-      dataParallelSize: info.dataParallelSize,
-    },
-    ranks: info.ranks,
-    speculation:
-      info.speculation === 'none' ? null : { method: info.speculation as SpeculationMethod, maxDepth: info.maxDraft },
-    chatTemplate,
-  };
 }

@@ -1,6 +1,6 @@
 /**
- * The types of the public API: what a caller passes in and gets back. Checked in options.ts and chat/messages.ts, which
- * reject unknown fields by name; every optional field may also be passed as `undefined`.
+ * The types of the public API: what a caller passes in and gets back. Checked in load_options.ts, request_options.ts and
+ * chat/messages.ts, which reject unknown fields by name; every optional field may also be passed as `undefined`.
  */
 import type { ModelSource } from './hub/index.js';
 import type { JsonValue } from './json.js';

@@ -11,8 +11,13 @@ import { fileURLToPath } from 'node:url';
 export const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 export const cores = os.availableParallelism();
 
-/** A failure the user can act on: printed as it stands, without a stack. */
-export class ScriptError extends Error {}
+/** A failure the user can act on: printed as it stands, without a stack. `essence`: what the program that failed said. */
+export class ScriptError extends Error {
+  constructor(message, essence = '') {
+    super(message);
+    this.essence = essence;
+  }
+}
 
 export function say(line) {
   process.stderr.write(`[sigmoe] ${line}\n`);
@@ -101,8 +106,9 @@ export async function runStep(what, program, args, { log, env = {} }) {
   file.end();
   if (process.stderr.isTTY) process.stderr.write('\r\x1b[K');
   if (status !== 0) {
-    process.stderr.write(`${essence(output)}\n`);
-    throw new ScriptError(`failed: ${what} (exit status ${status}, all of its output: ${log})`);
+    const said = essence(output);
+    process.stderr.write(`${said}\n`);
+    throw new ScriptError(`failed: ${what} (exit status ${status}, all of its output: ${log})`, said);
   }
   say(`done in ${seconds(began)}`);
 }

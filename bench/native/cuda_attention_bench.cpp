@@ -437,8 +437,10 @@ double read_stream_tbps(cudaStream_t stream) {
   const Device<std::byte> data(bytes);
   const Device<uint32_t> sink(4);
   const Queue queue{stream, false};
+  int n_sms = 0;
+  CUDA_CHECK(cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, 0));
   launch_fill_bf16(queue, 3, 1.0f, bytes / 2, data.get());
-  return bytes / median_us(stream, 9, [&] { launch_read_stream(queue, data.get(), bytes, sink.get()); }) * 1e-6;
+  return bytes / median_us(stream, 9, [&] { launch_read_stream(queue, n_sms, data.get(), bytes, sink.get()); }) * 1e-6;
 }
 
 }  // namespace

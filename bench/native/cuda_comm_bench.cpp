@@ -208,7 +208,7 @@ class Reduce {
 
   void check(int rows, int slots) {
     // What one GPU would do with the ranks' sums: slots in order, then ranks in order.
-    launch_sum_slots(backend_.queue(), addend_.as<float>(), slots, rows, options_.width, sums_.as<float>());
+    launch_sum_slots(backend_.queue(), addend_.as<float>(), false, slots, rows, options_.width, sums_.as<float>());
     auto own = std::make_shared<std::vector<float>>(download(sums_, rows));
     std::vector<float> total(own->size());
     const auto all = comm_.exchange(own);

@@ -50,6 +50,16 @@ class BenchDevice {
     double ms = 0;
   };
   virtual std::vector<KernelUse> kernels_of(const std::function<void()>& work) { return {}; }
+
+  // What the backend chose for each op of `work`, in the order of the calls. `fallback` says which kernel is meant for the
+  // range and why it does not take the op; empty: the one that ran is. None: this backend does not say.
+  struct Choice {
+    std::string op;
+    int rows = 0;
+    std::string kernel, fallback;
+    bool operator==(const Choice&) const = default;
+  };
+  virtual std::vector<Choice> choices_of(const std::function<void()>& work) { return {}; }
 };
 
 }  // namespace sigmoe

@@ -9,7 +9,7 @@
 
 #include "backend/registry.h"
 #include "backend/thread_name.h"
-#include "engine/forward/runner.h"
+#include "engine/forward/world.h"
 #include "engine/model_folder.h"
 #include "engine/replicas.h"
 #include "engine/schedule/requests.h"

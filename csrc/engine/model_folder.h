@@ -1,4 +1,5 @@
-// A Hugging Face folder to a running World: files, config, device, memory plan, ranks.
+// A Hugging Face folder, what it says of its model (model_folder.cpp), and the way from it to a running World: device, memory
+// plan, ranks (load_model.cpp).
 #pragma once
 
 #include <atomic>
@@ -10,7 +11,7 @@
 #include "engine/checkpoint/config.h"
 #include "engine/checkpoint/safetensors.h"
 #include "engine/engine.h"
-#include "engine/forward/runner.h"
+#include "engine/forward/world.h"
 #include "engine/schedule/step_builder.h"
 #include "engine/speculation/drafter.h"
 
@@ -55,6 +56,7 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
 
 // What config and headers alone say; device fields are empty.
 EngineInfo describe_model(const ModelConfig& config);
+std::string weight_format_text(const ModelConfig& config, const Checkpoint& checkpoint);
 
 // Joins the other processes of options.node, which must have the same model and options; null where there is one alone.
 std::shared_ptr<Node> join_nodes(const ModelFolder& model, const EngineOptions& options, const std::atomic<bool>* cancelled);

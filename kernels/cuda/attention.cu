@@ -80,13 +80,13 @@ __global__ void __launch_bounds__(kStoreWarps * 32)
 constexpr int kSplitWarps = 4;
 constexpr int kTileKeys = 16;
 constexpr int kLeastSplit = 2 * kSplitWarps * kTileKeys;  // keys
-constexpr int kMostSplits = 64;
-constexpr int kMaxGroupHeads = 16;  // query heads that share a KV head: rows of one tensor-core operand
+constexpr int kMostKeySplits = 64;
+constexpr int kMaxGroupHeads = kSplitGroupHeads;
 
 // Keys per split of a row that sees `length` of them.
 __host__ __device__ inline int split_length(int length) {
   int keys = kLeastSplit;
-  while (keys * kMostSplits < length) keys *= 2;
+  while (keys * kMostKeySplits < length) keys *= 2;
   return keys;
 }
 
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const
   constexpr int kVectors = HD / 64;  // 16-byte loads of them
   __shared__ __align__(16) float sums[kSplitWarps][kMaxGroupHeads][HD];
   __shared__ float highest[kSplitWarps][kMaxGroupHeads], totals[kSplitWarps][kMaxGroupHeads];
-  __shared__ float split_tops[kMaxGroupHeads][kMostSplits], split_totals[kMaxGroupHeads][kMostSplits];
+  __shared__ float split_tops[kMaxGroupHeads][kMostKeySplits], split_totals[kMaxGroupHeads][kMostKeySplits];
   __shared__ bool last;
   let_next_start();
   wait_for_previous();
@@ -362,12 +362,7 @@ void launch_qk_norm_rope_store(const Queue& queue, const BatchView& batch, const
          kStoreWarps * 32, 0, batch, shape, qkv, q_norm, k_norm, eps, cos, sin, kv, q_out);
 }
 
-bool has_split_attention(const AttentionShape& shape, DType kv_dtype) {
-  return kv_dtype == DType::bf16 && (shape.head_dim == 64 || shape.head_dim == 128) &&
-         shape.n_heads / shape.n_kv_heads <= kMaxGroupHeads;
-}
-
-int max_splits(int max_pages) { return std::min(kMostSplits, std::max(1, max_pages * kPageTokens / kLeastSplit)); }
+int max_splits(int max_pages) { return std::min(kMostKeySplits, std::max(1, max_pages * kPageTokens / kLeastSplit)); }
 
 size_t split_partial_bytes(const AttentionShape& shape, int n_rows, int max_pages) {
   return sizeof(float) * n_rows * shape.n_heads * max_splits(max_pages) * partial_width(shape.head_dim);

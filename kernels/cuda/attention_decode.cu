@@ -386,10 +386,6 @@ void launch_for(const Queue& queue, const ChainArgs& args) {
 
 }  // namespace
 
-bool has_chain_attention(const AttentionShape& shape, int sm) {
-  return sm == 90 && (shape.head_dim == 64 || shape.head_dim == 128) && shape.n_heads / shape.n_kv_heads <= kTileRows;
-}
-
 size_t chain_partial_bytes(const AttentionShape& shape, const BatchView& batch, int n_rows) {
   return sizeof(float) * n_rows * shape.n_heads * Cut(batch).most_runs(batch.max_pages) * partial_width(shape.head_dim);
 }

@@ -2,15 +2,10 @@
 #pragma once
 
 #include "backend/backend.h"
+#include "cuda/kernel_choice.h"
 #include "cuda/launch.h"
 
 namespace sigmoe::cuda {
-
-// Most rows of a sequence in a step that go this way: a token and the longest chain of drafts.
-constexpr int kMostChainRows = 16;
-
-// `sm`: compute capability, 90 for Hopper.
-bool has_chain_attention(const AttentionShape& shape, int sm);
 
 struct ChainScratch {
   float* partial = nullptr;    // chain_partial_bytes

@@ -226,10 +226,6 @@ void launch_for(const Queue& queue, const PrefillArgs& args, const KvView& kv) {
 
 }  // namespace
 
-bool has_prefill_attention(const AttentionShape& shape, int sm) {
-  return sm == 90 && (shape.head_dim == 64 || shape.head_dim == 128) && shape.n_heads / shape.n_kv_heads <= kTileRows;
-}
-
 void launch_prefill_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int least_rows,
                               int first_seq, int n_seqs, bool tables_expanded, const float* q, const KvView& kv, float* out) {
   for (int b = first_seq; b < first_seq + n_seqs; b += kTableSeqs) {

@@ -6,9 +6,6 @@
 
 namespace sigmoe::cuda {
 
-// `sm`: compute capability, 90 for Hopper.
-bool has_prefill_attention(const AttentionShape& shape, int sm);
-
 // Of sequences [first_seq, first_seq + n_seqs), those with at least least_rows rows in the step; other rows of out stay as they
 // are. BF16 pages. tables_expanded: page i of the n-th of these sequences is page n * max_pages + i of kv, whatever the batch's
 // tables say.

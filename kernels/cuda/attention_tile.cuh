@@ -13,11 +13,13 @@
 
 #include "backend/backend.h"
 #include "cuda/hopper.cuh"
+#include "cuda/kernel_choice.h"
 #include "cuda/kv_fp8.cuh"
 
 namespace sigmoe::cuda::hopper {
 
 constexpr int kTileRows = 64;
+static_assert(kTileRows >= kHopperGroupHeads);
 template <int HD>
 constexpr int kPageBytes = HD* kPageTokens * 2;  // K or V of a page and KV head
 

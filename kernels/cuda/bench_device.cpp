@@ -98,7 +98,20 @@ class CudaBenchDevice : public BenchDevice {
 
   std::vector<KernelUse> kernels_of(const std::function<void()>& work) override { return time_kernels(backend_.queue(), work); }
 
+  std::vector<Choice> choices_of(const std::function<void()>& work) override {
+    std::vector<Choice> choices;
+    const Listing listing(backend_, choices);
+    work();
+    return choices;
+  }
+
  private:
+  struct Listing {
+    Listing(CudaBackend& of, std::vector<Choice>& choices) : backend(of) { backend.list_choices(&choices); }
+    ~Listing() { backend.list_choices(nullptr); }
+    CudaBackend& backend;
+  };
+
   double median_ms(const std::function<void()>& work) {
     const Queue& queue = backend_.queue();
     for (int i = 0; i < 5; ++i) work();

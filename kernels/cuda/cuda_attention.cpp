@@ -1,4 +1,4 @@
-// Attention: q/k norms, RoPE and the store, then the kernel that the shape of the step asks for.
+// Attention: q/k norms, RoPE and the store, then the kernels that choose_rows.cpp names.
 #include <algorithm>
 
 #include "cuda/attention_decode.h"
@@ -22,7 +22,9 @@ void CudaBackend::qk_norm_rope_store(const BatchView& batch, const AttentionShap
                                      float* q_out) {
   writes(q_out);
   if (batch.n_tokens == 0) return;
-  if (many_rows_ && batch.n_tokens >= kManyExpertRows && fits_many_store(shape, kv.dtype))
+  const KernelChoice choice = choose_qk_store(facts_, batch.n_tokens, shape, kv.dtype);
+  note("norm, rope, store", batch.n_tokens, choice);
+  if (choice.kernel == Kernel::qk_store_many)
     return launch_many_qk_norm_rope_store(queue_, batch, shape, qkv, q_norm, k_norm, eps, cos, sin, kv, q_out);
   launch_qk_norm_rope_store(queue_, batch, shape, qkv, q_norm, k_norm, eps, cos, sin, kv, q_out);
 }
@@ -30,30 +32,28 @@ void CudaBackend::qk_norm_rope_store(const BatchView& batch, const AttentionShap
 void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv, float* out) {
   writes(out);
   if (batch.n_tokens == 0) return;
-  if (kv.dtype == DType::f8_e4m3) {
-    if (!has_chain_attention(shape, sm_))
-      throw EngineError(ErrorCode::unsupported,
-                        "an FP8 KV cache of heads of " + std::to_string(shape.head_dim) + " dims has no CUDA kernel",
-                        "use KV cache type bfloat16");
-    return attention_by_rows(batch, shape, q, kv, out);
-  }
-  if (exact_ || !has_split_attention(shape, kv.dtype)) return launch_exact_attention(queue_, batch, shape, q, kv, out);
-  // Few sequences whose rows may all be tokens and drafts: split attention is sooner there. A draft's step has as many
-  // sequences as one without drafts, so drafts change no class.
-  const bool few = batch.n_seqs < 24 && batch.n_tokens <= kMostChainRows * batch.n_seqs;
-  if (!deterministic_ && !few && has_chain_attention(shape, sm_)) return attention_by_rows(batch, shape, q, kv, out);
-  // Two classes of rows here too, but in those steps; only what may have both is split up.
+  const AttentionChoice choice = choose_attention(facts_, batch.n_tokens, batch.n_seqs, shape, kv.dtype);
+  const Kernel few = choice.few.kernel, many = choice.many.kernel;
+  if (few == Kernel::none && many == Kernel::none)
+    throw EngineError(ErrorCode::unsupported,
+                      "an FP8 KV cache of heads of " + std::to_string(shape.head_dim) + " dims has no CUDA kernel",
+                      "use KV cache type bfloat16");
+  if (few != Kernel::none) note("attention", batch.n_tokens, choice.few);
+  if (many != Kernel::none) note("attention", batch.n_tokens, choice.many);
+  if (few == Kernel::exact_attention) return launch_exact_attention(queue_, batch, shape, q, kv, out);
+  if (few == Kernel::chain_attention || many == Kernel::prefill_attention)
+    return attention_by_rows(batch, shape, choice, q, kv, out);
   int n_rows = batch.n_tokens, most_rows = 0;
-  if (mma_rows_ && !few && batch.n_tokens - batch.n_seqs >= kMostChainRows && has_mma_attention(shape)) {
+  if (many == Kernel::mma_attention) {
     launch_mma_attention(queue_, batch, shape, kMostChainRows + 1, q, kv, out);
-    if (batch.n_seqs == 1) return;
+    if (few == Kernel::none) return;
     n_rows = batch.n_seqs * kMostChainRows, most_rows = kMostChainRows;
   }
   const size_t row_bytes = split_partial_bytes(shape, 1, batch.max_pages);
   const int rows_at_once = static_cast<int>(std::clamp<size_t>(kMaxSplitBytes / row_bytes, 1, n_rows));
   const int width = shape.n_heads * shape.head_dim;
   uint16_t* twin = nullptr;
-  if (most_rows == 0 && batch.n_tokens > 1 && batch.n_tokens <= (many_rows_ ? kManyRows - 1 : kMostTwinTokens)) {
+  if (most_rows == 0 && batch.n_tokens > 1 && batch.n_tokens <= (facts_.many_rows() ? kManyRows - 1 : kMostTwinTokens)) {
     twin = scratch<uint16_t>(normed_, static_cast<size_t>(batch.n_tokens) * width);
     twin_ = {out, batch.n_tokens, width, twin, {}, {}};
   }
@@ -68,11 +68,9 @@ SplitScratch CudaBackend::split_scratch(const BatchView& batch, const AttentionS
           scratch<int32_t>(arrivals_, static_cast<size_t>(n_rows) * shape.n_kv_heads)};
 }
 
-// Two classes of rows: those of sequences with at most kMostChainRows rows in the step, and the others. Within a class a row's
-// bits depend on its position alone.
-void CudaBackend::attention_by_rows(const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv,
-                                    float* out) {
-  if (batch.n_seqs > 1 || batch.n_tokens <= kMostChainRows) {
+void CudaBackend::attention_by_rows(const BatchView& batch, const AttentionShape& shape, const AttentionChoice& choice,
+                                    const float* q, const KvView& kv, float* out) {
+  if (choice.few.kernel == Kernel::chain_attention) {
     int n_at_once = batch.n_seqs;
     const auto bytes = [&] { return chain_partial_bytes(shape, batch, most_chain_rows(batch, n_at_once)); };
     while (n_at_once > 1 && bytes() > kMaxChainBytes) n_at_once = (n_at_once + 1) / 2;
@@ -81,7 +79,7 @@ void CudaBackend::attention_by_rows(const BatchView& batch, const AttentionShape
     for (int b = 0; b < batch.n_seqs; b += n_at_once)
       launch_chain_attention(queue_, batch, shape, b, std::min(n_at_once, batch.n_seqs - b), q, kv, chain, out);
   }
-  if (batch.n_tokens - batch.n_seqs < kMostChainRows) return;
+  if (choice.many.kernel != Kernel::prefill_attention) return;
   const int least_rows = kMostChainRows + 1;
   if (kv.dtype != DType::f8_e4m3)
     return launch_prefill_attention(queue_, batch, shape, least_rows, 0, batch.n_seqs, false, q, kv, out);

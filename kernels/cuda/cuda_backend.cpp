@@ -5,7 +5,11 @@
 #include <algorithm>
 #include <cstring>
 
+#include "cuda/early_linear.h"
+#include "cuda/few_rows.h"
+#include "cuda/held_linear.h"
 #include "cuda/ops.h"
+#include "cuda/stream_gemm.h"
 
 namespace sigmoe::cuda {
 namespace {
@@ -28,6 +32,24 @@ int select_device(int index) {
   return index;
 }
 
+Facts facts_of(const cudaDeviceProp& properties, const BackendOptions& options) {
+  Facts facts;
+  facts.exact = options.compute == DType::f32;
+  facts.before_hopper = options.kernels == "mma";
+  facts.deterministic = options.deterministic;
+  facts.sm = 10 * properties.major + properties.minor;
+  facts.overlap = properties.major >= 9;
+  facts.n_sms = properties.multiProcessorCount;
+  facts.shared_bytes = static_cast<int>(properties.sharedMemPerMultiprocessor);
+  facts.has_early = has_early_linear();
+  facts.has_held = has_held_linear();
+  facts.has_stream = has_stream_gemm();
+  facts.has_tensor = has_tensor_gemm();
+  facts.has_few_experts = has_few_experts();
+  if (facts.before_hopper || (facts.sm == 90 && !facts.has_tensor)) facts.sm = 80;
+  return facts;
+}
+
 }  // namespace
 
 CudaBackend::Stream::Stream() { CUDA_CHECK(cudaStreamCreateWithFlags(&handle, cudaStreamNonBlocking)); }
@@ -36,11 +58,7 @@ CudaBackend::Stream::~Stream() {
   cudaStreamDestroy(handle);
 }
 
-CudaBackend::CudaBackend(const BackendOptions& options)
-    : exact_(options.compute == DType::f32),
-      before_hopper_(options.kernels == "mma"),
-      deterministic_(options.deterministic),
-      device_(select_device(options.device_index)) {
+CudaBackend::CudaBackend(const BackendOptions& options) : device_(select_device(options.device_index)) {
   if (options.kernels != "auto" && options.kernels != "mma")
     throw EngineError(ErrorCode::invalid_argument,
                       "kernels '" + options.kernels + "' asked for; on cuda there are auto and mma",
@@ -48,8 +66,7 @@ CudaBackend::CudaBackend(const BackendOptions& options)
   cudaDeviceProp properties;
   CUDA_CHECK(cudaGetDeviceProperties(&properties, device_));
   queue_ = {compute_.handle, properties.major >= 9};
-  sm_ = 10 * properties.major + properties.minor;
-  if (before_hopper_ || (sm_ == 90 && !has_tensor_gemm())) sm_ = 80;
+  facts_ = facts_of(properties, options);
   steps_ = std::make_unique<UploadQueue>(compute_.handle);
   weights_ = std::make_unique<UploadQueue>(loading_.handle);
   CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&landing_), kLandingBytes));
@@ -58,15 +75,15 @@ CudaBackend::CudaBackend(const BackendOptions& options)
     CUDA_CHECK(cudaMallocHost(reinterpret_cast<void**>(&landing.host), kMostDownloadBytes));
     CUDA_CHECK(cudaEventCreateWithFlags(&landing.landed, cudaEventDisableTiming));
   }
-  use_many_row_kernels(!deterministic_);
   info_.device = "cuda";
   info_.name = properties.name;
-  info_.kernels = exact_ ? "exact" : "sm_" + std::to_string(properties.major) + std::to_string(properties.minor);
-  if (before_hopper_ && !exact_) info_.kernels += ", mma";
-  if (deterministic_ && !exact_) info_.kernels += ", deterministic";
-  info_.compute = exact_ ? DType::f32 : DType::bf16;
-  info_.kv_dtype = kv_cache_dtype(options, info_.compute, !exact_ && sm_ == 90);
-  if (deterministic_ && info_.kv_dtype == DType::f8_e4m3)
+  const bool exact = facts_.exact;
+  info_.kernels = exact ? "exact" : "sm_" + std::to_string(properties.major) + std::to_string(properties.minor);
+  if (facts_.before_hopper && !exact) info_.kernels += ", mma";
+  if (facts_.deterministic && !exact) info_.kernels += ", deterministic";
+  info_.compute = exact ? DType::f32 : DType::bf16;
+  info_.kv_dtype = kv_cache_dtype(options, info_.compute, !exact && facts_.sm == 90);
+  if (facts_.deterministic && info_.kv_dtype == DType::f8_e4m3)
     throw EngineError(ErrorCode::unsupported,
                       "deterministic with an FP8 KV cache was asked for: its kernels are of two classes",
                       "use KV cache type bfloat16");
@@ -82,6 +99,13 @@ CudaBackend::~CudaBackend() {
     cudaFreeHost(landing.host);
   }
   cudaFreeHost(landing_);
+}
+
+void CudaBackend::note(const char* op, int n_rows, const KernelChoice& choice) {
+  if (!choices_ || (choice.kernel == Kernel::ops && !choice.is_fallback())) return;  // ops speak for themselves
+  std::string why;
+  if (choice.is_fallback()) why = std::string("no ") + kernel_name(choice.meant) + ": " + refusal_text(choice.refusal);
+  choices_->push_back({op, n_rows, kernel_name(choice.kernel), why});
 }
 
 // ---- memory ----------------------------------------------------------------------------------------------------------
@@ -222,7 +246,7 @@ void CudaBackend::forget_recorded() {
 
 std::unique_ptr<LinearBuilder> CudaBackend::begin_linear(const LinearDesc& desc) {
   enter();
-  return begin_weight(desc, arena_, *weights_, exact_);
+  return begin_weight(desc, arena_, *weights_, facts_.exact);
 }
 
 std::unique_ptr<LinearWeight> CudaBackend::random_linear(const LinearDesc& desc, uint64_t seed) {

@@ -14,9 +14,11 @@
 #include <vector>
 
 #include "backend/backend.h"
+#include "backend/bench_device.h"
 #include "backend/decode_layer.h"
 #include "cuda/comm.h"
 #include "cuda/gemm.h"
+#include "cuda/kernel_choice.h"
 #include "cuda/launch.h"
 #include "cuda/memory.h"
 #include "cuda/mma_gemm.h"
@@ -81,11 +83,11 @@ class CudaBackend : public Backend, public DecodeLayers {
   const Queue& queue() const { return queue_; }
   DeviceWorld* world() const { return world_.get(); }
 
-  // Off: one set of kernels at every number of rows, so that results do not depend on how tokens were cut into steps.
-  void use_many_row_kernels(bool on) {
-    mma_rows_ = on && !exact_;
-    many_rows_ = mma_rows_ && !before_hopper_ && has_tensor_gemm();
-  }
+  // Off: the kernels of few rows at every number of rows, as deterministic has them.
+  void use_many_row_kernels(bool on) { facts_.deterministic = !on; }
+
+  // Every kernel chosen from here on goes to the list; null: to none.
+  void list_choices(std::vector<BenchDevice::Choice>* list) { choices_ = list; }
 
  private:
   void copy_by_kernel(const void* from, void* to, size_t bytes);
@@ -150,23 +152,16 @@ class CudaBackend : public Backend, public DecodeLayers {
     DeviceBuffer gate_up_views, down_views;          // (E) WeightView
   };
   const ExpertTable& table_of(const ExpertWeights& weights);
-  void attention_by_rows(const BatchView& batch, const AttentionShape& shape, const float* q, const KvView& kv, float* out);
-  void multiply(const float* x, const int32_t* row_ids, int n_rows, const WeightView& weight, float* y);
+  void attention_by_rows(const BatchView& batch, const AttentionShape& shape, const AttentionChoice& choice, const float* q,
+                         const KvView& kv, float* out);
+  void multiply(const char* op, const float* x, const int32_t* row_ids, int n_rows, const WeightView& weight, float* y);
   void run_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing, int n_active,
-                   int n_tokens, int n_slots, int width, float* out);
+                   int n_tokens, int n_slots, int width, const ClassChoice& rows, float* out);
 
-  bool takes_many_rows(int n_rows, const WeightView& weight) const {
-    return many_rows_ && n_rows >= kManyRows && fits_tensor_gemm(weight);
-  }
   PackedRows packed_rows(Scratch& data, Scratch& scales, const WeightView& weight, int n_rows);
-  // The same by mma.sync, for cards and weights that those kernels are not for.
-  bool takes_mma_rows(int n_rows, const WeightView& weight) const {
-    return mma_rows_ && n_rows >= kMmaRows && fits_mma_gemm(weight);
-  }
-  // `takes`: whether a product of a step's n_tokens has a kernel of the kind asked about.
-  template <typename Takes>
-  bool takes_many_experts(const ExpertWeights& weights, const ExpertTable& table, int n_active, const Takes& takes) const;
-  bool run_narrow_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing,
+  void note(const char* op, int n_rows, const KernelChoice& choice);
+  static ExpertShapes shapes_of(const ExpertWeights& weights, const ExpertTable& table, int n_active);
+  void run_narrow_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing,
                           bool shared, int n_active, int n_tokens, int n_slots, float* out);
   void run_many_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing,
                         bool routed, bool shared, int n_active, int n_tokens, int n_slots, float* out);
@@ -174,12 +169,9 @@ class CudaBackend : public Backend, public DecodeLayers {
                        bool routed, bool shared, int n_active, int n_tokens, int n_slots, float* out);
 
   BackendInfo info_;
-  bool exact_ = false, many_rows_ = false, mma_rows_ = false;
-  bool before_hopper_ = false;  // asked for: kernels of many rows as on older cards
-  // Every op runs its few-row kernels at every row count: the same bits whatever else is in a step.
-  bool deterministic_ = false;
+  Facts facts_;
+  std::vector<BenchDevice::Choice>* choices_ = nullptr;
   int device_ = 0;
-  int sm_ = 0;  // compute capability, 90 for Hopper
   Stream compute_, loading_;
   Queue queue_;
   WeightArena arena_;

@@ -8,9 +8,37 @@
 namespace sigmoe::cuda {
 namespace {
 
-bool same_shape(const WeightView& a, const WeightView& b) {
-  return a.n == b.n && a.k == b.k && a.format == b.format && a.gate_up == b.gate_up && a.row_shift == b.row_shift &&
-         a.k_shift == b.k_shift && a.scale_columns == b.scale_columns;
+bool same_shape(const WeightView& a, const WeightView& b) { return shape_of(a) == shape_of(b); }
+
+// What the products of many rows, gate-up and down, have alike: weights, whose rows, and the list of row tiles that
+// launch_pack_rows is to make in `room`, whose first place holds the count.
+template <typename Args, typename ExpertTable>
+TilePlan plan_products(Args& up, Args& down, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing,
+                       bool shared, int n_active, int n_slots, int n_experts, int n_shared, RowTile* room) {
+  up.mode = GemmMode::gate_up;
+  down.mode = GemmMode::down;
+  up.weight = shared ? view_of(*weights.shared_gate_up) : table.gate_up_shape;
+  down.weight = shared ? view_of(*weights.shared_down) : table.down_shape;
+  up.experts = table.gate_up_tiles.template as<ExpertTiles>();
+  down.experts = table.down_tiles.template as<ExpertTiles>();
+
+  TilePlan plan;
+  plan.expert_offsets = routing.expert_offsets;
+  plan.experts = up.experts;
+  plan.n_experts = n_experts;
+  plan.n_shared = n_shared;
+  plan.n_tiles = reinterpret_cast<int32_t*>(room);
+  plan.tiles = room + 1;
+  for (Args* args : {&up, &down}) {
+    args->tiles = plan.tiles;
+    args->n_tiles = plan.n_tiles;
+    args->n_experts = n_experts;
+    args->slot_order = routing.slot_order;
+    args->slot_weights = routing.weights;
+    args->n_active = n_active;
+    args->n_slots = n_slots;
+  }
+  return plan;
 }
 
 }  // namespace
@@ -60,11 +88,11 @@ void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Ro
   if ((n_active > 0 && !table.complete) || nothing_shared)  // this rank's missing shares stay zero
     zero(out, static_cast<size_t>(n_tokens) * n_slots * width * sizeof(float));
   if (nothing_shared) return;
-  const auto tensor = [&](const WeightView& view) { return n_tokens >= kManyExpertRows && takes_many_rows(n_tokens, view); };
-  const auto mma = [&](const WeightView& view) { return n_tokens >= kMmaExpertRows && takes_mma_rows(n_tokens, view); };
-  const bool by_tensor = takes_many_experts(weights, table, n_active, tensor);
-  if (by_tensor || takes_many_experts(weights, table, n_active, mma)) {
+  const ClassChoice choice = choose_experts(facts_, shapes_of(weights, table, n_active), n_tokens);
+  const bool by_tensor = choice.rows == RowClass::tensor;
+  if (by_tensor || choice.rows == RowClass::mma) {
     const auto run = by_tensor ? &CudaBackend::run_many_experts : &CudaBackend::run_mma_experts;
+    if (!by_tensor) note("experts", n_tokens, choice.with({Kernel::mma_gemm, Kernel::none, {}}));
     const bool routed = n_active > 0 && table.gate_up_shape.n > 0, shared = weights.shared_gate_up != nullptr;
     const bool alike = routed && shared && same_shape(view_of(*weights.shared_gate_up), table.gate_up_shape) &&
                        same_shape(view_of(*weights.shared_down), table.down_shape);
@@ -73,9 +101,10 @@ void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Ro
     if (by_tensor) slots_ = {out, static_cast<size_t>(n_tokens) * n_slots * width * sizeof(uint16_t)};
     return;
   }
-  if (!exact_ && (n_active == 0 || table.uniform))
-    return run_experts(x, weights, table, routing, n_active, n_tokens, n_slots, width, out);
+  if (choice.rows == RowClass::few)
+    return run_experts(x, weights, table, routing, n_active, n_tokens, n_slots, width, choice, out);
 
+  note("experts", n_tokens, choice.with({Kernel::exact_experts, Kernel::none, {}}));
   ExactExperts args;
   args.gate_up = table.gate_up_views.as<WeightView>();
   args.down = table.down_views.as<WeightView>();
@@ -93,18 +122,17 @@ void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Ro
                        out);
 }
 
-template <typename Takes>
-bool CudaBackend::takes_many_experts(const ExpertWeights& weights, const ExpertTable& table, int n_active,
-                                     const Takes& takes) const {
-  const auto fits = [&](const WeightView& gate_up, const WeightView& down) {
-    return gate_up.n == 0 || (gate_up.format == down.format && takes(gate_up) && takes(down));
-  };
-  return (n_active == 0 || (table.uniform && fits(table.gate_up_shape, table.down_shape))) &&
-         (!weights.shared_gate_up || fits(view_of(*weights.shared_gate_up), view_of(*weights.shared_down)));
+ExpertShapes CudaBackend::shapes_of(const ExpertWeights& weights, const ExpertTable& table, int n_active) {
+  ExpertShapes shapes{n_active, table.uniform, shape_of(table.gate_up_shape), shape_of(table.down_shape), false, {}, {}};
+  if (!weights.shared_gate_up) return shapes;
+  shapes.has_shared = true;
+  shapes.shared_gate_up = shape_of(view_of(*weights.shared_gate_up));
+  shapes.shared_down = shape_of(view_of(*weights.shared_down));
+  return shapes;
 }
 
-// The same by narrow_experts.h: steps that are not long, with lists of their own. False: it has no such kernel.
-bool CudaBackend::run_narrow_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table,
+// The same by narrow_experts.h: steps that are not long, with lists of their own.
+void CudaBackend::run_narrow_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table,
                                      const Routing& routing, bool shared, int n_active, int n_tokens, int n_slots, float* out) {
   NarrowArgs up, down;
   GemmArgs& common = up.gemm;
@@ -127,7 +155,6 @@ bool CudaBackend::run_narrow_experts(const float* x, const ExpertWeights& weight
     down.gemm.dense = view_of(*weights.shared_down);
   }
   const WeightView &wide = up.gemm.routed, &back = down.gemm.routed;
-  if (n_tokens > kMostNarrowRows || !fits_narrow_experts(wide, back, common.n_experts)) return false;
   const PackedRows* packed = packed_twin_of(x, n_tokens, wide);
   up.x = packed ? *packed : packed_rows(packed_, packed_scales_, wide, n_tokens);
   up.inner = down.x = packed_rows(packed_inner_, inner_scales_, back,
@@ -136,44 +163,26 @@ bool CudaBackend::run_narrow_experts(const float* x, const ExpertWeights& weight
   if (!packed) launch_pack_rows(queue_, wide.format, x, nullptr, n_tokens, wide.k, up.x, {});
   launch_narrow_experts(queue_, up);
   launch_narrow_experts(queue_, down);
-  return true;
 }
 
 // Packing and the list of row tiles, gate-up with SwiGLU, down: three launches, for the routed experts, the shared one or both.
 void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table,
                                    const Routing& routing, bool routed, bool shared, int n_active, int n_tokens, int n_slots,
                                    float* out) {
-  if (routed && run_narrow_experts(x, weights, table, routing, shared, n_active, n_tokens, n_slots, out)) return;
+  const KernelChoice choice = choose_many_experts(shape_of(table.gate_up_shape), shape_of(table.down_shape), routed,
+                                                  static_cast<int>(weights.gate_up.size()), n_tokens);
+  note("experts", n_tokens, choice);
+  if (choice.kernel == Kernel::narrow_experts)
+    return run_narrow_experts(x, weights, table, routing, shared, n_active, n_tokens, n_slots, out);
   const int n_experts = routed ? static_cast<int>(weights.gate_up.size()) : 0, n_shared = shared ? n_tokens : 0;
-  const int n_routed = routed ? n_tokens * n_active : 0;
+  const int n_routed = routed ? n_tokens * n_active : 0, n_tiles = most_tiles(n_routed, n_experts, n_shared);
   TensorGemmArgs up, down;
-  up.mode = GemmMode::gate_up;
-  down.mode = GemmMode::down;
-  up.weight = shared ? view_of(*weights.shared_gate_up) : table.gate_up_shape;
-  down.weight = shared ? view_of(*weights.shared_down) : table.down_shape;
-  up.experts = table.gate_up_tiles.as<ExpertTiles>();
-  down.experts = table.down_tiles.as<ExpertTiles>();
+  const TilePlan plan = plan_products(up, down, weights, table, routing, shared, n_active, n_slots, n_experts, n_shared,
+                                      scratch<RowTile>(row_tiles_, n_tiles + 1));
   const PackedRows* packed = packed_twin_of(x, n_tokens, up.weight);
   up.x = packed ? *packed : packed_rows(packed_, packed_scales_, up.weight, n_tokens);
   up.inner = down.x = packed_rows(packed_inner_, inner_scales_, down.weight, most_packed_rows(n_routed, n_experts, n_shared));
   down.slots = reinterpret_cast<__nv_bfloat16*>(out);
-
-  TilePlan plan;
-  plan.expert_offsets = routing.expert_offsets;
-  plan.experts = up.experts;
-  plan.n_experts = n_experts;
-  plan.n_shared = n_shared;
-  plan.tiles = scratch<RowTile>(row_tiles_, most_tiles(n_routed, n_experts, n_shared) + 1);
-  plan.n_tiles = reinterpret_cast<int32_t*>(plan.tiles++);  // the first place holds the count
-  for (TensorGemmArgs* args : {&up, &down}) {
-    args->tiles = plan.tiles;
-    args->n_tiles = plan.n_tiles;
-    args->n_experts = n_experts;
-    args->slot_order = routing.slot_order;
-    args->slot_weights = routing.weights;
-    args->n_active = n_active;
-    args->n_slots = n_slots;
-  }
   launch_pack_rows(queue_, up.weight.format, x, nullptr, packed ? 0 : n_tokens, up.weight.k, up.x, plan);
   launch_tensor_gemm(queue_, up);
   launch_tensor_gemm(queue_, down);
@@ -184,32 +193,11 @@ void CudaBackend::run_mma_experts(const float* x, const ExpertWeights& weights, 
                                   const Routing& routing, bool routed, bool shared, int n_active, int n_tokens, int n_slots,
                                   float* out) {
   const int n_experts = routed ? static_cast<int>(weights.gate_up.size()) : 0, n_shared = shared ? n_tokens : 0;
-  const int n_routed = routed ? n_tokens * n_active : 0;
+  const int n_routed = routed ? n_tokens * n_active : 0, n_tiles = most_tiles(n_routed, n_experts, n_shared);
   MmaGemmArgs up, down;
-  up.mode = GemmMode::gate_up;
-  down.mode = GemmMode::down;
-  up.weight = shared ? view_of(*weights.shared_gate_up) : table.gate_up_shape;
-  down.weight = shared ? view_of(*weights.shared_down) : table.down_shape;
-  up.experts = table.gate_up_tiles.as<ExpertTiles>();
-  down.experts = table.down_tiles.as<ExpertTiles>();
-
-  TilePlan plan;
-  plan.expert_offsets = routing.expert_offsets;
-  plan.experts = up.experts;
-  plan.n_experts = n_experts;
-  plan.n_shared = n_shared;
-  plan.tiles = scratch<RowTile>(row_tiles_, most_tiles(n_routed, n_experts, n_shared) + 1);
-  plan.n_tiles = reinterpret_cast<int32_t*>(plan.tiles++);  // the first place holds the count
-  for (MmaGemmArgs* args : {&up, &down}) {
-    args->tiles = plan.tiles;
-    args->n_tiles = plan.n_tiles;
-    args->most_tiles = most_tiles(n_routed, n_experts, n_shared);
-    args->n_experts = n_experts;
-    args->slot_order = routing.slot_order;
-    args->slot_weights = routing.weights;
-    args->n_active = n_active;
-    args->n_slots = n_slots;
-  }
+  const TilePlan plan = plan_products(up, down, weights, table, routing, shared, n_active, n_slots, n_experts, n_shared,
+                                      scratch<RowTile>(row_tiles_, n_tiles + 1));
+  up.most_tiles = down.most_tiles = n_tiles;
   const int width = up.weight.k;
   const void* twin = twin_of(x, n_tokens, width);
   up.x = twin ? twin : to_bf16(x, nullptr, n_tokens, width);
@@ -223,7 +211,7 @@ void CudaBackend::run_mma_experts(const float* x, const ExpertWeights& weights, 
 
 // Gate-up with SwiGLU, then down: two launches, the shared expert beside the routed ones when both are stored alike.
 void CudaBackend::run_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing,
-                              int n_active, int n_tokens, int n_slots, int width, float* out) {
+                              int n_active, int n_tokens, int n_slots, int width, const ClassChoice& rows, float* out) {
   GemmArgs common;
   common.n_tokens = n_tokens;
   common.n_active = n_active;
@@ -236,7 +224,8 @@ void CudaBackend::run_experts(const float* x, const ExpertWeights& weights, cons
 
   const bool routed = n_active > 0 && table.gate_up_shape.n > 0, shared = weights.shared_gate_up != nullptr;
   const void* twin = twin_of(x, n_tokens, width);
-  const bool direct = !twin && reads_float(shared ? view_of(*weights.shared_gate_up) : table.gate_up_shape, n_tokens);
+  const bool direct =
+      !twin && reads_float((shared ? view_of(*weights.shared_gate_up) : table.gate_up_shape).n_groups, n_tokens);
   const void* activations = direct ? x : twin ? twin : to_bf16(x, nullptr, n_tokens, width);
   GemmArgs up = common, down = common;
   up.mode = GemmMode::gate_up;
@@ -259,15 +248,18 @@ void CudaBackend::run_experts(const float* x, const ExpertWeights& weights, cons
     down.routed_x = up.routed_out;
     down.routed_out = out;
   }
+  const auto launch_one = [&](const GemmArgs& args, bool x_is_float) {
+    note(n_active == 0 ? "dense MLP" : "experts", n_tokens, rows.with(launch_gemm(queue_, facts_, args, x_is_float)));
+  };
   const auto run = [&](const GemmArgs& args, bool x_is_float) {
     if (routed && shared && args.dense.format != args.routed.format) {
       GemmArgs dense_part = args, routed_part = args;
       dense_part.routed = {};
       routed_part.dense = {};
-      launch_gemm(queue_, dense_part, x_is_float);
-      launch_gemm(queue_, routed_part, x_is_float);
+      launch_one(dense_part, x_is_float);
+      launch_one(routed_part, x_is_float);
     } else if (routed || shared) {
-      launch_gemm(queue_, args, x_is_float);
+      launch_one(args, x_is_float);
     }
   };
   run(up, direct);

@@ -1,4 +1,4 @@
-// The ops that are neither attention nor experts: which kernel takes an op, and what it needs.
+// The ops that are neither attention nor experts: what the kernel that takes an op needs.
 #include <algorithm>
 
 #include "cuda/cuda_backend.h"
@@ -17,7 +17,9 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
   if (n_tokens == 0 || (!addend && !out)) return;
   writes(residual);
   if (out) writes(out);
-  const bool packs = out && many_rows_ && packs_ && n_tokens >= kManyExpertRows && norm_packs(width) && !(addend && comm);
+  const KernelChoice choice = choose_norm(facts_, n_tokens, width, out && packs_ && !(addend && comm));
+  if (out && !(addend && comm)) note("norm", n_tokens, choice);
+  const bool packs = choice.kernel == Kernel::norm_many;
   const bool addend_is_bf16 = addend && slots_.holds(addend);
   if (addend_is_bf16 && !packs) {  // the other kernels read float32
     float* sums = scratch<float>(slot_sums_, static_cast<size_t>(n_tokens) * width);
@@ -60,8 +62,8 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
     return;
   }
   void* twin = nullptr;
-  const int most_twin_tokens = many_rows_ ? kManyExpertRows - 1 : mma_rows_ ? n_tokens : kMostTwinTokens;
-  if (out && !exact_ && n_tokens > 1 && n_tokens <= most_twin_tokens && norm_has_twin(width)) {
+  const int most_twin_tokens = facts_.many_rows() ? kManyExpertRows - 1 : facts_.mma_rows() ? n_tokens : kMostTwinTokens;
+  if (out && !facts_.exact && n_tokens > 1 && n_tokens <= most_twin_tokens && norm_has_twin(width)) {
     twin = scratch<uint16_t>(normed_, static_cast<size_t>(n_tokens) * width);
     twin_ = {out, n_tokens, width, twin, {}, {}};
   }
@@ -100,11 +102,24 @@ const void* CudaBackend::to_bf16(const float* x, const int32_t* row_ids, int n_r
 }
 
 // y (n_rows, n) = rows of x, picked by row_ids when given, times weight^T.
-void CudaBackend::multiply(const float* x, const int32_t* row_ids, int n_rows, const WeightView& weight, float* y) {
+void CudaBackend::multiply(const char* op, const float* x, const int32_t* row_ids, int n_rows, const WeightView& weight,
+                           float* y) {
   writes(y);
   if (n_rows == 0) return;
-  if (exact_) return launch_exact_linear(queue_, x, row_ids, weight, n_rows, y);
-  if (takes_many_rows(n_rows, weight)) {
+  const WeightShape shape = shape_of(weight);
+  const ClassChoice choice = choose_linear(facts_, shape, n_rows);
+  const auto note_kernel = [&](const KernelChoice& kernel) {
+    if (!choices_) return;
+    const std::string of = op + (" of " + std::to_string(weight.n)) + " x " + std::to_string(weight.k);
+    note(of.c_str(), n_rows, choice.with(kernel));
+  };
+  if (choice.rows == RowClass::exact) {
+    note_kernel({Kernel::exact_linear, Kernel::none, {}});
+    return launch_exact_linear(queue_, x, row_ids, weight, n_rows, y);
+  }
+  if (choice.rows == RowClass::tensor) {
+    const bool splits = tensor_splits(facts_.n_sms, shape, n_rows) > 1;
+    note_kernel({splits ? Kernel::tensor_split : Kernel::tensor_gemm, Kernel::none, {}});
     TensorGemmArgs args;
     args.weight = weight;
     args.n_rows = n_rows;
@@ -117,7 +132,8 @@ void CudaBackend::multiply(const float* x, const int32_t* row_ids, int n_rows, c
     }
     return launch_tensor_gemm(queue_, args);
   }
-  if (takes_mma_rows(n_rows, weight)) {
+  if (choice.rows == RowClass::mma) {
+    note_kernel({Kernel::mma_gemm, Kernel::none, {}});
     MmaGemmArgs args;
     args.weight = weight;
     const void* twin = row_ids ? nullptr : twin_of(x, n_rows, weight.k);
@@ -131,10 +147,10 @@ void CudaBackend::multiply(const float* x, const int32_t* row_ids, int n_rows, c
   args.dense = weight;
   args.dense_out = y;
   const void* twin = twin_of(x, n_rows, weight.k);
-  const bool direct = !twin && reads_float(weight, n_rows);
+  const bool direct = !twin && reads_float(weight.n_groups, n_rows);
   args.dense_x = direct ? x : twin ? twin : to_bf16(x, row_ids, n_rows, weight.k);
   if (direct || twin) args.row_ids = row_ids;
-  launch_gemm(queue_, args, direct);
+  note_kernel(launch_gemm(queue_, facts_, args, direct));
 }
 
 // Memory for n_rows of what `weight` multiplies.
@@ -145,7 +161,7 @@ PackedRows CudaBackend::packed_rows(Scratch& data, Scratch& scales, const Weight
 }
 
 void CudaBackend::linear(const float* x, const LinearWeight& weight, int n_tokens, float* y) {
-  multiply(x, nullptr, n_tokens, view_of(weight), y);
+  multiply("linear", x, nullptr, n_tokens, view_of(weight), y);
 }
 
 void CudaBackend::route(const float* x, const LinearWeight& gate, const float* bias, const RouterShape& shape, int n_tokens,
@@ -171,23 +187,25 @@ void CudaBackend::route(const float* x, const LinearWeight& gate, const float* b
   RouterScratch split;
   split.partial = scratch<float>(partial_logits_, static_cast<size_t>(kRouterSlices) * n_tokens * shape.n_experts);
   split.arrivals = scratch<int32_t>(router_arrivals_, 1);
-  launch_route(queue_, x, view, bias, shape, n_tokens, many_rows_, forced, split, logits, out);
+  const KernelChoice choice = choose_route(facts_, shape_of(view), n_tokens);
+  note("route", n_tokens, choice);
+  launch_route(queue_, x, view, bias, shape, n_tokens, choice.kernel == Kernel::route_tensor, forced, split, logits, out);
 }
 
 void CudaBackend::head_logits(const float* x, const int32_t* row_ids, int n_rows, const LinearWeight& lm_head, Comm* comm,
                               const std::vector<int64_t>& vocab_widths, float* logits) {
   const WeightView& view = view_of(lm_head);
-  if (!comm || n_rows == 0) return multiply(x, row_ids, n_rows, view, logits);
+  if (!comm || n_rows == 0) return multiply("head", x, row_ids, n_rows, view, logits);
   if (world_) {
     bool grown = false;
     float* own = world_->gather_part(vocab_widths, n_rows, grown);
     if (grown) forget_recorded();
-    multiply(x, row_ids, n_rows, view, own);
+    multiply("head", x, row_ids, n_rows, view, own);
     return world_->gather(queue_, vocab_widths, n_rows, logits);
   }
   const size_t n = static_cast<size_t>(n_rows) * view.n;
   float* part = scratch<float>(gathered_, n);
-  multiply(x, row_ids, n_rows, view, part);
+  multiply("head", x, row_ids, n_rows, view, part);
   int64_t total = 0;
   for (const int64_t vocab_width : vocab_widths) total += vocab_width;
   std::vector<float> host(n), whole(static_cast<size_t>(n_rows) * total);

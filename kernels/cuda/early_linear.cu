@@ -20,18 +20,16 @@ namespace {
 
 constexpr WeightFormat kFormat = WeightFormat::fp8;
 using S = Stream<kFormat>;
-constexpr int kWarps = 4, kBlocksPerSm = 3, kMostTokens = 4;
-constexpr int kGroups = 32, kSliceGroups = kGroups / kWarps;  // of k: 4096
+using limits::early::kBlocksPerSm, limits::early::kGroups, limits::early::kMostTokens, limits::early::kWarps,
+    limits::early::warp_bytes;
+constexpr int kSliceGroups = kGroups / kWarps;
 constexpr int kSliceK = kSliceGroups * kGroup;
 [[maybe_unused]] constexpr int kHeldGroups = 3;  // of a slice, expanded in registers before the wait
 constexpr int kGroupBytes = 16 * kGroup, kSliceBytes = kSliceGroups * kGroupBytes;
 constexpr int kRowElements = kSliceK + 32;  // of a token: 64 bytes more, so that tokens lie in different banks
 static_assert(slices_for(kGroups) == kWarps);
 
-// Of a warp: its slice of the weights, then of the activations.
-constexpr int warp_bytes(int n_tokens) {
-  return kSliceBytes + n_tokens * kRowElements * static_cast<int>(sizeof(__nv_bfloat16));
-}
+static_assert(warp_bytes(1) == kSliceBytes + kRowElements * static_cast<int>(sizeof(__nv_bfloat16)));
 
 struct EarlyArgs {
   WeightView w;
@@ -232,29 +230,6 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
 #endif
 }
 
-// Blocks that run at once with so much shared memory each; 0 where this build has no kernel for the device.
-int most_blocks(int n_tokens) {
-  static const struct Device {
-    int n_sms = 0, shared_bytes = 0;
-    Device() {
-      cudaFuncAttributes attributes;
-      int device = 0;
-      CUDA_CHECK(cudaFuncGetAttributes(&attributes, early_kernel<float, Around::nothing>));
-      if (attributes.binaryVersion < 90 || attributes.ptxVersion == 80) return;
-      CUDA_CHECK(cudaGetDevice(&device));
-      CUDA_CHECK(cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device));
-      CUDA_CHECK(cudaDeviceGetAttribute(&shared_bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device));
-    }
-  } device;
-  constexpr int kOwn = 3200;  // of a block: what the kernel declares, and the system's kilobyte
-  return device.n_sms * std::min(kBlocksPerSm, device.shared_bytes / (kWarps * warp_bytes(n_tokens) + kOwn));
-}
-
-bool takes(const Queue& queue, const WeightView& w, int n_tokens) {
-  return queue.overlap && n_tokens <= kMostTokens && w.tiles && w.format == kFormat && w.k == kGroups * kGroup &&
-         w.n_tiles <= most_blocks(n_tokens);
-}
-
 template <typename X, Around kAround, bool kRolled = false>
 void launch_kernel(const Queue& queue, const EarlyArgs& args) {
   const auto kernel = early_kernel<X, kAround, kRolled>;
@@ -265,37 +240,39 @@ void launch_kernel(const Queue& queue, const EarlyArgs& args) {
 
 }  // namespace
 
-bool launch_early_linear(const Queue& queue, const GemmArgs& gemm, bool x_is_float) {
-  const WeightView& w = gemm.dense;
-  if (gemm.mode != GemmMode::linear || gemm.routed.n > 0 || !takes(queue, w, gemm.n_tokens)) return false;
-  const EarlyArgs args{w, gemm.dense_x, gemm.row_ids, static_cast<float*>(gemm.dense_out), gemm.n_tokens};
+bool has_early_linear() {
+  static const bool known = [] {
+    cudaFuncAttributes attributes;
+    CUDA_CHECK(cudaFuncGetAttributes(&attributes, early_kernel<float, Around::nothing>));
+    return attributes.binaryVersion >= 90 && attributes.ptxVersion != 80;  // 80: sm_80 code, compiled by the driver
+  }();
+  return known;
+}
+
+void launch_early_linear(const Queue& queue, const GemmArgs& gemm, bool x_is_float) {
+  const EarlyArgs args{gemm.dense, gemm.dense_x, gemm.row_ids, static_cast<float*>(gemm.dense_out), gemm.n_tokens};
   if (x_is_float)
     launch_kernel<float, Around::nothing>(queue, args);
   else
     launch_kernel<__nv_bfloat16, Around::nothing>(queue, args);
-  return true;
 }
 
-bool launch_normed_linear(const Queue& queue, const WeightView& weight, const float* residual, const float* norm_weight,
+void launch_normed_linear(const Queue& queue, const WeightView& weight, const float* residual, const float* norm_weight,
                           float eps, float* y, int early, unsigned long long* stamps, bool rolled) {
-  if (!takes(queue, weight, 1)) return false;
   const EarlyArgs args{weight, residual, nullptr, y, 1, norm_weight, eps, early, {}, stamps};
   if (rolled)
     launch_kernel<float, Around::norm_before, true>(queue, args);
   else
     launch_kernel<float, Around::norm_before>(queue, args);
-  return true;
 }
 
-bool launch_adding_linear(const Queue& queue, const WeightView& weight, const float* x, int n_tokens, float* residual,
+void launch_adding_linear(const Queue& queue, const WeightView& weight, const float* x, int n_tokens, float* residual,
                           AheadBytes ahead, int early, unsigned long long* stamps, bool rolled, unsigned long long* clears) {
-  if (!takes(queue, weight, n_tokens)) return false;
   const EarlyArgs args{weight, x, nullptr, residual, n_tokens, nullptr, 0.0f, early, ahead, stamps, clears};
   if (rolled)
     launch_kernel<float, Around::sum_after, true>(queue, args);
   else
     launch_kernel<float, Around::sum_after>(queue, args);
-  return true;
 }
 
 }  // namespace sigmoe::cuda

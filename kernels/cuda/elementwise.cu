@@ -158,7 +158,7 @@ void launch_embed(const Queue& queue, const Tensor& table, const int32_t* ids, i
   launch(queue, embed_kernel, n_tokens, threads_for(width), 0, table.data, table.dtype == DType::f32, ids, width, out);
 }
 
-bool norm_has_twin(int width) { return width % 4 == 0 && width <= 4 * kVectors * kRowThreads; }
+static_assert(kMostNormWidth == 4 * kVectors * kRowThreads);
 
 void launch_reduce_add_rms_norm(const Queue& queue, float* residual, const float* addend, int n_slots, const float* weight,
                                 float eps, int n_tokens, int width, float* out, void* twin) {

@@ -302,11 +302,6 @@ __global__ void __launch_bounds__(kWarps* kShare * 32, kShare == 1 ? 3 : 1)
 
 }  // namespace
 
-bool takes_few_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, DType kv_dtype) {
-  return queue.overlap && batch.n_seqs == batch.n_tokens && batch.max_pages <= kMostPages && kv_dtype == DType::bf16 &&
-         shape.head_dim == kHeadDim && shape.n_heads / shape.n_kv_heads <= kMostHeads;
-}
-
 void launch_few_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, const FewAttention& from,
                           const KvView& kv, const SplitScratch& scratch, float* out, int variant) {
   const int n_splits = max_splits(batch.max_pages);

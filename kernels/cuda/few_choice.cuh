@@ -8,14 +8,10 @@
 
 namespace sigmoe::cuda::few {
 
-constexpr int kExperts = 256, kGroups = 8, kGroupExperts = kExperts / kGroups, kGroupsKept = 4, kActive = 8;
+using limits::few::kActive, limits::few::kExperts, limits::few::kGroups, limits::few::kGroupsKept;
+constexpr int kGroupExperts = kExperts / kGroups;
 constexpr int kScoringThreads = 128;
 static_assert(kGroupExperts == 32, "a warp has one expert of a group in each lane");
-
-inline bool takes_router(const RouterShape& shape) {
-  return shape.n_experts == kExperts && shape.n_groups == kGroups && shape.n_groups_kept == kGroupsKept &&
-         shape.n_active == kActive;
-}
 
 struct Choice {
   float scores[kExperts];

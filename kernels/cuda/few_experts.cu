@@ -29,7 +29,7 @@ constexpr int kSlots = kActive + 1;  // the shared expert is the last
 
 // Gate-up: D 4096 to F.
 [[maybe_unused]] constexpr int kUpWarps = 4, kUpGroups = 32, kSliceGroups = kUpGroups / kUpWarps, kWidth = kUpGroups * kGroup;
-static_assert(slices_for(kUpGroups) == kUpWarps && kUpWarps * 32 == kScoringThreads);
+static_assert(kWidth == limits::few::kWidth && slices_for(kUpGroups) == kUpWarps && kUpWarps * 32 == kScoringThreads);
 
 template <int kTiles, int kBlocks>
 __global__ void __launch_bounds__(kUpWarps * 32, kBlocks) few_gate_up_kernel(const __grid_constant__ FewExperts args) {
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kUpWarps * 32, kBlocks) few_gate_up_kernel(con
 // Down: F 1024 to D.
 [[maybe_unused]] constexpr int kDownGroups = 8, kInner = kDownGroups * kGroup, kHeldGroups = 2, kStagedGroups = 6;
 constexpr int kWarpBytes = kStagedGroups * kGroupBytes;
-static_assert(slices_for(kDownGroups) == 1 && kInner * 2 <= kGroupBytes);
+static_assert(kInner == limits::few::kInner && slices_for(kDownGroups) == 1 && kInner * 2 <= kGroupBytes);
 
 struct DownShared {
   alignas(128) std::byte weights[kSlots][kWarpBytes];
@@ -278,25 +278,15 @@ __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_c
 #endif
 }
 
-bool same_blocks(const WeightView& a, const WeightView& b) {
-  return a.n == b.n && a.k == b.k && a.format == b.format && a.gate_up == b.gate_up && a.row_shift == b.row_shift &&
-         a.k_shift == b.k_shift && a.scale_columns == b.scale_columns;
-}
-
-// One scale for the 8 or 16 rows and 128 of k that a warp meets at once.
-bool in_blocks(const WeightView& w) { return w.format == kFormat && w.row_shift >= 4 && w.k_shift >= 7; }
-
 }  // namespace
 
-bool takes_few_experts(const Queue& queue, const FewExperts& args) {
+bool has_few_experts() {
   static const bool built = [] {
     cudaFuncAttributes attributes;
     CUDA_CHECK(cudaFuncGetAttributes(&attributes, few_down_kernel<false, false>));
     return attributes.binaryVersion >= 90;
   }();
-  const WeightView &up = args.gate_up, &down = args.down;
-  return queue.overlap && built && in_blocks(up) && in_blocks(down) && same_blocks(up, args.shared_gate_up) &&
-         same_blocks(down, args.shared_down) && up.k == kWidth && up.n == 2 * kInner && down.k == kInner && down.n % 16 == 0;
+  return built;
 }
 
 void launch_few_experts(const Queue& queue, const FewExperts& given) {

@@ -8,7 +8,8 @@
 
 namespace sigmoe::cuda::few {
 
-constexpr int kWarps = 4, kTileKeys = 16, kHeadDim = 128, kMostHeads = 8, kMostPages = 64;
+using limits::few::kHeadDim, limits::few::kMostHeads, limits::few::kMostPages;
+constexpr int kWarps = 4, kTileKeys = 16;
 constexpr int kCluster = 8;
 constexpr int kRowVectors = kHeadDim / 8;    // of 16 bytes, of a key
 constexpr int kPartialWidth = kHeadDim + 4;  // floats of a split's result: sums, maximum (base 2) and total

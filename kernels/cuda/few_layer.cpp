@@ -10,11 +10,6 @@
 #include "cuda/few_rows.h"
 
 namespace sigmoe::cuda {
-namespace {
-
-constexpr int kMostRows = 4;
-
-}  // namespace
 
 FewVariant few_variant() {
   FewVariant v;
@@ -35,7 +30,7 @@ FewVariant few_variant() {
 
 bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
   const BatchView& batch = layer.batch;
-  if (exact_ || sm_ != 90 || batch.n_tokens < 1 || batch.n_tokens > kMostRows) return false;
+  if (!takes_decode_layer(facts_, batch.n_tokens)) return false;
   const int n_tokens = batch.n_tokens;
   const FewVariant variant = few_variant();
   const auto norm = [&](const float* weight) {
@@ -44,15 +39,22 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
     n_pending = 0;
   };
 
+  // What a kernel of several ops refuses is noted where the ops themselves do not say so.
   writes(layer.qkv_out);
-  if (n_tokens > 1 || n_pending > 0 ||
-      !launch_normed_linear(queue_, view_of(*layer.qkv), layer.residual, layer.input_norm, layer.eps, layer.qkv_out, variant.eq,
-                            variant.stamps, variant.roll & 1)) {
+  const WeightView& qkv = view_of(*layer.qkv);
+  const KernelChoice normed = choose_normed_linear(facts_, shape_of(qkv), n_tokens, n_pending);
+  if (normed.kernel == Kernel::normed_linear) {
+    note("norm and qkv", n_tokens, normed);
+    launch_normed_linear(queue_, qkv, layer.residual, layer.input_norm, layer.eps, layer.qkv_out, variant.eq, variant.stamps,
+                         variant.roll & 1);
+  } else {
     norm(layer.input_norm);
     linear(layer.normed, *layer.qkv, n_tokens, layer.qkv_out);
   }
 
-  if (takes_few_attention(queue_, batch, layer.attention, layer.kv.dtype)) {
+  const KernelChoice attended = choose_few_attention(facts_, batch, layer.attention, layer.kv.dtype);
+  note("norm, rope, store and attention", n_tokens, attended);
+  if (attended.kernel == Kernel::few_attention) {
     writes(layer.attended);
     const FewAttention from{layer.qkv_out, layer.q_norm, layer.k_norm,   layer.rope_cos,          layer.rope_sin,
                             layer.eps,     variant.ea,   variant.stamps, (variant.roll & 2) != 0, (variant.reh & 2) != 0};
@@ -71,17 +73,24 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
     const WeightView& w = view_of(*layer.experts.shared_gate_up);
     ahead = {w.tiles, tile_bytes(w)};
   }
-  if (!launch_adding_linear(queue_, view_of(*layer.attn_out), layer.attended, n_tokens, layer.residual, ahead, variant.eo,
-                            variant.stamps, variant.roll & 1, variant.five ? plan : nullptr)) {
+  const WeightView& attn_out = view_of(*layer.attn_out);
+  const KernelChoice adding = choose_adding_linear(facts_, shape_of(attn_out), n_tokens);
+  if (adding.kernel == Kernel::adding_linear) {
+    note("attention out and its sum", n_tokens, adding);
+    launch_adding_linear(queue_, attn_out, layer.attended, n_tokens, layer.residual, ahead, variant.eo, variant.stamps,
+                         variant.roll & 1, variant.five ? plan : nullptr);
+  } else {
     linear(layer.attended, *layer.attn_out, n_tokens, layer.partial);
     n_pending = 1;
   }
 
   const ExpertTable& table = table_of(layer.experts);
-  FewExperts few;
   const WeightView& gate = view_of(*layer.gate);
-  if (n_tokens == 1 && n_pending == 0 && table.complete && table.uniform && layer.experts.shared_gate_up &&
-      takes_few_router(gate, layer.router)) {
+  const KernelChoice chosen = choose_few_experts(facts_, shapes_of(layer.experts, table, layer.router.n_active), table.complete,
+                                                 shape_of(gate), layer.router, n_tokens, n_pending);
+  note("route and experts", n_tokens, chosen);
+  if (chosen.kernel == Kernel::few_experts) {
+    FewExperts few;
     few.bias = layer.gate_bias;
     few.normalise = layer.router.normalise;
     few.scaling = layer.router.scaling;
@@ -89,24 +98,22 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
     few.gate_up_tiles = table.gate_up_tiles.as<ExpertTiles>(), few.down_tiles = table.down_tiles.as<ExpertTiles>();
     few.shared_gate_up = view_of(*layer.experts.shared_gate_up), few.shared_down = view_of(*layer.experts.shared_down);
     few.residual = layer.residual;
-    if (takes_few_experts(queue_, few)) {
-      float* partial = scratch<float>(partial_logits_, static_cast<size_t>(kRouterSlices) * layer.router.n_experts);
-      void* normed = scratch<uint16_t>(x_, layer.width);
-      few.partial = partial;
-      few.variant = variant;
-      if (variant.plan) few.plan = plan;
-      few.normed = normed;
-      few.inner = scratch<uint16_t>(inner_, static_cast<size_t>(layer.router.n_active + 1) * few.down.k);
-      few.routes = variant.five && variant.up % 2 == 1 && takes_even_gate_up(few);
-      few.norm_weight = layer.post_attention_norm, few.eps = layer.eps, few.gate = gate;
-      if (few.routes)
-        few.meeting = plan + kPlanWords - 1;
-      else
-        launch_few_router(queue_, layer.residual, layer.post_attention_norm, layer.eps, gate, partial, normed, few.plan,
-                          variant);
-      launch_few_experts(queue_, few);
-      return true;
-    }
+    float* partial = scratch<float>(partial_logits_, static_cast<size_t>(kRouterSlices) * layer.router.n_experts);
+    void* normed_row = scratch<uint16_t>(x_, layer.width);
+    few.partial = partial;
+    few.variant = variant;
+    if (variant.plan) few.plan = plan;
+    few.normed = normed_row;
+    few.inner = scratch<uint16_t>(inner_, static_cast<size_t>(layer.router.n_active + 1) * few.down.k);
+    few.routes = variant.five && variant.up % 2 == 1 && takes_even_gate_up(few);
+    few.norm_weight = layer.post_attention_norm, few.eps = layer.eps, few.gate = gate;
+    if (few.routes)
+      few.meeting = plan + kPlanWords - 1;
+    else
+      launch_few_router(queue_, layer.residual, layer.post_attention_norm, layer.eps, gate, partial, normed_row, few.plan,
+                        variant);
+    launch_few_experts(queue_, few);
+    return true;
   }
 
   norm(layer.post_attention_norm);

@@ -13,7 +13,7 @@ namespace sigmoe::cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kWidth = 4096, kSliceK = kWidth / kRouterSlices;
+constexpr int kWidth = limits::few::kWidth, kSliceK = kWidth / kRouterSlices;
 constexpr int kChunks = kSliceK / chunk_k(WeightFormat::bf16), kLaneK = chunk_k(WeightFormat::bf16) / 4;
 constexpr int kVectors = kWidth / 4 / kThreads;  // float4 of the row that a thread has: of 128 floats i the i-th, i + 8-th, ...
 constexpr int kPieces = kSliceK / 128;           // of a slice, one to a warp
@@ -94,10 +94,6 @@ __global__ void __launch_bounds__(kThreads) few_router_kernel(const __grid_const
 }
 
 }  // namespace
-
-bool takes_few_router(const WeightView& gate, const RouterShape& shape) {
-  return few::takes_router(shape) && gate.format == WeightFormat::bf16 && gate.k == kWidth && gate.n == few::kExperts;
-}
 
 void launch_few_router(const Queue& queue, const float* residual, const float* norm_weight, float eps, const WeightView& gate,
                        float* partial, void* normed, unsigned long long* plan, const FewVariant& variant) {

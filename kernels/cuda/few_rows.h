@@ -37,11 +37,9 @@ struct FewAttention {
   bool rolled = false;
   bool rehearse = false;
 };
-bool takes_few_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, DType kv_dtype);
 void launch_few_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, const FewAttention& from,
                           const KvView& kv, const SplitScratch& scratch, float* out, int variant = 0);
 
-bool takes_few_router(const WeightView& gate, const RouterShape& shape);
 // partial (kRouterSlices, E) and normed (D) bf16 from residual (D).
 void launch_few_router(const Queue& queue, const float* residual, const float* norm_weight, float eps, const WeightView& gate,
                        float* partial, void* normed, unsigned long long* plan = nullptr, const FewVariant& variant = {});
@@ -69,7 +67,8 @@ struct FewExperts {
   WeightView gate;
   unsigned long long* meeting = nullptr;
 };
-bool takes_few_experts(const Queue& queue, const FewExperts& args);
+// Whether this build has the kernels for the device; what they take is choose_products.cpp's.
+bool has_few_experts();
 // even_gate_up.cu: gate-up by one block per SM.
 bool takes_even_gate_up(const FewExperts& args);
 void launch_even_gate_up(const Queue& queue, const FewExperts& args);

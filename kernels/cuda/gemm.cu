@@ -1,4 +1,5 @@
-// Which kernel a product of few rows goes to: y = x W^T for 1 to some hundred rows of x. Bound: memory, the bytes of W.
+// Products of few rows, by the kernel that choose_products.cpp names: y = x W^T for 1 to some hundred rows of x. Bound: memory,
+// the bytes of W.
 //
 // In all of them weights are the 16-row operand of the tensor core and tokens the 8-wide one, so a token costs nothing until
 // there are eight, and all add in one order (gemm_walk.cuh): they differ in how they keep memory busy.
@@ -9,13 +10,18 @@
 
 namespace sigmoe::cuda {
 
-void launch_gemm(const Queue& queue, GemmArgs args, bool x_is_float) {
-  if (launch_early_linear(queue, args, x_is_float) || launch_held_linear(queue, args, x_is_float)) return;
-  if (!x_is_float && launch_stream_gemm(queue, args)) return;
-  if (x_is_float || fits_few(args))
-    launch_few(queue, args, x_is_float);
-  else
-    launch_wide(queue, args);
+KernelChoice launch_gemm(const Queue& queue, const Facts& facts, GemmArgs args, bool x_is_float) {
+  const GemmShape shape{
+      args.mode, args.n_tokens, args.n_experts, args.dense.tiles != nullptr, shape_of(args.dense), shape_of(args.routed)};
+  const KernelChoice choice = choose_gemm(facts, shape, x_is_float);
+  switch (choice.kernel) {
+    case Kernel::early_linear: launch_early_linear(queue, args, x_is_float); break;
+    case Kernel::held_linear: launch_held_linear(queue, args, held_blocks(facts.n_sms, shape.dense, args.n_tokens)); break;
+    case Kernel::stream_gemm: launch_stream_gemm(queue, args); break;
+    case Kernel::gemm_few: launch_few(queue, args, x_is_float); break;
+    default: launch_wide(queue, args);
+  }
+  return choice;
 }
 
 }  // namespace sigmoe::cuda

@@ -11,12 +11,6 @@ struct ExpertTiles {  // of one expert, in device memory
   const float* scales = nullptr;
 };
 
-enum class GemmMode : int {
-  linear,   // y (T, n) f32 = x W^T
-  gate_up,  // inner (rows, F) bf16 = silu(gate x) * up x
-  down,     // out (T, slots, D) f32 = weight * (inner W^T)
-};
-
 // One launch: a dense part that every token meets (a plain linear, or the shared expert) and a routed part (each expert meets
 // its list of tokens). Either may be absent.
 struct GemmArgs {
@@ -46,10 +40,7 @@ struct GemmArgs {
   int routed_row_blocks = 0, routed_slices = 1;
 };
 
-// x is (., k) f32 when x_is_float, for which reads_float() must hold; else bf16.
-void launch_gemm(const Queue& queue, GemmArgs args, bool x_is_float);
-
-// True when a product of n_tokens rows takes f32 activations as they are; more are converted once, before.
-bool reads_float(const WeightView& weight, int n_tokens);
+// x is (., k) f32 when x_is_float, for which reads_float() must hold; else bf16. What choose_gemm() said.
+KernelChoice launch_gemm(const Queue& queue, const Facts& facts, GemmArgs args, bool x_is_float);
 
 }  // namespace sigmoe::cuda

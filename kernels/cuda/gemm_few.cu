@@ -4,13 +4,6 @@
 namespace sigmoe::cuda {
 namespace {
 
-constexpr int kFewTokens = 8;    // a tensor-core operand of them
-constexpr int kFloatTokens = 2;  // as many are converted while they are staged; more are cheaper to convert once, before
-
-// Elements of a token's activations in shared memory: all of k, zeros up to whole groups, and 64 bytes more, so that the eight
-// tokens' rows spread over the banks.
-__host__ __device__ constexpr int staged_stride(int n_groups) { return n_groups * kGroup + 32; }
-
 // Four activations of `row` from k on, as BF16.
 __device__ inline uint2 four_bf16(const float* row, int k, int k_end) {
   if (k_end % 4 == 0) {
@@ -92,9 +85,6 @@ __global__ void __launch_bounds__(kWarps * 32, Tiles* Depth > 2 ? 4 : 5) few_ker
 
 constexpr int kPlentyOfBlocks = 800;  // more than run at once
 
-// Shared memory of a block is about 163 KB on the least device (sm_80); longer rows go through L1.
-constexpr size_t kMostStagedBytes = size_t{150} << 10;
-
 template <WeightFormat F, typename X, int Tiles, int Depth>
 void launch_few_tiles(const Queue& queue, GemmArgs& args, int n_blocks) {
   const int n_groups = std::max(args.dense.tiles ? args.dense.n_groups : 0, args.routed.n > 0 ? args.routed.n_groups : 0);
@@ -132,13 +122,6 @@ void launch_format(const Queue& queue, GemmArgs& args, bool x_is_float) {
 
 }  // namespace
 
-bool fits_few(const GemmArgs& args) {
-  // Routed experts see few tokens each even when the step has many.
-  if (divide_up(args.n_tokens, args.routed.n > 0 ? 16 : 1) > kFewTokens) return false;
-  const int n_groups = std::max(args.dense.tiles ? args.dense.n_groups : 0, args.routed.n > 0 ? args.routed.n_groups : 0);
-  return sizeof(__nv_bfloat16) * std::min(args.n_tokens, kFewTokens) * staged_stride(n_groups) <= kMostStagedBytes;
-}
-
 void launch_few(const Queue& queue, GemmArgs& args, bool x_is_float) {
   switch (args.dense.tiles ? args.dense.format : args.routed.format) {
     case WeightFormat::f32: return launch_format<WeightFormat::f32>(queue, args, x_is_float);
@@ -147,10 +130,6 @@ void launch_few(const Queue& queue, GemmArgs& args, bool x_is_float) {
     case WeightFormat::int4: return launch_format<WeightFormat::int4>(queue, args, x_is_float);
     case WeightFormat::int8: return launch_format<WeightFormat::int8>(queue, args, x_is_float);
   }
-}
-
-bool reads_float(const WeightView& weight, int n_tokens) {
-  return n_tokens <= kFloatTokens && sizeof(__nv_bfloat16) * n_tokens * staged_stride(weight.n_groups) <= kMostStagedBytes;
 }
 
 }  // namespace sigmoe::cuda

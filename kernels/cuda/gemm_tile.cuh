@@ -113,7 +113,4 @@ __device__ inline void load_x(const __nv_bfloat16* row, int k, int k_end, bool w
   }
 }
 
-// Warps or blocks that share a tile: the same at every number of tokens, so that sums keep their order.
-__host__ __device__ constexpr int slices_for(int n_groups) { return n_groups >= 32 ? 4 : n_groups >= 16 ? 2 : 1; }
-
 }  // namespace sigmoe::cuda

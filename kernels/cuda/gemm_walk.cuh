@@ -255,7 +255,6 @@ inline int plan_blocks(GemmArgs& args, int n_tiles, int tokens_at_once) {
 }
 
 // gemm_few.cu: up to 8 tokens at a time, x as floats or BF16, where their activations fit shared memory whole.
-bool fits_few(const GemmArgs& args);
 void launch_few(const Queue& queue, GemmArgs& args, bool x_is_float);
 // gemm_wide.cu: 32 tokens at a time, BF16.
 void launch_wide(const Queue& queue, GemmArgs& args);

@@ -19,8 +19,7 @@ namespace {
 
 constexpr WeightFormat kFormat = WeightFormat::fp8;
 using S = Stream<kFormat>;
-constexpr int kTokens = 8, kLeastTokens = 5, kMostTokens = 23;
-constexpr int kSliceGroups = 8, kSliceK = kSliceGroups * kGroup;  // of k, held by a warp
+using limits::held::kMostTokens, limits::held::kSliceGroups, limits::held::kSliceK, limits::held::kTokens;
 [[maybe_unused]] constexpr int kSliceBytes = kSliceK * static_cast<int>(sizeof(__nv_bfloat16));
 constexpr int kRowElements = kSliceK + 32;  // of a token: 64 bytes more, so that tokens lie in different banks
 [[maybe_unused]] constexpr int kMostRounds = (kMostTokens + kTokens - 1) / kTokens;
@@ -124,50 +123,40 @@ __global__ void __launch_bounds__(Warps * 32, 12 / Warps) held_kernel(const __gr
 #endif
 }
 
-// Blocks that run at once; 0 where this build has no kernel for the device.
-int most_blocks() {
-  static const int known = [] {
-    cudaFuncAttributes attributes;
-    int device = 0, n_sms = 0;
-    CUDA_CHECK(cudaFuncGetAttributes(&attributes, held_kernel<4, 12>));
-    CUDA_CHECK(cudaGetDevice(&device));
-    CUDA_CHECK(cudaDeviceGetAttribute(&n_sms, cudaDevAttrMultiProcessorCount, device));
-    return attributes.binaryVersion >= 90 ? n_sms : 0;
-  }();
-  return known;
-}
-
-// Blocks of Warps warps, as many tiles of W in each as are needed to have all of W on the device at once.
 template <int Slices, int Warps>
-bool launch_blocks(const Queue& queue, const GemmArgs& gemm) {
-  const int most = most_blocks() * (12 / Warps), tiles = most > 0 ? divide_up(gemm.dense.n_tiles, most) : 0;
-  if (tiles == 0 || tiles > Warps / Slices) return false;
+void launch_blocks(const Queue& queue, const GemmArgs& gemm, int tiles) {
   const auto kernel = held_kernel<Slices, Warps>;
   const int bytes = divide_up(gemm.n_tokens, kTokens) * Slices * kXBytes;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   launch(queue, kernel, divide_up(gemm.dense.n_tiles, tiles), tiles * Slices * 32, bytes,
          HeldArgs{gemm.dense, static_cast<const __nv_bfloat16*>(gemm.dense_x), gemm.row_ids,
                   static_cast<float*>(gemm.dense_out), gemm.n_tokens});
-  return true;
 }
 
-// Small blocks start sooner, beside what is left of the kernel ahead; with more rows they would not fit three to a
-// multiprocessor.
 template <int Slices>
-bool launch_slices(const Queue& queue, const GemmArgs& gemm) {
-  if (gemm.n_tokens <= kTokens && launch_blocks<Slices, 4>(queue, gemm)) return true;
-  return launch_blocks<Slices, 12>(queue, gemm);
+void launch_slices(const Queue& queue, const GemmArgs& gemm, const HeldBlocks& blocks) {
+  if (blocks.warps == 4)
+    launch_blocks<Slices, 4>(queue, gemm, blocks.tiles);
+  else
+    launch_blocks<Slices, 12>(queue, gemm, blocks.tiles);
 }
 
 }  // namespace
 
-bool launch_held_linear(const Queue& queue, const GemmArgs& gemm, bool x_is_float) {
-  const WeightView& w = gemm.dense;
-  if (!queue.overlap || x_is_float || gemm.mode != GemmMode::linear || !w.tiles || gemm.routed.n > 0 ||
-      gemm.n_tokens < kLeastTokens || gemm.n_tokens > kMostTokens || w.format != kFormat)
-    return false;
-  if (w.k == 4 * kSliceK) return launch_slices<4>(queue, gemm);
-  return w.k == 2 * kSliceK && launch_slices<2>(queue, gemm);
+bool has_held_linear() {
+  static const bool known = [] {
+    cudaFuncAttributes attributes;
+    CUDA_CHECK(cudaFuncGetAttributes(&attributes, held_kernel<4, 12>));
+    return attributes.binaryVersion >= 90 && attributes.ptxVersion != 80;  // 80: sm_80 code, compiled by the driver
+  }();
+  return known;
+}
+
+void launch_held_linear(const Queue& queue, const GemmArgs& gemm, const HeldBlocks& blocks) {
+  if (gemm.dense.k == 4 * kSliceK)
+    launch_slices<4>(queue, gemm, blocks);
+  else
+    launch_slices<2>(queue, gemm, blocks);
 }
 
 }  // namespace sigmoe::cuda

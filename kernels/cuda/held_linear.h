@@ -5,7 +5,8 @@
 
 namespace sigmoe::cuda {
 
-// False when this is none of them; nothing was launched then.
-bool launch_held_linear(const Queue& queue, const GemmArgs& gemm, bool x_is_float);
+// Whether this build has the kernels for the device; what they take is choose_products.cpp's.
+bool has_held_linear();
+void launch_held_linear(const Queue& queue, const GemmArgs& gemm, const HeldBlocks& blocks);
 
 }  // namespace sigmoe::cuda

@@ -18,7 +18,8 @@ namespace {
 constexpr int kWarps = 4, kThreads = kWarps * 32;
 constexpr int kWarpTiles = 2;                    // of 16 rows
 constexpr int kRows = kWarps * kWarpTiles * 16;  // of a block
-constexpr int kKeys = 64;                        // of a tile; pages hold whole tiles
+static_assert(kRows >= kMmaGroupHeads);
+constexpr int kKeys = 64;  // of a tile; pages hold whole tiles
 
 struct MmaAttentionArgs {
   BatchView batch;
@@ -256,10 +257,6 @@ void launch_for(const Queue& queue, const MmaAttentionArgs& args) {
 }
 
 }  // namespace
-
-bool has_mma_attention(const AttentionShape& shape) {
-  return (shape.head_dim == 64 || shape.head_dim == 128) && shape.n_heads / shape.n_kv_heads <= kRows;
-}
 
 void launch_mma_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int least_rows,
                           const float* q, const KvView& kv, float* out) {

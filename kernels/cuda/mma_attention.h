@@ -7,8 +7,6 @@
 
 namespace sigmoe::cuda {
 
-bool has_mma_attention(const AttentionShape& shape);
-
 // Of every sequence with at least least_rows rows in the step; other rows of out stay as they are. BF16 pages.
 void launch_mma_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int least_rows,
                           const float* q, const KvView& kv, float* out);

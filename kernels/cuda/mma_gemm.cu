@@ -189,17 +189,6 @@ int rows_of_tile(int n_rows, int n_weight_blocks) {
 
 }  // namespace
 
-bool fits_mma_gemm(const WeightView& w) {
-  if (w.k % 8 != 0) return false;  // rows of x are copied by 16 bytes
-  switch (w.format) {
-    case WeightFormat::bf16: return true;
-    case WeightFormat::int4: return w.k_shift >= 6;  // a step has one scale of each row
-    case WeightFormat::fp8:  // one scale per row or tensor, or blocks of 128 of k that a warp's rows do not straddle
-      return w.k_shift >= 30 || (w.k_shift >= 7 && w.row_shift >= 5 && (!w.gate_up || w.n / 2 % 16 == 0));
-    default: return false;
-  }
-}
-
 void launch_mma_gemm(const Queue& queue, MmaGemmArgs args) {
   const int n_weight_blocks = divide_up(args.weight.n_tiles, kWeightTiles);
   int n_row_tiles = args.most_tiles;
@@ -212,7 +201,7 @@ void launch_mma_gemm(const Queue& queue, MmaGemmArgs args) {
     case WeightFormat::bf16: return launch_format<WeightFormat::bf16>(queue, args, n_blocks);
     case WeightFormat::fp8: return launch_format<WeightFormat::fp8>(queue, args, n_blocks);
     case WeightFormat::int4: return launch_format<WeightFormat::int4>(queue, args, n_blocks);
-    default: return;  // fits_mma_gemm refused it
+    default: return;  // choose_products.cpp refuses it
   }
 }
 

@@ -32,13 +32,6 @@ struct MmaGemmArgs {
   int tile_rows = 0;  // of x that a block takes, linear
 };
 
-// Steps of this many rows take these kernels where those of tensor_gemm.h cannot run: another class, for a row's sums run over
-// k in one go. Which kernels run depends on the rows of the whole step alone. Below, gemm.h is faster.
-constexpr int kMmaRows = 128;        // of linear layers and the head
-constexpr int kMmaExpertRows = 256;  // of expert layers
-
-bool fits_mma_gemm(const WeightView& weight);
-
 void launch_mma_gemm(const Queue& queue, MmaGemmArgs args);
 
 }  // namespace sigmoe::cuda

@@ -20,10 +20,9 @@ namespace {
 constexpr int kGroups = 2, kBlocks = 2;  // warpgroups, and 64-row operands of each
 constexpr int kWarps = kGroups * 4, kThreads = kWarps * 32 + 128;
 constexpr int kTokens = 16;
-constexpr int kPlaceTiles = kGroups * kBlocks * 4, kPlaceRows = kPlaceTiles * 16;
-constexpr int kDepth = 4;
-constexpr int kMostGroups = 32;  // of k: a lane holds the scale of each
-constexpr int kMostExperts = 1024;
+constexpr int kPlaceTiles = kGroups * kBlocks * 4;
+static_assert(kPlaceTiles * 16 == limits::narrow::kPlaceRows);
+using limits::narrow::kDepth;
 [[maybe_unused]] constexpr int kChunks = 4;  // of 32 bytes of k in a group
 constexpr int kXBytes = kTokens * 128;       // of a group of k
 enum Meeting { kMultipliers = 1 };
@@ -359,21 +358,11 @@ void launch_mode(Queue queue, const NarrowArgs& args) {
   launch(queue, narrow_kernel<GateUp>, n_blocks(), kThreads, bytes, args);
 }
 
-// Whole places and groups, and scales of blocks of 128 by 128.
-bool fits(const WeightView& w) {
-  return w.n == 0 || (w.format == WeightFormat::fp8 && w.k % (kGroup * kDepth) == 0 && w.n_groups <= kMostGroups &&
-                      w.n % kPlaceRows == 0 && w.row_shift == 7 && w.k_shift == 7);
-}
-
 }  // namespace
 
 int narrow_packed_rows(int n_slots, int n_experts, int n_shared) {
   const int n_lists = std::min(n_slots, n_experts);
   return (n_slots + n_shared + (n_lists + 1) * (kTokens - 1)) / kTokens * kTokens;
-}
-
-bool fits_narrow_experts(const WeightView& gate_up, const WeightView& down, int n_experts) {
-  return fits(gate_up) && fits(down) && n_experts <= kMostExperts;
 }
 
 void launch_narrow_experts(const Queue& queue, const NarrowArgs& args) {

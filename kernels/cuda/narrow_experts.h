@@ -16,13 +16,9 @@ struct NarrowArgs {
   __nv_bfloat16* slots = nullptr;  // down: (T, slots, n), weighted
 };
 
-constexpr int kMostNarrowRows = 256;  // of a step; more are sooner done by tensor_gemm.h's kernels, which give the same bits
-
 // Rows between the products of n_slots routed slots over n_experts and n_shared tokens at the shared expert, at most.
 int narrow_packed_rows(int n_slots, int n_experts, int n_shared);
 
-// Whether weights of these shapes have the kernel (n 0: there is none); both launches or neither.
-bool fits_narrow_experts(const WeightView& gate_up, const WeightView& down, int n_experts);
 void launch_narrow_experts(const Queue& queue, const NarrowArgs& args);
 
 }  // namespace sigmoe::cuda

@@ -10,7 +10,7 @@
 namespace sigmoe::cuda {
 namespace {
 
-constexpr int kMostGroups = 32;  // widths up to 4096
+constexpr int kMostGroups = kMostNormGroups;
 
 __device__ inline void add_to(float4& sum, const float4& v) { sum.x += v.x, sum.y += v.y, sum.z += v.z, sum.w += v.w; }
 
@@ -58,8 +58,6 @@ __global__ void __launch_bounds__(kMostGroups * 32) many_norm_kernel(const __gri
 }
 
 }  // namespace
-
-bool norm_packs(int width) { return width % kGroup == 0 && width <= kMostGroups * kGroup; }
 
 void launch_many_norm(const Queue& queue, const ManyNormArgs& args) {
   launch(queue, args.addend_is_bf16 ? many_norm_kernel<true> : many_norm_kernel<false>, args.n_tokens, args.width / 4, 0, args);

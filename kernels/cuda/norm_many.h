@@ -18,7 +18,6 @@ struct ManyNormArgs {
   WeightFormat format = WeightFormat::fp8;  // of what multiplies `packed`
 };
 
-bool norm_packs(int width);
 void launch_many_norm(const Queue& queue, const ManyNormArgs& args);
 
 }  // namespace sigmoe::cuda

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "backend/backend.h"
+#include "cuda/kernel_choice.h"
 #include "cuda/launch.h"
 #include "cuda/weight.h"
 
@@ -9,10 +10,9 @@ namespace sigmoe::cuda {
 
 // ---- elementwise.cu
 void launch_embed(const Queue& queue, const Tensor& table, const int32_t* ids, int n_tokens, float* out);
-// twin (T, width) BF16 or null: the result again, for the products that follow; only where norm_has_twin().
+// twin (T, width) BF16 or null: the result again, for the products that follow; only where norm_has_twin(), which is row_norm.
 void launch_reduce_add_rms_norm(const Queue& queue, float* residual, const float* addend, int n_slots, const float* weight,
                                 float eps, int n_tokens, int width, float* out, void* twin);
-bool norm_has_twin(int width);
 void launch_sum_slots(const Queue& queue, const void* addend, bool is_bf16, int n_slots, int n_tokens, int width, float* out);
 void launch_join_norms(const Queue& queue, const float* embedding, const float* embedding_norm, const float* hidden,
                        const float* hidden_norm, float eps, int n_tokens, int width, float* out);
@@ -25,8 +25,7 @@ void launch_qk_norm_rope_store(const Queue& queue, const BatchView& batch, const
                                const float* q_norm, const float* k_norm, float eps, const float* cos, const float* sin,
                                const KvView& kv, float* q_out);
 
-// Split-KV attention over BF16 pages; false when there is no kernel for the shape.
-bool has_split_attention(const AttentionShape& shape, DType kv_dtype);
+// Split-KV attention over BF16 pages.
 struct SplitScratch {
   float* partial = nullptr;     // split_partial_bytes of them
   int32_t* arrivals = nullptr;  // (rows, G), zero between launches
@@ -55,15 +54,14 @@ struct ExactExperts {
 void launch_exact_experts(const Queue& queue, const ExactExperts& args, const float* x, float* inner, float* out);
 
 // ---- route.cu
-constexpr int kRouterSlices = 8;     // partial logits per (token, expert)
-constexpr int kManyRouterRows = 64;  // steps of this many rows take the tensor cores
+constexpr int kRouterSlices = 8;  // partial logits per (token, expert)
 struct RouterScratch {
   float* partial = nullptr;     // (kRouterSlices, T, E)
   int32_t* arrivals = nullptr;  // (1), zero between launches
 };
-// many_rows: the many-row kernels may run, there is a Hopper for them.
+// by_tensor: the logits by route_tensor.cu.
 void launch_route(const Queue& queue, const float* x, const WeightView& gate, const float* bias, const RouterShape& shape,
-                  int n_tokens, bool many_rows, const int32_t* forced_ids, const RouterScratch& scratch, float* logits,
+                  int n_tokens, bool by_tensor, const int32_t* forced_ids, const RouterScratch& scratch, float* logits,
                   const Routing& out);
 bool can_route(const RouterShape& shape);
 

@@ -88,10 +88,6 @@ __global__ void __launch_bounds__(kWarps * 32)
 
 }  // namespace
 
-bool fits_many_store(const AttentionShape& shape, DType kv_dtype) {
-  return shape.head_dim == kHeadDim && shape.rotary_dim == 2 * kHalf && (kv_dtype == DType::bf16 || kv_dtype == DType::f8_e4m3);
-}
-
 void launch_many_qk_norm_rope_store(const Queue& queue, const BatchView& batch, const AttentionShape& shape, const float* qkv,
                                     const float* q_norm, const float* k_norm, float eps, const float* cos, const float* sin,
                                     const KvView& kv, float* q_out) {

@@ -5,7 +5,6 @@
 
 namespace sigmoe::cuda {
 
-bool fits_many_store(const AttentionShape& shape, DType kv_dtype);
 void launch_many_qk_norm_rope_store(const Queue& queue, const BatchView& batch, const AttentionShape& shape, const float* qkv,
                                     const float* q_norm, const float* k_norm, float eps, const float* cos, const float* sin,
                                     const KvView& kv, float* q_out);

@@ -250,11 +250,10 @@ bool can_route(const RouterShape& shape) {
 }
 
 void launch_route(const Queue& queue, const float* x, const WeightView& gate, const float* bias, const RouterShape& shape,
-                  int n_tokens, bool many_rows, const int32_t* forced_ids, const RouterScratch& scratch, float* logits,
+                  int n_tokens, bool by_tensor, const int32_t* forced_ids, const RouterScratch& scratch, float* logits,
                   const Routing& out) {
-  const bool tensor = many_rows && n_tokens >= kManyRouterRows && fits_tensor_logits(gate);
-  const bool whole = tensor && adds_slices(n_tokens);
-  if (tensor)
+  const bool whole = by_tensor && adds_slices(n_tokens);
+  if (by_tensor)
     launch_tensor_logits(queue, x, gate, n_tokens, whole ? logits : scratch.partial);
   else
     launch_router_logits(queue, x, gate, n_tokens, scratch.partial);

@@ -9,7 +9,6 @@ namespace sigmoe::cuda {
 void launch_router_logits(const Queue& queue, const float* x, const WeightView& gate, int n_tokens, float* partial);
 
 // route_tensor.cu, on Hopper: the same; or, where adds_slices(), the logits (T, E) themselves.
-bool fits_tensor_logits(const WeightView& gate);
 bool adds_slices(int n_tokens);
 void launch_tensor_logits(const Queue& queue, const float* x, const WeightView& gate, int n_tokens, float* out);
 

@@ -208,8 +208,6 @@ void launch_tile(const Queue& queue, const LogitsArgs& args) {
 
 }  // namespace
 
-bool fits_tensor_logits(const WeightView& gate) { return gate.format == WeightFormat::bf16 && gate.k % 4 == 0; }
-
 // A block for all slices where tiles of tokens alone fill most of the device.
 bool adds_slices(int n_tokens) { return n_tokens > 64 * 90; }
 

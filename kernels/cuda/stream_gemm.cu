@@ -20,13 +20,10 @@ namespace {
 using stream::Lists, stream::list_items, stream::lists_bytes, stream::shape_of_item;
 
 constexpr int kThreads = 384;  // 168 registers each
-constexpr int kTokens = 8;     // of a block of them
+using limits::stream::kTokens;
 using Cursor = stream::Cursor<kTokens, 1>;
 constexpr int kWalkers = kThreads / 32 - 1;  // warps; the last one copies tokens
-constexpr int kMaxExperts = 1024;
-constexpr size_t kMostSharedBytes = size_t{220} << 10;  // of an SM, less what is declared below
-constexpr int kLeastTokens = 2, kMostRouted = 48;
-constexpr int kLeastDenseTiles = 4096;  // fewer do not keep the walkers busy
+static_assert(lists_bytes(1) == limits::stream::lists_bytes(1) && lists_bytes(2) == limits::stream::lists_bytes(2));
 
 struct StreamArgs {
   GemmArgs gemm;
@@ -36,7 +33,7 @@ struct StreamArgs {
 
 // Groups of weights on their way per warp: 8 KB.
 template <WeightFormat F>
-constexpr int kDepth = F == WeightFormat::fp8 ? 4 : 2;
+constexpr int kDepth = limits::stream::depth(F);
 
 // Tokens of one block, as its writers need them.
 struct TokenBlock {
@@ -231,13 +228,6 @@ __global__ void __launch_bounds__(kThreads, 1) stream_kernel(const __grid_consta
 
 // ---- the host's side ---------------------------------------------------------------------------------------------------
 
-bool takes(const WeightView& w) {
-  if (w.format != WeightFormat::fp8 && w.format != WeightFormat::bf16) return false;
-  const int n_slices = slices_for(w.n_groups);
-  const int depth = w.format == WeightFormat::fp8 ? kDepth<WeightFormat::fp8> : kDepth<WeightFormat::bf16>;
-  return w.k % kGroup == 0 && w.n_groups % (n_slices * depth) == 0;
-}
-
 // SMs of the device, or 0 where this build has no kernel for it.
 int n_blocks() {
   static const int known = [] {
@@ -253,22 +243,16 @@ int n_blocks() {
 
 }  // namespace
 
-bool launch_stream_gemm(const Queue& queue, const GemmArgs& gemm) {
+bool has_stream_gemm() { return n_blocks() > 0; }
+
+void launch_stream_gemm(const Queue& queue, const GemmArgs& gemm) {
   const bool routed = gemm.routed.n > 0;
   const WeightView& w = routed ? gemm.routed : gemm.dense;
-  if (!takes(w) ||
-      (gemm.dense.tiles && (gemm.dense.k != w.k || gemm.dense.format != w.format || gemm.dense.k_shift != w.k_shift)))
-    return false;
-  if (gemm.n_tokens < kLeastTokens) return false;
-  if (routed ? gemm.n_tokens > kMostRouted || gemm.n_experts > kMaxExperts
-             : gemm.n_tokens > kTokens || w.n_tiles < kLeastDenseTiles)
-    return false;
   StreamArgs args = {};
   args.gemm = gemm;
-  args.x_stride = w.k * static_cast<int>(sizeof(__nv_bfloat16)) + 64;  // eight tokens' 16 bytes then lie in different banks
+  args.x_stride = limits::stream::x_stride(w.k);
   args.lists_at = 2 * kTokens * args.x_stride;
   const size_t bytes = args.lists_at + lists_bytes(routed ? gemm.n_experts + 1 : 1);
-  if (bytes > kMostSharedBytes || n_blocks() == 0) return false;
   const auto kernel = w.format == WeightFormat::fp8 ? stream_kernel<WeightFormat::fp8> : stream_kernel<WeightFormat::bf16>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
   // Gate-up starts when the kernel ahead is over: beside the last blocks of a linear, steps of 8 are 4% slower and of 32 2%
@@ -276,7 +260,6 @@ bool launch_stream_gemm(const Queue& queue, const GemmArgs& gemm) {
   Queue own = queue;
   own.overlap = queue.overlap && gemm.mode != GemmMode::gate_up;
   launch(own, kernel, n_blocks(), kThreads, bytes, args);
-  return true;
 }
 
 }  // namespace sigmoe::cuda

@@ -5,7 +5,9 @@
 
 namespace sigmoe::cuda {
 
-// x is BF16. True when the kernel ran: device, format, shape and number of rows are ones it takes.
-bool launch_stream_gemm(const Queue& queue, const GemmArgs& args);
+// Whether this build has the kernels for the device; what they take is choose_products.cpp's.
+bool has_stream_gemm();
+// x is BF16.
+void launch_stream_gemm(const Queue& queue, const GemmArgs& args);
 
 }  // namespace sigmoe::cuda

@@ -260,16 +260,9 @@ bool has_tensor_gemm() {
   return has;
 }
 
-bool fits_tensor_gemm(const WeightView& w) {
-  if (w.format == WeightFormat::bf16) return true;
-  if (w.format != WeightFormat::fp8) return false;
-  // One scale per row or tensor, or blocks that a warpgroup's rows do not straddle.
-  return w.k_shift >= 30 || (w.k_shift >= 7 && w.row_shift >= 7 && (!w.gate_up || w.n / 2 % 128 == 0));
-}
-
 void launch_tensor_gemm(const Queue& queue, TensorGemmArgs args) {
   if (args.mode == GemmMode::linear) {
-    args.n_splits = tensor_splits(args.weight, args.n_rows);
+    args.n_splits = tensor_splits(n_multiprocessors(), shape_of(args.weight), args.n_rows);
     if (args.n_splits > 1) return launch_tensor_split(queue, args);
   }
   const auto run = [&](auto kernel, size_t bytes) {

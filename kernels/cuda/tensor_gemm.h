@@ -34,14 +34,8 @@ struct TensorGemmArgs {
   int n_splits = 1;  // blocks that divide k
 };
 
-// Steps of this many rows take these kernels. Which kernels run depends on the rows of the whole step alone, never on how many
-// meet one expert. Below, the ones of gemm.h read weights as fast and keep activations in BF16.
-constexpr int kManyRows = 24;        // of linear layers and the head
-constexpr int kManyExpertRows = 48;  // of expert layers
-
-// Whether the device and this build have the kernels; then, whether a weight does.
+// Whether the device and this build have the kernels.
 bool has_tensor_gemm();
-bool fits_tensor_gemm(const WeightView& weight);
 
 void launch_tensor_gemm(const Queue& queue, TensorGemmArgs args);
 

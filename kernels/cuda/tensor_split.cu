@@ -12,8 +12,7 @@ namespace sigmoe::cuda {
 namespace {
 
 constexpr int kBlocks = 1;  // of 64 rows of W, per warpgroup
-constexpr int kMostSplits = 4;
-constexpr int kMostRows = 1024;
+static_assert(kWeightTiles<kBlocks> == kSplitTiles);
 
 template <WeightFormat F, int N>
 __device__ void run_item(const TensorGemmArgs& args, Shared<kBlocks>& s, Position& at, const Item& item) {
@@ -78,12 +77,6 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_split_kernel(const __grid_
 }
 
 }  // namespace
-
-int tensor_splits(const WeightView& weight, int n_rows) {
-  const int n_tiles = divide_up(weight.n_tiles, kWeightTiles<kBlocks>), n_blocks = weight.n_groups;
-  if (n_rows >= kMostRows) return 1;
-  return std::clamp(std::min(n_multiprocessors() / n_tiles, n_blocks / 2), 1, kMostSplits);
-}
 
 void launch_tensor_split(const Queue& queue, const TensorGemmArgs& args) {
   const auto kernel = args.weight.format == WeightFormat::fp8 ? tensor_split_kernel<WeightFormat::fp8>

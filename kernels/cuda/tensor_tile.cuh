@@ -170,8 +170,7 @@ __device__ void multiply(const TensorGemmArgs& args, S& s, Position& at, int exp
 }
 
 int n_multiprocessors();
-// tensor_split.cu: blocks that divide k of a linear layer, 1 for none; and the launch when there are several.
-int tensor_splits(const WeightView& weight, int n_rows);
+// tensor_split.cu: a linear layer of which several blocks divide k.
 void launch_tensor_split(const Queue& queue, const TensorGemmArgs& args);
 
 }  // namespace sigmoe::cuda

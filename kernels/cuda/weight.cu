@@ -247,13 +247,14 @@ class Builder : public LinearBuilder {
 }  // namespace
 
 WeightView shape_of(const LinearDesc& desc, WeightFormat format) {
+  const WeightShape shape = tiles_of(desc, format);
   WeightView view;
-  view.n = static_cast<int>(desc.n);
-  view.k = static_cast<int>(desc.k);
+  view.n = shape.n;
+  view.k = shape.k;
   view.format = format;
-  view.gate_up = desc.gate_up;
-  view.n_tiles = desc.gate_up ? divide_up(desc.n / 2, 8) : divide_up(desc.n, 16);
-  view.n_groups = divide_up(desc.k, kGroup);
+  view.gate_up = shape.gate_up;
+  view.n_tiles = shape.n_tiles;
+  view.n_groups = shape.n_groups;
   return view;
 }
 

@@ -11,11 +11,10 @@
 #include <memory>
 
 #include "backend/backend.h"
+#include "cuda/kernel_choice.h"
 #include "cuda/memory.h"
 
 namespace sigmoe::cuda {
-
-constexpr int kGroup = 128;  // k is walked in groups of this many
 
 constexpr int chunk_k(WeightFormat format) {
   switch (format) {
@@ -50,6 +49,11 @@ struct CudaWeight : LinearWeight {
 };
 
 inline const WeightView& view_of(const LinearWeight& weight) { return static_cast<const CudaWeight&>(weight).view; }
+
+inline WeightShape shape_of(const WeightView& view) {
+  return {view.n,         view.k,       view.n_tiles, view.n_groups, view.scale_columns,
+          view.row_shift, view.k_shift, view.format,  view.gate_up};
+}
 
 // What a weight of this desc holds on the device when `format` is what it is kept in.
 WeightView shape_of(const LinearDesc& desc, WeightFormat format);

@@ -1,6 +1,7 @@
 /** `pull`: what a caller may ask, checked, and whether a connection may be made for it. */
+
+import { checkCallback, checkFields, checkNumber, checkSignal } from '../checks.js';
 import { AbortError, InvalidArgumentError, NotFoundError } from '../errors.js';
-import { checkCallback, checkFields, checkNumber, checkSignal } from '../options.js';
 import { contentOf, findSnapshot } from './cache.js';
 import { download } from './download.js';
 import { cacheRootOf, endpointOf, offlineBy, SOURCES, type Source, tokenOf } from './environment.js';

@@ -1,6 +1,6 @@
 /**
  * Fields that several request bodies share, and the words that schemas are written in. What a field takes is checked by
- * type; ranges of sampling settings are the library's own (lib/options.ts).
+ * type; ranges of sampling settings are the library's own (lib/request_options.ts).
  */
 import Type, { type Static, type TProperties, type TSchema } from 'typebox';
 

@@ -1,5 +1,6 @@
 /** What every endpoint knows of the model it answers for. */
-import { type Model, nativeVersion } from '../model.js';
+import { nativeVersion } from '../inspect.js';
+import type { Model } from '../model.js';
 import { OpenAIError } from './errors.js';
 
 export interface CompletionsOptions {

@@ -5,11 +5,11 @@
 import { type Dirent, existsSync } from 'node:fs';
 import { copyFile, mkdir, readdir, rename, rm, rmdir, stat } from 'node:fs/promises';
 import { dirname, join, resolve } from 'node:path';
+import { checkCallback, checkFields, checkSignal } from '../checks.js';
 import { AbortError, EngineError, InvalidArgumentError, IoError, toEngineError } from '../errors.js';
 import { resolveModel } from '../hub/index.js';
 import { freeBytes } from '../hub/space.js';
 import { native } from '../native.js';
-import { checkCallback, checkFields, checkSignal } from '../options.js';
 import {
   describeJob,
   type FinishedShard,

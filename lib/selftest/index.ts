@@ -4,9 +4,10 @@
  */
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { checkCallback, checkFields, checkSignal } from '../checks.js';
 import { AbortError, CheckpointError, InvalidArgumentError, IoError, NotFoundError } from '../errors.js';
-import { Model, nativeVersion } from '../model.js';
-import { checkCallback, checkFields, checkSignal } from '../options.js';
+import { nativeVersion } from '../inspect.js';
+import { Model } from '../model.js';
 import type { LoadOptions } from '../types.js';
 import { fingerprint } from './fingerprint.js';
 import { countBeyond, EXACT_BOUND, errorsOf, judge, median, reducedBound, worst } from './judge.js';

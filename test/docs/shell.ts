@@ -2,11 +2,11 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
-import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { root } from '../helpers/files.js';
+import { freePort } from '../helpers/ports.js';
 import { commandLines } from './pages.js';
 
 /** Of one block; a server may stay as long as its page's other blocks need. */
@@ -32,12 +32,7 @@ export class Shell {
 
   /** Port 8000 of the docs becomes a free one. */
   static async open(): Promise<Shell> {
-    const listener = createServer().listen(0, '127.0.0.1');
-    await once(listener, 'listening');
-    const { port } = listener.address() as { port: number };
-    listener.close();
-    await once(listener, 'close');
-    return new Shell(port);
+    return new Shell(await freePort());
   }
 
   /** A block whose last command is a server leaves it running. */

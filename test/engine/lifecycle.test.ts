@@ -1,11 +1,9 @@
 /** What must not happen over a long life: leaks, hangs, a process that ends with one of its threads. */
 import { spawnSync } from 'node:child_process';
-import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
-import { Worker } from 'node:worker_threads';
 import { describe, expect, test } from 'vitest';
-import { Model, type ModelStats } from '../../lib/index.js';
+import type { ModelStats } from '../../lib/index.js';
 import { nano, root } from '../helpers/files.js';
 
 interface Measured {
@@ -15,9 +13,9 @@ interface Measured {
 }
 
 /** Runs a script of test/helpers on the built library in a process of its own; its last line is JSON. */
-function runScript(name: string): unknown {
+function runScript(name: string, ...args: string[]): unknown {
   const script = join(root, 'test/helpers', name);
-  const { stdout, stderr, status } = spawnSync(process.execPath, ['--expose-gc', script, nano], { timeout: 240_000 });
+  const { stdout, stderr, status } = spawnSync(process.execPath, ['--expose-gc', script, nano, ...args], { timeout: 240_000 });
   expect({ status, stderr: String(stderr) }).toEqual({ status: 0, stderr: '' });
   return JSON.parse(String(stdout).trim().split('\n').at(-1) ?? '');
 }
@@ -46,33 +44,14 @@ describe('a long life', () => {
     expect(after.rssMiB - before.rssMiB).toBeLessThan(30);
   });
 
-  test('a worker thread that is terminated in the middle of an answer leaves the process alive', {
-    timeout: 60_000,
-  }, async () => {
-    const library = join(root, 'dist/index.js');
-    expect(existsSync(library), 'dist/index.js is missing: npm run build:lib').toBe(true);
-    const source = `
-      const { parentPort } = require('node:worker_threads');
-      import(${JSON.stringify(pathToFileURL(library).href)}).then(async ({ Model }) => {
-        const model = await Model.load(${JSON.stringify(nano)});
-        for await (const chunk of model.generate({ prompt: [1, 2, 3], ignoreEos: true })) parentPort.postMessage(chunk.tokens.length);
-      });`;
-    const model = await Model.load(nano);
-    for (let i = 0; i < 4; i++) {
-      const worker = new Worker(source, { eval: true });
-      await new Promise<void>((resolve, reject) => {
-        worker.on('error', reject);
-        let tokens = 0;
-        worker.on('message', (count: number) => {
-          tokens += count;
-          if (tokens > 3 + 5 * i) resolve();
-        });
-      });
-      const here = model.generate({ prompt: [1, 2, 3], maxTokens: 20, ignoreEos: true });
-      expect(await worker.terminate()).toBe(1);
-      expect((await here.result).usage.completionTokens).toBe(20);
-    }
-    await model.dispose();
+  // In a process of its own: what these workers must not end is the process.
+  test.each([
+    ['loads', 'load', 8],
+    ['generates', 'generate', 25],
+    ['submits and aborts', 'submit', 8],
+    ['asks for statistics', 'inspect', 25],
+  ])('worker threads terminated while one %s leave the process alive', { timeout: 250_000 }, (_, work, count) => {
+    expect(runScript('terminated_workers.mjs', work, String(count))).toEqual({ terminated: count });
   });
 
   test('an idle model and an idle tokenizer thread do not keep a process alive', { timeout: 60_000 }, async () => {

@@ -1,7 +1,7 @@
 /** One model in several processes of this machine: the same answers as of one, and what becomes of them when a node is lost. */
 import type { ChildProcessWithoutNullStreams } from 'node:child_process';
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { connect, createServer } from 'node:net';
+import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -10,6 +10,7 @@ import { type Environment, nodeOptions } from '../../lib/cli/nodes.js';
 import { follow, InvalidArgumentError, Model } from '../../lib/index.js';
 import { type Ended, ended, start } from '../cli/run.js';
 import { type GreedyPrompt, golden, nano } from '../helpers/files.js';
+import { freePort } from '../helpers/ports.js';
 
 const { prompts } = JSON.parse(readFileSync(golden('nano/greedy.json'), 'utf8')) as { prompts: GreedyPrompt[] };
 
@@ -17,15 +18,6 @@ const started: ChildProcessWithoutNullStreams[] = [];
 afterEach(() => {
   for (const child of started.splice(0)) child.kill('SIGKILL');
 });
-
-function freePort(): Promise<number> {
-  return new Promise((resolve) => {
-    const server = createServer().listen(0, '127.0.0.1', () => {
-      const { port } = server.address() as { port: number };
-      server.close(() => resolve(port));
-    });
-  });
-}
 
 interface Node {
   child: ChildProcessWithoutNullStreams;
@@ -130,7 +122,8 @@ describe('a node that is lost', () => {
     timeout: 120_000,
   }, async () => {
     const port = await freePort();
-    const [leader, follower] = [node(0, 2, port), node(1, 2, port)];
+    const slow = ['--kernels', 'reference']; // the answer must not be whole before the signal is sent
+    const [leader, follower] = [node(0, 2, port, slow), node(1, 2, port, slow)];
     const url = await leader.url;
     const [prompt] = prompts;
     const long = fetch(`${url}/v1/completions`, {
@@ -167,13 +160,14 @@ describe('a node that is lost', () => {
 
   test('one that is stopped is lost after its time', { timeout: 120_000 }, async () => {
     const port = await freePort();
-    const [leader, follower] = [node(0, 2, port, ['--node-timeout', '4']), node(1, 2, port, ['--node-timeout', '4'])];
+    const patience = ['--node-timeout', '10']; // longer than a busy machine keeps a node that runs from saying so
+    const [leader, follower] = [node(0, 2, port, patience), node(1, 2, port, patience)];
     const url = await leader.url;
     follower.child.kill('SIGSTOP');
     const answer = await complete(url, prompts[0]?.prompt_ids ?? [], 8);
     expect(answer.status).toBe(503);
     leader.child.kill('SIGTERM');
-    expect((await leader.end).stderr).toContain('nothing was heard for 4000 ms');
+    expect((await leader.end).stderr).toContain('nothing was heard for 10000 ms');
   });
 });
 

@@ -54,7 +54,7 @@ describe('prefix cache', () => {
 });
 
 describe('the same answer', () => {
-  test('alone, among 64, from a warm and a cold cache, before and after preemption', async () => {
+  test('alone, among 64, from a warm and a cold cache, before and after preemption', { timeout: 300_000 }, async () => {
     const requests = Array.from({ length: 64 }, (_, i) => ({
       ...greedy,
       prompt: promptOf(40 + 17 * (i % 16), 20 + (i % 5)),

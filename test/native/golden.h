@@ -10,7 +10,7 @@
 #include "backend/backend.h"
 #include "engine/checkpoint/safetensors.h"
 #include "engine/engine.h"
-#include "engine/forward/runner.h"
+#include "engine/forward/world.h"
 
 namespace sigmoe::test {
 

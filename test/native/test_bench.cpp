@@ -1,5 +1,6 @@
 // `sigmoe bench` below the command line: options are checked, rows are there and their fractions follow from their parts.
 #include "doctest/doctest.h"
+#include "engine/bench/meter.h"
 #include "engine/engine.h"
 #include "nlohmann/json.hpp"
 
@@ -110,6 +111,37 @@ TEST_CASE("bench kernels: every op, experts by rows") {
   CHECK(experts[1]["bytes"] == experts[0]["bytes"]);  // the same experts, read once
   for (const char* part : {"embed", "copy rows", "join norms", "sample, greedy", "sample, top-k and top-p"})
     CHECK(rows_of(result, part).size() == 1);
+}
+
+// A backend that chose a kernel in each of two layers, the second time for another number of rows.
+class ChoosingDevice : public BenchDevice {
+ public:
+  void fill(void*, DType, size_t, float, uint64_t) override {}
+  Timing time(const std::function<void()>&) override { return {}; }
+  std::vector<Choice> choices_of(const std::function<void()>& work) override {
+    work();
+    const Choice meant{"linear", 1, "early_linear", ""}, fallback{"experts", 16, "gemm_few", "no stream_gemm: k 192 is odd"};
+    return {meant, fallback, meant, fallback};
+  }
+};
+
+TEST_CASE("bench: a row has what was chosen for its ops, and a fallback is said once") {
+  bench::BenchModel model;
+  model.device = std::make_unique<ChoosingDevice>();
+  std::vector<std::string> lines;
+  const bench::OnLine on_line = [&](const std::string& line) { lines.push_back(line); };
+  const bench::Options options;
+  bench::Meter meter(model, options, on_line, nullptr);
+  int runs = 0;
+  bench::Json row, other;
+  meter.say_kernels(row, [&] { ++runs; });
+  meter.say_kernels(other, [&] { ++runs; });
+  CHECK(runs == 2);
+  REQUIRE(row["choices"].size() == 2);
+  CHECK(row["choices"][0] == bench::Json{{"op", "linear"}, {"rows", 1}, {"kernel", "early_linear"}});
+  CHECK(row["choices"][1]["fallback"] == "no stream_gemm: k 192 is odd");
+  CHECK(other == row);
+  CHECK(lines == std::vector<std::string>{"  fallback: experts, 16 rows, by gemm_few, no stream_gemm: k 192 is odd"});
 }
 
 TEST_CASE("bench: what it cannot measure is refused by name") {

@@ -127,7 +127,7 @@ describe.skipIf(chromiumPath === undefined)('in Chromium', () => {
     await finished();
     expect(await answers().textContent()).toBe('One');
     expect(await page.locator('.figures').textContent()).toContain('stopped');
-    await expect.poll(() => stub.dropped, { timeout: 20_000 }).toBe(1);
+    await expect.poll(() => stub.dropped).toBe(1);
   });
 
   test('controls reach the request, and what is empty is left to the server', async () => {

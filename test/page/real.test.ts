@@ -46,7 +46,7 @@ describe.skipIf(chromiumPath === undefined)('the chat page on the real server', 
     await box.press('Enter');
     await page.locator('.assistant > .text:not(:empty)').waitFor();
     await box.press('Escape');
-    await expect.poll(() => model.stats().running, { timeout: 30_000 }).toBe(0);
+    await expect.poll(() => model.stats().running).toBe(0);
     expect(requests.filter((each) => !each.startsWith(`${url}/`))).toEqual([]);
     expect(complaints).toEqual([]);
     await close();

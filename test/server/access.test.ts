@@ -92,7 +92,7 @@ describe('budgets', () => {
     expect(await refused.json()).toMatchObject({ error: { type: 'rate_limit_error', code: 'concurrency_limit' } });
     expect((await clientFor(server.url, 'sk-one').chat.completions.create(chat)).choices).toHaveLength(1); // others are free
     (long as unknown as { controller: AbortController }).controller.abort();
-    await expect.poll(() => server.model.stats().running, { timeout: 10_000 }).toBe(0);
+    await expect.poll(() => server.model.stats().running).toBe(0);
     expect((await client.chat.completions.create(chat)).choices).toHaveLength(1);
     await expect(client.chat.completions.create({ ...chat, n: 2 })).rejects.toMatchObject({ status: 400, param: 'n' });
     await expect(client.completions.create({ model: MODEL, prompt: ['a', 'b'] })).rejects.toMatchObject({ status: 400 });

@@ -125,7 +125,7 @@ describe('errors', () => {
 
 describe('ends', () => {
   const long = { messages, max_tokens: 1500, ignore_eos: true, stream: true as const };
-  const noneRuns = () => expect.poll(() => served.model.stats().running, { timeout: 20_000 }).toBe(0);
+  const noneRuns = () => expect.poll(() => served.model.stats().running).toBe(0);
 
   test('leaving the loop', async () => {
     for await (const chunk of await own.chat.completions.create(long)) if (chunk.choices[0]?.delta.content) break;

@@ -83,6 +83,19 @@ void Meter::say_kernels(Json& row, const std::function<void()>& work, double n) 
     row["kernels"].push_back({{"name", use.name}, {"launches", use.launches / n}, {"milliseconds", use.ms / n}});
     if (use.name.find("exact") != std::string::npos && model_.backend->info().compute != DType::f32) row["slowPath"] = true;
   }
+  std::vector<BenchDevice::Choice> known;  // once each: layers are alike
+  for (const BenchDevice::Choice& choice : model_.device->choices_of(work)) {
+    if (std::find(known.begin(), known.end(), choice) != known.end()) continue;
+    known.push_back(choice);
+    Json said = {{"op", choice.op}, {"rows", choice.rows}, {"kernel", choice.kernel}};
+    if (!choice.fallback.empty()) {
+      said["fallback"] = choice.fallback;
+      const std::string line =
+          "fallback: " + choice.op + ", " + std::to_string(choice.rows) + " rows, by " + choice.kernel + ", " + choice.fallback;
+      if (said_.insert(line).second) say("  " + line);
+    }
+    row["choices"].push_back(said);
+  }
 }
 
 Json Meter::ceilings() const {

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <functional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -34,8 +35,8 @@ class Meter {
 
   // Appends a row. `facts` come first; n is how often the timed work does what the row is about.
   Json& add(Json facts, const Samples& samples, const Cost& cost, double n = 1);
-  // The kernels of the row's work, which does n times what the row is about: a shape that falls back to a slow one is seen
-  // here.
+  // The kernels of the row's work, which does n times what the row is about, and what was chosen for its ops: a shape that
+  // falls back to a slow kernel is told here.
   void say_kernels(Json& row, const std::function<void()>& work, double n = 1);
 
   void check_cancelled() const;
@@ -55,6 +56,7 @@ class Meter {
   Samples all_;                            // the ceilings' samples
   double fp8_gflops_ = -1;
   std::vector<Json> rows_;
+  std::set<std::string> said_;  // fallbacks
 };
 
 }  // namespace sigmoe::bench

@@ -27,8 +27,8 @@ uint64_t KvCache::bytes() const {
   return total;
 }
 
-uint64_t kv_bytes_per_token(const ModelConfig& config, DType dtype, int64_t n_layers) {
-  return static_cast<uint64_t>(n_layers) * config.n_kv_heads * kv_head_bytes(dtype, config.head_dim);
+uint64_t kv_bytes_per_token(const ModelConfig& config, int64_t n_kv_heads, DType dtype, int64_t n_layers) {
+  return static_cast<uint64_t>(n_layers) * n_kv_heads * kv_head_bytes(dtype, config.head_dim);
 }
 
 }  // namespace sigmoe

@@ -22,6 +22,7 @@ class KvCache {
   std::vector<KvView> views_;
 };
 
-uint64_t kv_bytes_per_token(const ModelConfig& config, DType dtype, int64_t n_layers);
+// Of so many KV heads: all of the model's, or those that a rank has.
+uint64_t kv_bytes_per_token(const ModelConfig& config, int64_t n_kv_heads, DType dtype, int64_t n_layers);
 
 }  // namespace sigmoe

@@ -6,7 +6,7 @@
 #include <memory>
 #include <vector>
 
-#include "engine/forward/runner.h"
+#include "engine/forward/world.h"
 #include "engine/schedule/scheduler.h"
 
 namespace sigmoe {

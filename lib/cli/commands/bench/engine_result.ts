@@ -8,7 +8,7 @@ import { dim, note, write } from '../../terminal.js';
 import { commandLine, save } from './files.js';
 
 /** What csrc/engine/bench returns; a row holds the fields that mean something for its phase. */
-interface EngineResult {
+export interface EngineResult {
   machine: {
     name: string;
     device: string;
@@ -53,6 +53,8 @@ interface EngineRow {
   kernels?: { name: string; launches: number; milliseconds: number }[];
   /** One of them is the naive one: right, not fast. */
   slowPath?: boolean;
+  /** Which kernel the backend chose for each op, and why not the one that is meant for such an op. */
+  choices?: { op: string; rows: number; kernel: string; fallback?: string }[];
 }
 
 export interface OutputFlags {
@@ -82,7 +84,7 @@ function currentCommit(): string | undefined {
   return status === 0 ? stdout.trim() : undefined;
 }
 
-function report({ machine, shape, rows }: EngineResult): string {
+export function report({ machine, shape, rows }: EngineResult): string {
   const named = rows.some(({ kernels }) => kernels !== undefined);
   const table = new Table({
     head: [
@@ -119,7 +121,21 @@ function report({ machine, shape, rows }: EngineResult): string {
       ...(named ? [kernelsOf(row)] : []),
     ]);
   }
-  return `${shape} on ${machine.name}, ${machine.kernels}; bounds of this run: ${ceilings(machine)}\n${table.toString()}`;
+  const head = `${shape} on ${machine.name}, ${machine.kernels}; bounds of this run: ${ceilings(machine)}`;
+  return [head, table.toString(), ...fallbacks(rows)].join('\n');
+}
+
+/** A line for each op that a kernel took which is not the one meant for it, once for all numbers of rows where that was so. */
+function fallbacks(rows: EngineRow[]): string[] {
+  const rowsOf = new Map<string, Set<number>>();
+  for (const { choices = [] } of rows) {
+    for (const { op, rows: n, kernel, fallback } of choices) {
+      if (fallback === undefined) continue;
+      const line = `fallback: ${op} by ${kernel}, ${fallback}`;
+      rowsOf.set(line, (rowsOf.get(line) ?? new Set()).add(n));
+    }
+  }
+  return [...rowsOf].map(([line, counts]) => `${line} (${[...counts].sort((a, b) => a - b).join(', ')} rows)`);
 }
 
 function ceilings({
@@ -166,9 +182,11 @@ function size({
     .join(', ');
 }
 
-function kernelsOf({ kernels = [], slowPath }: EngineRow): string {
+function kernelsOf({ kernels = [], slowPath, choices = [] }: EngineRow): string {
   const most = 4;
+  const chosen = [...new Set(choices.map(({ kernel }) => kernel))];
   const lines = kernels.map(({ name, milliseconds }) => `${measure(milliseconds * 1000)} us ${name}`);
   const few = lines.length > most ? [...lines.slice(0, most - 1), `and ${lines.length - most + 1} more`] : lines;
-  return `${slowPath ? 'SLOW PATH: ' : ''}${few.join('\n')}`;
+  const name = chosen.length === 1 || chosen.length === 2 ? [`${chosen.join(', ')}:`] : []; // a whole step has too many
+  return `${slowPath ? 'SLOW PATH: ' : ''}${[...name, ...few].join('\n')}`;
 }
