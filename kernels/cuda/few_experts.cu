@@ -290,6 +290,7 @@ bool has_few_experts() {
 }
 
 void launch_few_experts(const Queue& queue, const FewExperts& given) {
+  if (given.variant.up == 4 && takes_one_row_experts(given)) return launch_one_row_experts(queue, given);
   FewExperts args = given;
   if (args.down.n_tiles != 2 * args.gate_up.n_tiles) args.variant.dpf = 0;  // a tile of gate-up fetches two of down
   if (args.variant.up % 2 == 1 && takes_even_gate_up(args))

@@ -21,7 +21,7 @@ FewVariant few_variant() {
     if (at != std::string::npos) value = std::atoi(all.c_str() + at + std::string(name).size() + 2);
   };
   read("up", v.up), read("ring", v.ring), read("plan", v.plan), read("dpf", v.dpf), read("hint", v.hint);
-  read("spf", v.spf), read("att", v.att), read("five", v.five), read("roll", v.roll), read("reh", v.reh);
+  read("spf", v.spf), read("qpf", v.qpf), read("att", v.att), read("five", v.five), read("roll", v.roll), read("reh", v.reh);
   if (const auto at = all.find(",stamps="); at != std::string::npos)
     v.stamps = reinterpret_cast<unsigned long long*>(std::strtoull(all.c_str() + at + 8, nullptr, 10));
   read("eq", v.eq), read("ea", v.ea), read("eo", v.eo), read("er", v.er), read("eu", v.eu), read("ed", v.ed);
@@ -67,7 +67,7 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
   }
 
   writes(layer.residual);
-  unsigned long long* plan = variant.plan || variant.five ? scratch<unsigned long long>(plan_, kPlanWords) : nullptr;
+  unsigned long long* plan = variant.plan || variant.five || variant.up == 4 ? scratch<unsigned long long>(plan_, kPlanWords) : nullptr;
   AheadBytes ahead;
   if (n_tokens == 1 && variant.spf && layer.experts.shared_gate_up) {
     const WeightView& w = view_of(*layer.experts.shared_gate_up);
@@ -102,9 +102,10 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
     void* normed_row = scratch<uint16_t>(x_, layer.width);
     few.partial = partial;
     few.variant = variant;
-    if (variant.plan) few.plan = plan;
+    if (variant.plan || variant.up == 4) few.plan = plan;
     few.normed = normed_row;
     few.inner = scratch<uint16_t>(inner_, static_cast<size_t>(layer.router.n_active + 1) * few.down.k);
+    if (variant.qpf && layer.next_qkv) few.ahead = {view_of(*layer.next_qkv).tiles, tile_bytes(view_of(*layer.next_qkv))};
     few.routes = variant.five && variant.up % 2 == 1 && takes_even_gate_up(few);
     few.norm_weight = layer.post_attention_norm, few.eps = layer.eps, few.gate = gate;
     if (few.routes)

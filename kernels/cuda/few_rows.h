@@ -3,6 +3,7 @@
 // ops.
 #pragma once
 
+#include "cuda/early_linear.h"
 #include "cuda/gemm.h"
 #include "cuda/ops.h"
 
@@ -19,6 +20,7 @@ struct FewVariant {
   int plan = 0;  // 1: gate-up leaves down the addresses of its weights
   int dpf = 0;   // eighths of down's weights that gate-up asks for in L2 as it ends
   int hint = 0;  // 1: even_gate_up's weights are the first that L2 forgets
+  int qpf = 0;   // 1: up=4 asks for the next layer's qkv in L2
   int spf = 0;   // 1: attention out asks for the shared expert's gate-up in L2
   int roll = 0;  // 1: less code: loops that are otherwise unrolled; bits 1 linears, 2 attention, 4 down
   int reh = 0;   // go through code with old data before the wait: bits 1 even_gate_up's choice, 2 attention
@@ -66,12 +68,16 @@ struct FewExperts {
   float eps = 0.0f;
   WeightView gate;
   unsigned long long* meeting = nullptr;
+  AheadBytes ahead;  // of the next layer's qkv
 };
 // Whether this build has the kernels for the device; what they take is choose_products.cpp's.
 bool has_few_experts();
 // even_gate_up.cu: gate-up by one block per SM.
 bool takes_even_gate_up(const FewExperts& args);
 void launch_even_gate_up(const Queue& queue, const FewExperts& args);
+// one_row_experts.cu: all in one kernel; `plan` counts.
+bool takes_one_row_experts(const FewExperts& args);
+void launch_one_row_experts(const Queue& queue, const FewExperts& args);
 // Two kernels.
 void launch_few_experts(const Queue& queue, const FewExperts& args);
 

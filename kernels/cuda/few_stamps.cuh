@@ -12,12 +12,21 @@ constexpr int kStampWords = 6;  // of a kernel: least and most of start, wait, e
 struct FewStamps {
   unsigned long long* to;
 
-  __device__ FewStamps(unsigned long long* stamps, StampOf kernel)
-      : to(stamps && threadIdx.x == 0 ? stamps + static_cast<int>(kernel) * kStampWords : nullptr) {
+  __device__ FewStamps(unsigned long long* stamps, StampOf kernel, int thread = 0)
+      : to(stamps && static_cast<int>(threadIdx.x) == thread ? stamps + static_cast<int>(kernel) * kStampWords : nullptr) {
     write(0);
   }
   __device__ void waited() { write(2); }
   __device__ void done() { write(4); }
+  __device__ static unsigned long long now() {
+    unsigned long long t;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
+    return t;
+  }
+  __device__ static void put(unsigned long long* stamps, StampOf kernel, int at, unsigned long long t) {
+    atomicMin(stamps + static_cast<int>(kernel) * kStampWords + at, t);
+    atomicMax(stamps + static_cast<int>(kernel) * kStampWords + at + 1, t);
+  }
 
  private:
   __device__ void write(int at) {

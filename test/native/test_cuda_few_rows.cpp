@@ -185,7 +185,8 @@ class Layers {
           const auto at = reinterpret_cast<uint64_t>(stamps->as<uint64_t>() + i * 36);
           setenv("SIGMOE_FEW", (variant + ",stamps=" + std::to_string(at)).c_str(), 1);
         }
-        dynamic_cast<DecodeLayers&>(backend_).decode_layer(layer(*stack[i], stack_k_[i], stack_v_[i]), n_pending);
+        dynamic_cast<DecodeLayers&>(backend_).decode_layer(
+            layer(*stack[i], stack_k_[i], stack_v_[i], stack[(i + 1) % stack.size()].get()), n_pending);
       }
     });
     setenv("SIGMOE_FEW", variant.c_str(), 1);
@@ -201,7 +202,8 @@ class Layers {
     return {ids_.as<int32_t>(), slot_weights_.as<float>(), expert_offsets_.as<int32_t>(), order_.as<int32_t>()};
   }
 
-  DecodeLayer layer(const Weights& weights, const DeviceBuffer& k, const DeviceBuffer& v) const {
+  DecodeLayer layer(const Weights& weights, const DeviceBuffer& k, const DeviceBuffer& v,
+                    const Weights* next = nullptr) const {
     return {.batch = batch_,
             .attention = attention_,
             .router = router_,
@@ -216,6 +218,7 @@ class Layers {
             .qkv = weights.qkv.get(),
             .attn_out = weights.out.get(),
             .gate = weights.gate.get(),
+            .next_qkv = next ? next->qkv.get() : nullptr,
             .gate_bias = bias_.as<float>(),
             .experts = weights.experts,
             .kv = kv(k, v),

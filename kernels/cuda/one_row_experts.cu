@@ -1,0 +1,374 @@
+// The nine experts of one row, FP8, on Hopper, in one kernel that streams every byte once: gate-up with SwiGLU, then down with
+// the weighted sum over all experts and the residual.
+//
+// Bound: memory, 113 MB; a kernel that reads them and does nothing takes 27 us behind a small one. One block per SM stays for
+// all of it. Its sixteen warps each take a sixteenth of every tile, in units of 2 KB, from a ring of their own that the copy
+// engine keeps full; the order of units is fixed before the first, so that the stream never stops for what a unit needs.
+// There is no meeting of blocks between the two products: tiles of gate-up go over the blocks expert by expert, and so do
+// those of down, so that what down reads of an expert was finished a whole product earlier. A count for each expert says so.
+// The shared expert is first: its bytes are on their way before the logits exist, and every block makes the router's choice
+// for itself meanwhile. Two more warps do what would hold the stream up: one scales, adds up and writes what the sixteen
+// multiplied, the other fetches what they multiply by.
+//
+// k is cut and added up as gemm.cu does: the bits are the same.
+#include <algorithm>
+
+#include "cuda/bulk_copy.cuh"
+#include "cuda/few_choice.cuh"
+#include "cuda/few_rows.h"
+#include "cuda/few_stamps.cuh"
+#include "cuda/gemm_tile.cuh"
+
+namespace sigmoe::cuda {
+namespace {
+
+using namespace few;
+
+constexpr WeightFormat kFormat = WeightFormat::fp8;
+using S = Stream<kFormat>;
+// Slots count in the order of the work here: the shared expert is slot 0, the chosen ones 1 to 8.
+constexpr int kSlots = kActive + 1, kWarps = 16, kThreads = (kWarps + 2) * 32;
+[[maybe_unused]] constexpr int kFinisher = kWarps, kFetcher = kWarps + 1;  // warps
+constexpr int kUpGroups = 32, kWidth = kUpGroups * kGroup, kGroupBytes = 16 * kGroup, kGroupVectors = kGroupBytes / 16;
+[[maybe_unused]] constexpr int kOwnGroups = kUpGroups / kWarps;  // of every tile of gate-up, to a warp
+constexpr int kSlices = 4, kSliceGroups = kUpGroups / kSlices;
+constexpr int kDownGroups = 8, kInner = kDownGroups * kGroup;
+constexpr int kDownTiles = kWarps / kDownGroups;  // of down, to a block: a warp has one group of one
+constexpr int kMostTiles = 9, kMostRing = 5;
+static_assert(kMostTiles * kOwnGroups + kSlots <= 32, "a lane for each unit");
+static_assert(slices_for(kUpGroups) == kSlices && slices_for(kDownGroups) == 1 && kWidth == limits::few::kWidth &&
+              kInner == limits::few::kInner);
+
+struct Shared {
+  alignas(128) float up_scales[kMostTiles][2][kUpGroups];  // of gate rows, of up rows
+  alignas(16) float up_parts[kMostTiles][kUpGroups][16];   // unscaled products
+  alignas(16) float down_parts[kSlots][kWarps][16];
+  alignas(16) __nv_bfloat16 inner[kSlots][kInner];
+  alignas(16) ExpertTiles table[kExperts];
+  float down_scales[kSlots][kWarps];
+  float slot_weights[kSlots];
+  Choice choice;
+  const uint4* up_tiles[kMostTiles];
+  const uint4* down_tiles[kSlots];
+  uint64_t arrived[kWarps][kMostRing];
+  uint64_t up_multiplied[kMostTiles], down_multiplied[kSlots];  // count warps
+  uint64_t up_scales_arrived, down_known, inner_arrived[kSlots];
+};
+constexpr int kRingAt = (static_cast<int>(sizeof(Shared)) + 127) / 128 * 128;
+constexpr int shared_bytes(int ring) { return kRingAt + kWarps * ring * kGroupBytes; }
+static_assert(shared_bytes(kMostRing) <= 227 << 10);
+
+// The first of what block b has when n_blocks share `all` evenly.
+__device__ __host__ inline int cut(int all, int b, int n_blocks) {
+  return static_cast<int>(static_cast<int64_t>(all) * b / n_blocks);
+}
+
+#if __CUDA_ARCH__ >= 900
+// Tile i of block b: every slot's tiles lie next to each other over the blocks.
+struct UpTile {
+  int slot, tile;
+  __device__ UpTile(int n_tiles, int i) {
+    const int at = i * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
+    slot = at / n_tiles, tile = at % n_tiles;
+  }
+};
+
+// Its sums over k, scaled, and the eight results of its gate and up rows, by one warp.
+__device__ inline void finish_up(const Shared& shared, int i, __nv_bfloat16* inner) {
+  const int lane = threadIdx.x % 32, row = lane % 16;
+  float slice[2] = {};  // lanes 0 to 15 the first two, others the last two
+#pragma unroll
+  for (int s = 0; s < 2; ++s)
+#pragma unroll
+    for (int k = 0; k < kSliceGroups; ++k) {
+      const int group = (lane / 16 * 2 + s) * kSliceGroups + k;
+      slice[s] += shared.up_parts[i][group][row] * shared.up_scales[i][row / 8][group];
+    }
+  const float third = __shfl_sync(kAllLanes, slice[0], row + 16), fourth = __shfl_sync(kAllLanes, slice[1], row + 16);
+  float low = 0.0f;
+  low += slice[0], low += slice[1], low += third, low += fourth;
+  const float high = __shfl_sync(kAllLanes, low, lane % 8 + 8);
+  if (lane < 8) inner[lane] = __float2bfloat16_rn(low / (1.0f + __expf(-low)) * high);
+}
+
+// What the blocks have finished of an expert's gate-up: tiles, counted.
+__device__ inline void count_finished(unsigned long long* count) {
+  asm volatile("red.release.gpu.global.add.u64 [%0], 1;" ::"l"(count) : "memory");
+}
+__device__ inline void wait_for_finished(const unsigned long long* count, unsigned n) {
+  const long long start = clock64();
+  for (unsigned long long found = 0;;) {
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(found) : "l"(count) : "memory");
+    if (found >= n) break;
+    __nanosleep(100);
+    if (clock64() - start > 4'000'000'000ll) __trap();
+  }
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+}
+
+// Part i of n of the bytes that the next kernel reads.
+__device__ inline void ask_ahead(const AheadBytes& ahead, int i, int n) {
+  constexpr size_t kPiece = 4096;
+  for (size_t at = i * kPiece; at < ahead.n; at += n * kPiece)
+    prefetch_bulk(static_cast<const char*>(ahead.from) + at, static_cast<int>(min(kPiece, ahead.n - at)));
+}
+
+// One group times its activations, chunk c's in x[c] (lanes of the first row; zeros in others): rows g and g + 8 of the sums.
+__device__ inline void multiply_group(const uint4 (&weights)[S::kChunks], const uint4 (&x)[S::kChunks], float* part) {
+  float sum[4] = {};
+#pragma unroll
+  for (int c = 0; c < S::kChunks; ++c) {
+    uint32_t a[S::kProducts][4];
+    unpack<kFormat>(weights[c], a);
+    const uint32_t b[S::kLaneK / 2] = {x[c].x, x[c].y, x[c].z, x[c].w};
+    multiply<kFormat>(sum, a, b);
+  }
+  const int lane = threadIdx.x % 32;
+  if (lane % 4 == 0) part[lane / 4] = sum[0], part[lane / 4 + 8] = sum[2];
+}
+#endif
+
+__global__ void __launch_bounds__(768, 1) one_row_experts_kernel(const __grid_constant__ FewExperts args, int ring) {
+#if __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(128) std::byte raw[];
+  Shared& shared = *reinterpret_cast<Shared*>(raw);
+  FewStamps stamps(args.variant.stamps, StampOf::gate_up);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
+  const WeightView& up = args.gate_up;  // the shared expert's shapes too
+  const WeightView& down = args.down;
+  const int n_blocks = gridDim.x, n_up = (kSlots * up.n_tiles - static_cast<int>(blockIdx.x) + n_blocks - 1) / n_blocks;
+  const int first_down = cut(down.n_tiles, blockIdx.x, n_blocks), n_down = cut(down.n_tiles, blockIdx.x + 1, n_blocks) - first_down;
+  const int n_units = warp < kWarps ? n_up * kOwnGroups + (warp < n_down * kDownGroups ? kSlots : 0) : 0;
+  const size_t tile_vectors = static_cast<size_t>(kUpGroups) * kGroupVectors;
+  const size_t down_at = static_cast<size_t>(first_down) * kDownGroups * kGroupVectors;
+  std::byte* own = raw + kRingAt + warp * ring * kGroupBytes;
+  uint64_t* arrived = shared.arrived[warp % kWarps];
+
+  // This warp's units: two of each tile of gate-up, then one of each slot's down. Lane i has where the i-th is, and asks for it.
+  int asked = 0, asked_place = 0;  // and the place in the ring of the next
+  const uint4* unit = nullptr;
+  const auto ask = [&] {
+    if (lane == asked) {
+      barrier_expect(&arrived[asked_place], kGroupBytes);
+      bulk_copy(own + asked_place * kGroupBytes, unit, kGroupBytes, &arrived[asked_place]);
+    }
+    ++asked;
+    if (++asked_place == ring) asked_place = 0;
+  };
+  if (warp < kWarps) {
+    if (lane == 0) {
+      for (int i = 0; i < ring; ++i) barrier_init(&arrived[i], 1);
+      publish_barriers();
+    }
+    __syncwarp();
+    const UpTile at(up.n_tiles, lane / kOwnGroups);
+    unit = args.shared_gate_up.tiles + at.tile * tile_vectors + (warp * kOwnGroups + lane % kOwnGroups) * kGroupVectors;
+    const int n_known = __popc(__ballot_sync(kAllLanes, at.slot == 0 && lane < n_up * kOwnGroups));
+#pragma unroll 1
+    while (asked < n_known && asked < ring) ask();
+    if (lane == 0 && warp < n_down * kDownGroups) prefetch_bulk(args.shared_down.tiles + down_at + warp * kGroupVectors, kGroupBytes);
+  } else if (warp == kFinisher) {
+    if (lane < n_up) barrier_init(&shared.up_multiplied[lane], kWarps);
+    if (lane < kSlots) barrier_init(&shared.down_multiplied[lane], n_down * kDownGroups);
+    if (lane == 0) barrier_init(&shared.up_scales_arrived, 1);
+    publish_barriers();
+  } else {
+    if (lane < kSlots) barrier_init(&shared.inner_arrived[lane], 1);
+    if (lane == 0) barrier_init(&shared.down_known, 1);
+    publish_barriers();
+  }
+  float bias[2] = {};
+  if (threadIdx.x < kScoringThreads) load_bias(args.bias, bias);
+  if (threadIdx.x < kExperts) copy_16_bytes(shared.table + threadIdx.x, args.gate_up_tiles + threadIdx.x);
+  wait_for_previous();
+  stamps.waited();
+
+  // The choice; activations meanwhile: of this warp's two groups, 16 bytes to a lane of the first row of lanes.
+  uint4 x[kOwnGroups][S::kChunks] = {};
+  if (g == 0 && warp < kWarps) {
+    const auto* normed = static_cast<const __nv_bfloat16*>(args.normed) + warp * kOwnGroups * kGroup + q * S::kLaneK;
+#pragma unroll
+    for (int u = 0; u < kOwnGroups; ++u)
+#pragma unroll
+      for (int c = 0; c < S::kChunks; ++c)
+        x[u][c] = __ldcg(reinterpret_cast<const uint4*>(normed + u * kGroup + c * chunk_k(kFormat)));
+  }
+  if (threadIdx.x < kScoringThreads) score_experts(args.partial, bias, shared.choice);
+  wait_for_copies();
+  __syncthreads();
+  if (warp == 0) {
+    const int chosen = choose_experts(shared.choice, kActive);
+    if (lane < kActive) shared.choice.ids[lane] = chosen;
+    const UpTile at(up.n_tiles, lane < n_up ? lane : 0);
+    const int id = __shfl_sync(kAllLanes, chosen, max(at.slot - 1, 0));
+    const ExpertTiles expert =
+        at.slot == 0 ? ExpertTiles{args.shared_gate_up.tiles, args.shared_gate_up.scales} : shared.table[id];
+    if (lane < n_up) shared.up_tiles[lane] = expert.tiles + at.tile * tile_vectors;
+    __syncwarp();
+  }
+  __syncthreads();
+  if (warp < kWarps) {
+    if (lane < n_up * kOwnGroups)
+      unit = shared.up_tiles[lane / kOwnGroups] + (warp * kOwnGroups + lane % kOwnGroups) * kGroupVectors;
+#pragma unroll 1
+    while (asked < n_units && asked < ring) ask();
+    int place = 0;
+    uint32_t parity = 0;
+    uint4 weights[S::kChunks];
+    long long idle = 0;
+    const unsigned long long loop_start = FewStamps::now();
+    const auto take_unit = [&] {
+      const long long t0 = clock64();
+      barrier_wait(&arrived[place], parity);
+      idle += clock64() - t0;
+#pragma unroll
+      for (int c = 0; c < S::kChunks; ++c)
+        weights[c] = reinterpret_cast<const uint4*>(own + place * kGroupBytes)[c * 32 + lane];
+      if (++place == ring) place = 0, parity ^= 1;
+      __syncwarp();  // all lanes have read the place that is asked for again
+      if (asked == n_units) return;
+      release_to_copies();
+      ask();
+      if (asked < n_units) return;
+      let_next_start();
+      if (lane == 0) ask_ahead(args.ahead, blockIdx.x * kWarps + warp, n_blocks * kWarps);
+    };
+#pragma unroll 1
+    for (int i = 0; i < n_up; ++i) {
+      if (i == 2) {  // none of down has been asked for yet
+        barrier_wait(&shared.down_known, 0);
+        const int slot = lane - n_up * kOwnGroups;
+        if (slot >= 0 && slot < kSlots) unit = shared.down_tiles[slot] + down_at + warp * kGroupVectors;
+      }
+#pragma unroll
+      for (int u = 0; u < kOwnGroups; ++u) {
+        take_unit();
+        multiply_group(weights, x[u], shared.up_parts[i][warp * kOwnGroups + u]);
+      }
+      __syncwarp();
+      if (lane == 0) barrier_arrive(&shared.up_multiplied[i]);
+    }
+    if (args.variant.stamps && threadIdx.x == 0) FewStamps::put(args.variant.stamps, StampOf::down, 2, loop_start + idle * 10 / 19);
+    if (warp < n_down * kDownGroups) {
+#pragma unroll 1
+      for (int slot = 0; slot < kSlots; ++slot) {
+        take_unit();
+        barrier_wait(&shared.inner_arrived[slot], 0);
+        const __nv_bfloat16* from = shared.inner[slot] + warp % kDownGroups * kGroup + q * S::kLaneK;
+        if (g == 0)
+#pragma unroll
+          for (int c = 0; c < S::kChunks; ++c) x[0][c] = *reinterpret_cast<const uint4*>(from + c * chunk_k(kFormat));
+        multiply_group(weights, x[0], shared.down_parts[slot][warp]);
+        __syncwarp();
+        if (lane == 0) barrier_arrive(&shared.down_multiplied[slot]);
+      }
+    }
+  } else if (warp == kFinisher) {
+    auto* inner = static_cast<__nv_bfloat16*>(args.inner);
+    if (lane == 0) barrier_expect(&shared.up_scales_arrived, n_up * 2 * kUpGroups * static_cast<int>(sizeof(float)));
+    __syncwarp();
+    if (lane < n_up) {
+      const UpTile at(up.n_tiles, lane);
+      const float* scales = at.slot == 0 ? args.shared_gate_up.scales : shared.table[shared.choice.ids[at.slot - 1]].scales;
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+        bulk_copy(shared.up_scales[lane][h],
+                  scales + static_cast<size_t>(row_in_tile(up, at.tile, h * 8) >> up.row_shift) * up.scale_columns,
+                  kUpGroups * static_cast<int>(sizeof(float)), &shared.up_scales_arrived);
+    }
+    barrier_wait(&shared.up_scales_arrived, 0);
+#pragma unroll 1
+    for (int i = 0; i < n_up; ++i) {
+      const UpTile at(up.n_tiles, i);
+      barrier_wait(&shared.up_multiplied[i], 0);
+      finish_up(shared, i, inner + at.slot * kInner + at.tile * 8);
+      __syncwarp();
+      if (lane == 0) count_finished(args.plan + at.slot);
+    }
+    // A lane has a column. The sum goes over the chosen experts, then the shared one; products and sums round one by one.
+    const bool owns = lane < n_down * 16;
+    float* to = args.residual + first_down * 16 + lane;
+    const float before = owns ? __ldcg(to) : 0.0f;
+    FewStamps down_stamps(args.variant.stamps, StampOf::down, kFinisher * 32);
+    barrier_wait(&shared.down_known, 0);
+    float added = 0.0f, of_shared = 0.0f;
+#pragma unroll 1
+    for (int slot = 0; slot < kSlots; ++slot) {
+      barrier_wait(&shared.down_multiplied[slot], 0);
+      float sum = 0.0f;
+      const int first = lane / 16 * kDownGroups;
+#pragma unroll
+      for (int k = 0; k < kDownGroups; ++k) sum += shared.down_parts[slot][first + k][lane % 16] * shared.down_scales[slot][first + k];
+      if (slot == 0)
+        of_shared = sum;
+      else
+        added = __fadd_rn(added, __fmul_rn(sum, shared.slot_weights[slot]));
+    }
+    if (owns) *to = before + __fadd_rn(added, of_shared);
+    down_stamps.done();
+  } else {
+    // Where down's weights are, their scales, and what the experts weigh.
+    const int chosen = shared.choice.ids[lane % kActive];
+    const float weight = weigh_expert(shared.choice, chosen, args.normalise, args.scaling);
+    if (lane < kActive) shared.slot_weights[lane + 1] = weight;
+    ExpertTiles expert = {args.shared_down.tiles, args.shared_down.scales};
+    if (lane > 0 && lane < kSlots) expert = args.down_tiles[shared.choice.ids[lane - 1]];
+    if (lane < kSlots) shared.down_tiles[lane] = expert.tiles;
+#pragma unroll
+    for (int i = 0; i < (kSlots + 1) / 2; ++i) {
+      const int slot = min(2 * i + lane / kWarps, kSlots - 1), tile = lane % kWarps / kDownGroups;
+      const auto* scales = reinterpret_cast<const float*>(__shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(expert.scales), slot));
+      if (tile < n_down)
+        shared.down_scales[slot][lane % kWarps] =
+            scales[static_cast<size_t>((first_down + tile) * 16 >> down.row_shift) * down.scale_columns + lane % kDownGroups];
+    }
+    __syncwarp();
+    if (lane == 0) barrier_arrive(&shared.down_known);
+#pragma unroll 1
+    for (int slot = 0; slot < kSlots; ++slot) {
+      if (lane == 0) wait_for_finished(args.plan + slot, up.n_tiles);
+      __syncwarp();
+      const auto* from = reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(args.inner) + slot * kInner);
+#pragma unroll
+      for (int i = 0; i < kInner / 256; ++i) reinterpret_cast<uint4*>(shared.inner[slot])[lane + 32 * i] = __ldcg(from + lane + 32 * i);
+      __syncwarp();
+      if (lane == 0) barrier_arrive(&shared.inner_arrived[slot]);
+    }
+  }
+  if (args.variant.stamps) {
+    __syncthreads();
+    stamps.done();
+  }
+#endif
+}
+
+int n_sms() {
+  static const int known = [] {
+    int device = 0, n = 0;
+    CUDA_CHECK(cudaGetDevice(&device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&n, cudaDevAttrMultiProcessorCount, device));
+    return n;
+  }();
+  return known;
+}
+
+}  // namespace
+
+bool takes_one_row_experts(const FewExperts& args) {
+  const WeightView &up = args.gate_up, &down = args.down;
+  const int n_blocks = n_sms();
+  const auto fits = [](const WeightView& w, int groups) {
+    return w.format == kFormat && w.scale_columns == groups && w.k_shift == 7 && w.row_shift >= 3 && w.n == w.n_tiles * 16;
+  };
+  return fits(up, kUpGroups) && fits(down, kDownGroups) && down.row_shift >= 4 && up.k == kWidth && down.k == kInner &&
+         kSlots * up.n_tiles <= kMostTiles * n_blocks && kSlots * up.n_tiles >= 8 * n_blocks &&
+         down.n_tiles <= kDownTiles * n_blocks && down.n_tiles >= n_blocks;
+}
+
+void launch_one_row_experts(const Queue& queue, const FewExperts& args) {
+  const int ring = std::clamp(args.variant.ring, 2, kMostRing);
+  CUDA_CHECK(cudaFuncSetAttribute(one_row_experts_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes(ring)));
+  launch(queue, one_row_experts_kernel, n_sms(), kThreads, shared_bytes(ring), args, ring);
+}
+
+}  // namespace sigmoe::cuda
