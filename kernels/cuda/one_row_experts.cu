@@ -33,9 +33,10 @@ constexpr int kUpGroups = 32, kWidth = kUpGroups * kGroup, kGroupBytes = 16 * kG
 [[maybe_unused]] constexpr int kOwnGroups = kUpGroups / kWarps;  // of every tile of gate-up, to a warp
 constexpr int kSlices = 4, kSliceGroups = kUpGroups / kSlices;
 constexpr int kDownGroups = 8, kInner = kDownGroups * kGroup;
+constexpr int kPairs = (kSlots + 1) / 2;          // of slots: down's units
 constexpr int kDownTiles = kWarps / kDownGroups;  // of down, to a block: a warp has one group of one
-constexpr int kMostTiles = 9, kMostRing = 5;
-static_assert(kMostTiles * kOwnGroups + kSlots <= 32, "a lane for each unit");
+constexpr int kMostTiles = 9, kPlaces = 2, kPlaceBytes = 2 * kGroupBytes;
+static_assert(kOwnGroups == 2 && kMostTiles + kSlots <= 32, "a lane for each copy");
 static_assert(slices_for(kUpGroups) == kSlices && slices_for(kDownGroups) == 1 && kWidth == limits::few::kWidth &&
               kInner == limits::few::kInner);
 
@@ -47,16 +48,18 @@ struct Shared {
   alignas(16) ExpertTiles table[kExperts];
   float down_scales[kSlots][kWarps];
   float slot_weights[kSlots];
+  float up_inverse[kUpGroups], down_inverse[kSlots][kDownGroups];  // of what activations were multiplied by
+  int halved[kSlots][kDownGroups];
   Choice choice;
   const uint4* up_tiles[kMostTiles];
   const uint4* down_tiles[kSlots];
-  uint64_t arrived[kWarps][kMostRing];
-  uint64_t up_multiplied[kMostTiles], down_multiplied[kSlots];  // count warps
+  uint64_t arrived[kWarps][kPlaces];
+  uint64_t up_multiplied[kMostTiles], down_multiplied[kPairs];  // count warps
   uint64_t up_scales_arrived, down_known, inner_arrived[kSlots];
 };
 constexpr int kRingAt = (static_cast<int>(sizeof(Shared)) + 127) / 128 * 128;
-constexpr int shared_bytes(int ring) { return kRingAt + kWarps * ring * kGroupBytes; }
-static_assert(shared_bytes(kMostRing) <= 227 << 10);
+constexpr int kSharedBytes = kRingAt + kWarps * kPlaces * kPlaceBytes;
+static_assert(kSharedBytes <= 227 << 10);
 
 // The first of what block b has when n_blocks share `all` evenly.
 __device__ __host__ inline int cut(int all, int b, int n_blocks) {
@@ -82,7 +85,7 @@ __device__ inline void finish_up(const Shared& shared, int i, __nv_bfloat16* inn
 #pragma unroll
     for (int k = 0; k < kSliceGroups; ++k) {
       const int group = (lane / 16 * 2 + s) * kSliceGroups + k;
-      slice[s] += shared.up_parts[i][group][row] * shared.up_scales[i][row / 8][group];
+      slice[s] += shared.up_parts[i][group][row] * (shared.up_scales[i][row / 8][group] * shared.up_inverse[group]);
     }
   const float third = __shfl_sync(kAllLanes, slice[0], row + 16), fourth = __shfl_sync(kAllLanes, slice[1], row + 16);
   float low = 0.0f;
@@ -113,22 +116,90 @@ __device__ inline void ask_ahead(const AheadBytes& ahead, int i, int n) {
     prefetch_bulk(static_cast<const char*>(ahead.from) + at, static_cast<int>(min(kPiece, ahead.n - at)));
 }
 
-// One group times its activations, chunk c's in x[c] (lanes of the first row; zeros in others): rows g and g + 8 of the sums.
-__device__ inline void multiply_group(const uint4 (&weights)[S::kChunks], const uint4 (&x)[S::kChunks], float* part) {
-  float sum[4] = {};
+// Two E4M3 codes to FP16, exactly.
+__device__ inline uint32_t half_pair(uint32_t codes) {
+  uint32_t two;
+  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(two) : "h"(static_cast<uint16_t>(codes)));
+  return two;
+}
+__device__ inline void mma_half(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// A group's activations, 32 to each of four lanes next to each other, from BF16 to FP16: times a power of two that brings the
+// largest to FP16's largest, in the order in which codes become pairs. False, and nothing changed, where that is not exact.
+__device__ inline bool halve(uint4 (&x)[S::kChunks], float& inverse) {
+  uint32_t most = 0;
+  const auto* words = reinterpret_cast<const uint32_t*>(x);
 #pragma unroll
-  for (int c = 0; c < S::kChunks; ++c) {
+  for (int i = 0; i < 4 * S::kChunks; ++i) most = max(most, max(words[i] << 16 & 0x7fff0000u, words[i] & 0x7fff0000u));
+  most = max(most, __shfl_xor_sync(kAllLanes, most, 1));
+  most = max(most, __shfl_xor_sync(kAllLanes, most, 2));
+  const int exponent = static_cast<int>(most >> 23) - 127;
+  bool exact = exponent >= -60 && exponent <= 60;
+  const float factor = exact ? __uint_as_float(static_cast<uint32_t>(127 + 14 - exponent) << 23) : 1.0f;
+  uint4 halves[S::kChunks];
+#pragma unroll
+  for (int c = 0; c < S::kChunks; ++c)
+#pragma unroll
+    for (int m = 0; m < 2; ++m) {
+      const uint32_t first = words[4 * c + 2 * m], second = words[4 * c + 2 * m + 1];  // elements 0 1, 2 3
+      const float v[4] = {bf16_low(first) * factor, bf16_low(second) * factor, bf16_high(first) * factor,
+                          bf16_high(second) * factor};
+#pragma unroll
+      for (int p = 0; p < 2; ++p) {
+        const __half2 two = __floats2half2_rn(v[2 * p], v[2 * p + 1]);
+        exact = exact && __low2float(two) == v[2 * p] && __high2float(two) == v[2 * p + 1];
+        reinterpret_cast<uint32_t*>(&halves[c])[2 * m + p] = reinterpret_cast<const uint32_t&>(two);
+      }
+    }
+  const unsigned group = 0xfu << (threadIdx.x % 32 / 4 * 4);
+  exact = (__ballot_sync(kAllLanes, exact) & group) == group;
+  inverse = exact ? 1.0f / factor : 1.0f;
+  if (exact)
+#pragma unroll
+    for (int c = 0; c < S::kChunks; ++c) x[c] = halves[c];
+  return exact;
+}
+
+// One chunk of a group times its activations (lanes of the first row have them; zeros in others).
+__device__ inline void multiply_chunk(float (&sum)[4], const uint4& w, const uint4& x, bool halved) {
+  if (halved) {
+    mma_half(sum, half_pair(w.x), half_pair(w.z), half_pair(w.x >> 16), half_pair(w.z >> 16), x.x, x.y);
+    mma_half(sum, half_pair(w.y), half_pair(w.w), half_pair(w.y >> 16), half_pair(w.w >> 16), x.z, x.w);
+  } else {
     uint32_t a[S::kProducts][4];
-    unpack<kFormat>(weights[c], a);
-    const uint32_t b[S::kLaneK / 2] = {x[c].x, x[c].y, x[c].z, x[c].w};
+    unpack<kFormat>(w, a);
+    const uint32_t b[S::kLaneK / 2] = {x.x, x.y, x.z, x.w};
     multiply<kFormat>(sum, a, b);
   }
+}
+// Two groups times theirs: rows g and g + 8 of the sums to parts.
+__device__ inline void multiply_pair(const uint4 (&w)[2][S::kChunks], const uint4 (&x)[2][S::kChunks], bool first_halved,
+                                     bool second_halved, float* first, float* second) {
+  float sum[2][4] = {};
+  if (first_halved && second_halved) {
+#pragma unroll
+    for (int c = 0; c < S::kChunks; ++c)
+#pragma unroll
+      for (int u = 0; u < 2; ++u) multiply_chunk(sum[u], w[u][c], x[u][c], true);
+  } else {
+#pragma unroll
+    for (int u = 0; u < 2; ++u)
+#pragma unroll
+      for (int c = 0; c < S::kChunks; ++c)
+        multiply_chunk(sum[u], w[u][c], x[u][c], u == 0 ? first_halved : second_halved);
+  }
   const int lane = threadIdx.x % 32;
-  if (lane % 4 == 0) part[lane / 4] = sum[0], part[lane / 4 + 8] = sum[2];
+  if (lane % 4) return;
+  first[lane / 4] = sum[0][0], first[lane / 4 + 8] = sum[0][2];
+  if (second) second[lane / 4] = sum[1][0], second[lane / 4 + 8] = sum[1][2];
 }
 #endif
 
-__global__ void __launch_bounds__(768, 1) one_row_experts_kernel(const __grid_constant__ FewExperts args, int ring) {
+__global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __grid_constant__ FewExperts args) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) std::byte raw[];
   Shared& shared = *reinterpret_cast<Shared*>(raw);
@@ -138,38 +209,41 @@ __global__ void __launch_bounds__(768, 1) one_row_experts_kernel(const __grid_co
   const WeightView& down = args.down;
   const int n_blocks = gridDim.x, n_up = (kSlots * up.n_tiles - static_cast<int>(blockIdx.x) + n_blocks - 1) / n_blocks;
   const int first_down = cut(down.n_tiles, blockIdx.x, n_blocks), n_down = cut(down.n_tiles, blockIdx.x + 1, n_blocks) - first_down;
-  const int n_units = warp < kWarps ? n_up * kOwnGroups + (warp < n_down * kDownGroups ? kSlots : 0) : 0;
+  const int n_units = n_up + (warp < n_down * kDownGroups ? kPairs : 0);
   const size_t tile_vectors = static_cast<size_t>(kUpGroups) * kGroupVectors;
   const size_t down_at = static_cast<size_t>(first_down) * kDownGroups * kGroupVectors;
-  std::byte* own = raw + kRingAt + warp * ring * kGroupBytes;
+  std::byte* own = raw + kRingAt + warp * kPlaces * kPlaceBytes;
   uint64_t* arrived = shared.arrived[warp % kWarps];
 
-  // This warp's units: two of each tile of gate-up, then one of each slot's down. Lane i has where the i-th is, and asks for it.
-  int asked = 0, asked_place = 0;  // and the place in the ring of the next
-  const uint4* unit = nullptr;
+  // This warp's units: two groups of each tile of gate-up, then one of each of two slots' down. Lane i has where copy i is
+  // from, and asks for it: of a unit of gate-up there is one, of down there are two.
+  int asked = 0, asked_place = 0;  // and the place of the next
+  const uint4* source = nullptr;
   const auto ask = [&] {
-    if (lane == asked) {
-      barrier_expect(&arrived[asked_place], kGroupBytes);
-      bulk_copy(own + asked_place * kGroupBytes, unit, kGroupBytes, &arrived[asked_place]);
-    }
+    const bool of_down = asked >= n_up;
+    const int copy = of_down ? 2 * asked - n_up : asked, n = of_down ? min(2, n_up + kSlots - copy) : 1;
+    const int bytes = of_down ? kGroupBytes : kPlaceBytes;
+    if (lane == copy) barrier_expect(&arrived[asked_place], n * bytes);
+    __syncwarp();
+    if (lane >= copy && lane < copy + n)
+      bulk_copy(own + asked_place * kPlaceBytes + (lane - copy) * kGroupBytes, source, bytes, &arrived[asked_place]);
     ++asked;
-    if (++asked_place == ring) asked_place = 0;
+    asked_place ^= 1;
   };
   if (warp < kWarps) {
     if (lane == 0) {
-      for (int i = 0; i < ring; ++i) barrier_init(&arrived[i], 1);
+      for (int i = 0; i < kPlaces; ++i) barrier_init(&arrived[i], 1);
       publish_barriers();
     }
     __syncwarp();
-    const UpTile at(up.n_tiles, lane / kOwnGroups);
-    unit = args.shared_gate_up.tiles + at.tile * tile_vectors + (warp * kOwnGroups + lane % kOwnGroups) * kGroupVectors;
-    const int n_known = __popc(__ballot_sync(kAllLanes, at.slot == 0 && lane < n_up * kOwnGroups));
-#pragma unroll 1
-    while (asked < n_known && asked < ring) ask();
+    const UpTile at(up.n_tiles, lane);
+    source = args.shared_gate_up.tiles + at.tile * tile_vectors + warp * kOwnGroups * kGroupVectors;
+    const int n_known = __popc(__ballot_sync(kAllLanes, at.slot == 0 && lane < n_up));
+    while (asked < n_known && asked < kPlaces) ask();
     if (lane == 0 && warp < n_down * kDownGroups) prefetch_bulk(args.shared_down.tiles + down_at + warp * kGroupVectors, kGroupBytes);
   } else if (warp == kFinisher) {
     if (lane < n_up) barrier_init(&shared.up_multiplied[lane], kWarps);
-    if (lane < kSlots) barrier_init(&shared.down_multiplied[lane], n_down * kDownGroups);
+    if (lane < kPairs) barrier_init(&shared.down_multiplied[lane], n_down * kDownGroups);
     if (lane == 0) barrier_init(&shared.up_scales_arrived, 1);
     publish_barriers();
   } else {
@@ -208,13 +282,11 @@ __global__ void __launch_bounds__(768, 1) one_row_experts_kernel(const __grid_co
   }
   __syncthreads();
   if (warp < kWarps) {
-    if (lane < n_up * kOwnGroups)
-      unit = shared.up_tiles[lane / kOwnGroups] + (warp * kOwnGroups + lane % kOwnGroups) * kGroupVectors;
-#pragma unroll 1
-    while (asked < n_units && asked < ring) ask();
+    if (lane < n_up) source = shared.up_tiles[lane] + warp * kOwnGroups * kGroupVectors;
+    while (asked < kPlaces) ask();
     int place = 0;
     uint32_t parity = 0;
-    uint4 weights[S::kChunks];
+    uint4 weights[2][S::kChunks];
     long long idle = 0;
     const unsigned long long loop_start = FewStamps::now();
     const auto take_unit = [&] {
@@ -222,9 +294,11 @@ __global__ void __launch_bounds__(768, 1) one_row_experts_kernel(const __grid_co
       barrier_wait(&arrived[place], parity);
       idle += clock64() - t0;
 #pragma unroll
-      for (int c = 0; c < S::kChunks; ++c)
-        weights[c] = reinterpret_cast<const uint4*>(own + place * kGroupBytes)[c * 32 + lane];
-      if (++place == ring) place = 0, parity ^= 1;
+      for (int u = 0; u < 2; ++u)
+#pragma unroll
+        for (int c = 0; c < S::kChunks; ++c)
+          weights[u][c] = reinterpret_cast<const uint4*>(own + place * kPlaceBytes)[(u * S::kChunks + c) * 32 + lane];
+      place ^= 1, parity ^= place == 0;
       __syncwarp();  // all lanes have read the place that is asked for again
       if (asked == n_units) return;
       release_to_copies();
@@ -233,34 +307,51 @@ __global__ void __launch_bounds__(768, 1) one_row_experts_kernel(const __grid_co
       let_next_start();
       if (lane == 0) ask_ahead(args.ahead, blockIdx.x * kWarps + warp, n_blocks * kWarps);
     };
+    bool halved = !(args.variant.hint & 1);
+    float inverse[2] = {1.0f, 1.0f};
+    if (halved) {
+      uint4 first[S::kChunks], second[S::kChunks];
+#pragma unroll
+      for (int c = 0; c < S::kChunks; ++c) first[c] = x[0][c], second[c] = x[1][c];
+      halved = halve(first, inverse[0]);
+      halved = halve(second, inverse[1]) && halved;
+      halved = __shfl_sync(kAllLanes, halved, 0);
+      if (halved)
+#pragma unroll
+        for (int c = 0; c < S::kChunks; ++c) x[0][c] = first[c], x[1][c] = second[c];
+    }
+    if (lane == 0)
+#pragma unroll
+      for (int u = 0; u < 2; ++u) shared.up_inverse[warp * 2 + u] = halved ? inverse[u] : 1.0f;
 #pragma unroll 1
     for (int i = 0; i < n_up; ++i) {
       if (i == 2) {  // none of down has been asked for yet
         barrier_wait(&shared.down_known, 0);
-        const int slot = lane - n_up * kOwnGroups;
-        if (slot >= 0 && slot < kSlots) unit = shared.down_tiles[slot] + down_at + warp * kGroupVectors;
+        const int slot = lane - n_up;
+        if (slot >= 0 && slot < kSlots) source = shared.down_tiles[slot] + down_at + warp * kGroupVectors;
       }
-#pragma unroll
-      for (int u = 0; u < kOwnGroups; ++u) {
-        take_unit();
-        multiply_group(weights, x[u], shared.up_parts[i][warp * kOwnGroups + u]);
-      }
+      take_unit();
+      multiply_pair(weights, x, halved, halved, shared.up_parts[i][warp * 2], shared.up_parts[i][warp * 2 + 1]);
       __syncwarp();
       if (lane == 0) barrier_arrive(&shared.up_multiplied[i]);
     }
     if (args.variant.stamps && threadIdx.x == 0) FewStamps::put(args.variant.stamps, StampOf::down, 2, loop_start + idle * 10 / 19);
     if (warp < n_down * kDownGroups) {
 #pragma unroll 1
-      for (int slot = 0; slot < kSlots; ++slot) {
+      for (int pair = 0; pair < kPairs; ++pair) {
         take_unit();
-        barrier_wait(&shared.inner_arrived[slot], 0);
-        const __nv_bfloat16* from = shared.inner[slot] + warp % kDownGroups * kGroup + q * S::kLaneK;
+        const int slot = 2 * pair, second = min(slot + 1, kSlots - 1), group = warp % kDownGroups;
+        barrier_wait(&shared.inner_arrived[second], 0);
         if (g == 0)
 #pragma unroll
-          for (int c = 0; c < S::kChunks; ++c) x[0][c] = *reinterpret_cast<const uint4*>(from + c * chunk_k(kFormat));
-        multiply_group(weights, x[0], shared.down_parts[slot][warp]);
+          for (int u = 0; u < 2; ++u)
+#pragma unroll
+            for (int c = 0; c < S::kChunks; ++c)
+              x[u][c] = *reinterpret_cast<const uint4*>(shared.inner[u == 0 ? slot : second] + group * kGroup + q * S::kLaneK + c * chunk_k(kFormat));
+        multiply_pair(weights, x, shared.halved[slot][group], shared.halved[second][group], shared.down_parts[slot][warp],
+                      second > slot ? shared.down_parts[second][warp] : nullptr);
         __syncwarp();
-        if (lane == 0) barrier_arrive(&shared.down_multiplied[slot]);
+        if (lane == 0) barrier_arrive(&shared.down_multiplied[pair]);
       }
     }
   } else if (warp == kFinisher) {
@@ -294,11 +385,12 @@ __global__ void __launch_bounds__(768, 1) one_row_experts_kernel(const __grid_co
     float added = 0.0f, of_shared = 0.0f;
 #pragma unroll 1
     for (int slot = 0; slot < kSlots; ++slot) {
-      barrier_wait(&shared.down_multiplied[slot], 0);
+      barrier_wait(&shared.down_multiplied[slot / 2], 0);
       float sum = 0.0f;
       const int first = lane / 16 * kDownGroups;
 #pragma unroll
-      for (int k = 0; k < kDownGroups; ++k) sum += shared.down_parts[slot][first + k][lane % 16] * shared.down_scales[slot][first + k];
+      for (int k = 0; k < kDownGroups; ++k)
+        sum += shared.down_parts[slot][first + k][lane % 16] * (shared.down_scales[slot][first + k] * shared.down_inverse[slot][k]);
       if (slot == 0)
         of_shared = sum;
       else
@@ -328,9 +420,16 @@ __global__ void __launch_bounds__(768, 1) one_row_experts_kernel(const __grid_co
     for (int slot = 0; slot < kSlots; ++slot) {
       if (lane == 0) wait_for_finished(args.plan + slot, up.n_tiles);
       __syncwarp();
+      // A lane has 32 in a row, a fourth of a group: a part of each of its four chunks.
       const auto* from = reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(args.inner) + slot * kInner);
+      uint4 own_x[S::kChunks];
 #pragma unroll
-      for (int i = 0; i < kInner / 256; ++i) reinterpret_cast<uint4*>(shared.inner[slot])[lane + 32 * i] = __ldcg(from + lane + 32 * i);
+      for (int c = 0; c < S::kChunks; ++c) own_x[c] = __ldcg(from + 4 * lane + c);
+      float inverse = 1.0f;
+      const bool halved = !(args.variant.hint & 1) && halve(own_x, inverse);
+#pragma unroll
+      for (int c = 0; c < S::kChunks; ++c) reinterpret_cast<uint4*>(shared.inner[slot])[4 * lane + c] = own_x[c];
+      if (q == 0) shared.down_inverse[slot][g] = inverse, shared.halved[slot][g] = halved;
       __syncwarp();
       if (lane == 0) barrier_arrive(&shared.inner_arrived[slot]);
     }
@@ -366,9 +465,8 @@ bool takes_one_row_experts(const FewExperts& args) {
 }
 
 void launch_one_row_experts(const Queue& queue, const FewExperts& args) {
-  const int ring = std::clamp(args.variant.ring, 2, kMostRing);
-  CUDA_CHECK(cudaFuncSetAttribute(one_row_experts_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes(ring)));
-  launch(queue, one_row_experts_kernel, n_sms(), kThreads, shared_bytes(ring), args, ring);
+  CUDA_CHECK(cudaFuncSetAttribute(one_row_experts_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
+  launch(queue, one_row_experts_kernel, n_sms(), kThreads, kSharedBytes, args);
 }
 
 }  // namespace sigmoe::cuda
