@@ -11,6 +11,8 @@ namespace sigmoe::cuda::few {
 using limits::few::kActive, limits::few::kExperts, limits::few::kGroups, limits::few::kGroupsKept;
 constexpr int kGroupExperts = kExperts / kGroups;
 constexpr int kScoringThreads = 128;
+// Of one_row_experts.cu: what gate-up leaves for down, two BF16 values and a 1 to a word, which is 0 until it is written.
+constexpr int kInnerWords = (kActive + 1) * limits::few::kInner / 2;
 static_assert(kGroupExperts == 32, "a warp has one expert of a group in each lane");
 
 struct Choice {

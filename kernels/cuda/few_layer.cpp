@@ -102,9 +102,10 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
     void* normed_row = scratch<uint16_t>(x_, layer.width);
     few.partial = partial;
     few.variant = variant;
-    if (variant.plan || variant.up == 4) few.plan = plan;
+    if (variant.plan) few.plan = plan;
     few.normed = normed_row;
-    few.inner = scratch<uint16_t>(inner_, static_cast<size_t>(layer.router.n_active + 1) * few.down.k);
+    few.inner = scratch<uint64_t>(inner_, static_cast<size_t>(layer.router.n_active + 1) * few.down.k / 2);
+    if (variant.up == 4) few.plan = static_cast<unsigned long long*>(few.inner);
     if (variant.qpf && layer.next_qkv) few.ahead = {view_of(*layer.next_qkv).tiles, tile_bytes(view_of(*layer.next_qkv))};
     few.routes = variant.five && variant.up % 2 == 1 && takes_even_gate_up(few);
     few.norm_weight = layer.post_attention_norm, few.eps = layer.eps, few.gate = gate;

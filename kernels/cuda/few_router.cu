@@ -25,6 +25,7 @@ struct RouterArgs {
   float* partial;
   __nv_bfloat16* normed;
   unsigned long long* plan;
+  int n_plan;
   unsigned long long* stamps;
   int early;  // where the next kernel may start: 0 at once, 1 with the row here
 };
@@ -48,7 +49,7 @@ __global__ void __launch_bounds__(kThreads) few_router_kernel(const __grid_const
   if (norms) weight = reinterpret_cast<const float4*>(args.norm_weight)[piece_at];
   wait_for_previous();
   stamps.waited();
-  if (args.plan && tile == 0 && slice == 0 && threadIdx.x < kPlanWords) args.plan[threadIdx.x] = 0;
+  if (const int at = (slice * gridDim.x + tile) * kThreads + threadIdx.x; at < args.n_plan) args.plan[at] = 0;
 
   float4 v[kVectors], own = {};
   if (norms) own = reinterpret_cast<const float4*>(args.residual)[piece_at];
@@ -98,7 +99,8 @@ __global__ void __launch_bounds__(kThreads) few_router_kernel(const __grid_const
 void launch_few_router(const Queue& queue, const float* residual, const float* norm_weight, float eps, const WeightView& gate,
                        float* partial, void* normed, unsigned long long* plan, const FewVariant& variant) {
   launch(queue, few_router_kernel, dim3(gate.n_tiles, kRouterSlices), kThreads, 0,
-         RouterArgs{residual, norm_weight, eps, gate, partial, static_cast<__nv_bfloat16*>(normed), plan, variant.stamps,
+         RouterArgs{residual, norm_weight, eps, gate, partial, static_cast<__nv_bfloat16*>(normed), plan,
+                    plan ? variant.up == 4 ? few::kInnerWords : kPlanWords : 0, variant.stamps,
                     variant.er});
 }
 

@@ -77,7 +77,7 @@ struct UpTile {
 };
 
 // Its sums over k, scaled, and the eight results of its gate and up rows, by one warp.
-__device__ inline void finish_up(const Shared& shared, int i, __nv_bfloat16* inner) {
+__device__ inline void finish_up(const Shared& shared, int i, unsigned long long* to) {
   const int lane = threadIdx.x % 32, row = lane % 16;
   float slice[2] = {};  // lanes 0 to 15 the first two, others the last two
 #pragma unroll
@@ -91,22 +91,36 @@ __device__ inline void finish_up(const Shared& shared, int i, __nv_bfloat16* inn
   float low = 0.0f;
   low += slice[0], low += slice[1], low += third, low += fourth;
   const float high = __shfl_sync(kAllLanes, low, lane % 8 + 8);
-  if (lane < 8) inner[lane] = __float2bfloat16_rn(low / (1.0f + __expf(-low)) * high);
+  const float value = low / (1.0f + __expf(-low)) * high, next = __shfl_down_sync(kAllLanes, value, 1);
+  if (lane < 8 && lane % 2 == 0)
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to + lane / 2),
+                 "l"(pack_bf16(value, next) | 1ull << 32)
+                 : "memory");
 }
 
-// What the blocks have finished of an expert's gate-up: tiles, counted.
-__device__ inline void count_finished(unsigned long long* count) {
-  asm volatile("red.release.gpu.global.add.u64 [%0], 1;" ::"l"(count) : "memory");
-}
-__device__ inline void wait_for_finished(const unsigned long long* count, unsigned n) {
+// The lane's 32 activations, once the blocks have left them: all words are asked for at once.
+__device__ inline void wait_for_inner(const unsigned long long* from, uint4 (&x)[S::kChunks]) {
   const long long start = clock64();
-  for (unsigned long long found = 0;;) {
-    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(found) : "l"(count) : "memory");
-    if (found >= n) break;
-    __nanosleep(100);
+  for (bool there = false; !there;) {
+    there = true;
+    unsigned long long words[S::kChunks][4];
+#pragma unroll
+    for (int c = 0; c < S::kChunks; ++c)
+#pragma unroll
+      for (int i = 0; i < 4; i += 2)
+        asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];"
+                     : "=l"(words[c][i]), "=l"(words[c][i + 1])
+                     : "l"(from + 4 * c + i)
+                     : "memory");
+#pragma unroll
+    for (int c = 0; c < S::kChunks; ++c) {
+      const auto& four = words[c];
+      there = there && four[0] && four[1] && four[2] && four[3];
+      x[c] = {static_cast<uint32_t>(four[0]), static_cast<uint32_t>(four[1]), static_cast<uint32_t>(four[2]),
+              static_cast<uint32_t>(four[3])};
+    }
     if (clock64() - start > 4'000'000'000ll) __trap();
   }
-  asm volatile("fence.acq_rel.gpu;" ::: "memory");
 }
 
 // Part i of n of the bytes that the next kernel reads.
@@ -355,7 +369,7 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
       }
     }
   } else if (warp == kFinisher) {
-    auto* inner = static_cast<__nv_bfloat16*>(args.inner);
+    auto* inner = static_cast<unsigned long long*>(args.inner);
     if (lane == 0) barrier_expect(&shared.up_scales_arrived, n_up * 2 * kUpGroups * static_cast<int>(sizeof(float)));
     __syncwarp();
     if (lane < n_up) {
@@ -372,9 +386,7 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
     for (int i = 0; i < n_up; ++i) {
       const UpTile at(up.n_tiles, i);
       barrier_wait(&shared.up_multiplied[i], 0);
-      finish_up(shared, i, inner + at.slot * kInner + at.tile * 8);
-      __syncwarp();
-      if (lane == 0) count_finished(args.plan + at.slot);
+      finish_up(shared, i, inner + (at.slot * kInner + at.tile * 8) / 2);
     }
     // A lane has a column. The sum goes over the chosen experts, then the shared one; products and sums round one by one.
     const bool owns = lane < n_down * 16;
@@ -416,15 +428,12 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
     }
     __syncwarp();
     if (lane == 0) barrier_arrive(&shared.down_known);
+    barrier_wait(&shared.up_multiplied[n_up - 4], 0);  // nobody asks before the most of it is there
 #pragma unroll 1
-    for (int slot = 0; slot < kSlots; ++slot) {
-      if (lane == 0) wait_for_finished(args.plan + slot, up.n_tiles);
-      __syncwarp();
-      // A lane has 32 in a row, a fourth of a group: a part of each of its four chunks.
-      const auto* from = reinterpret_cast<const uint4*>(static_cast<const __nv_bfloat16*>(args.inner) + slot * kInner);
+    for (int slot = 0; slot < kSlots; ++slot) {  // a lane has 32 in a row, a fourth of a group: a part of each of its four chunks
       uint4 own_x[S::kChunks];
-#pragma unroll
-      for (int c = 0; c < S::kChunks; ++c) own_x[c] = __ldcg(from + 4 * lane + c);
+      wait_for_inner(static_cast<const unsigned long long*>(args.inner) + slot * (kInner / 2) + lane * 16, own_x);
+      __syncwarp();
       float inverse = 1.0f;
       const bool halved = !(args.variant.hint & 1) && halve(own_x, inverse);
 #pragma unroll
