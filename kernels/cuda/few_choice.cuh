@@ -91,6 +91,7 @@ __device__ inline int choose_experts(const Choice& choice, int n) {
         key[i] = key[i + 1], id[i] = id[i + 1], key[i + 1] = k, id[i + 1] = d;
       }
   int chosen = 0;
+#pragma unroll 1
   for (int a = 0; a < n; ++a) {
     const uint32_t top = __reduce_max_sync(kAllLanes, key[0]);
     const int winner = __ffs(__ballot_sync(kAllLanes, key[0] == top)) - 1;

@@ -33,10 +33,9 @@ constexpr int kUpGroups = 32, kWidth = kUpGroups * kGroup, kGroupBytes = 16 * kG
 [[maybe_unused]] constexpr int kOwnGroups = kUpGroups / kWarps;  // of every tile of gate-up, to a warp
 constexpr int kSlices = 4, kSliceGroups = kUpGroups / kSlices;
 constexpr int kDownGroups = 8, kInner = kDownGroups * kGroup;
-constexpr int kPairs = (kSlots + 1) / 2;          // of slots: down's units
 constexpr int kDownTiles = kWarps / kDownGroups;  // of down, to a block: a warp has one group of one
-constexpr int kMostTiles = 9, kPlaces = 2, kPlaceBytes = 2 * kGroupBytes;
-static_assert(kOwnGroups == 2 && kMostTiles + kSlots <= 32, "a lane for each copy");
+constexpr int kMostTiles = 9, kMostPlaces = 5;
+static_assert(kMostTiles * kOwnGroups + kSlots <= 32, "a lane for each unit");
 static_assert(slices_for(kUpGroups) == kSlices && slices_for(kDownGroups) == 1 && kWidth == limits::few::kWidth &&
               kInner == limits::few::kInner);
 
@@ -44,22 +43,21 @@ struct Shared {
   alignas(128) float up_scales[kMostTiles][2][kUpGroups];  // of gate rows, of up rows
   alignas(16) float up_parts[kMostTiles][kUpGroups][16];   // unscaled products
   alignas(16) float down_parts[kSlots][kWarps][16];
+  alignas(16) __nv_bfloat16 normed[kWidth];
   alignas(16) __nv_bfloat16 inner[kSlots][kInner];
   alignas(16) ExpertTiles table[kExperts];
   float down_scales[kSlots][kWarps];
   float slot_weights[kSlots];
-  float up_inverse[kUpGroups], down_inverse[kSlots][kDownGroups];  // of what activations were multiplied by
-  int halved[kSlots][kDownGroups];
   Choice choice;
   const uint4* up_tiles[kMostTiles];
   const uint4* down_tiles[kSlots];
-  uint64_t arrived[kWarps][kPlaces];
-  uint64_t up_multiplied[kMostTiles], down_multiplied[kPairs];  // count warps
+  uint64_t arrived[kWarps][kMostPlaces];
+  uint64_t up_multiplied[kMostTiles], down_multiplied[kSlots];  // count warps
   uint64_t up_scales_arrived, down_known, inner_arrived[kSlots];
 };
 constexpr int kRingAt = (static_cast<int>(sizeof(Shared)) + 127) / 128 * 128;
-constexpr int kSharedBytes = kRingAt + kWarps * kPlaces * kPlaceBytes;
-static_assert(kSharedBytes <= 227 << 10);
+constexpr int shared_bytes(int places) { return kRingAt + kWarps * places * kGroupBytes; }
+static_assert(shared_bytes(kMostPlaces) <= 227 << 10);
 
 // The first of what block b has when n_blocks share `all` evenly.
 __device__ __host__ inline int cut(int all, int b, int n_blocks) {
@@ -85,7 +83,7 @@ __device__ inline void finish_up(const Shared& shared, int i, unsigned long long
 #pragma unroll
     for (int k = 0; k < kSliceGroups; ++k) {
       const int group = (lane / 16 * 2 + s) * kSliceGroups + k;
-      slice[s] += shared.up_parts[i][group][row] * (shared.up_scales[i][row / 8][group] * shared.up_inverse[group]);
+      slice[s] += shared.up_parts[i][group][row] * shared.up_scales[i][row / 8][group];
     }
   const float third = __shfl_sync(kAllLanes, slice[0], row + 16), fourth = __shfl_sync(kAllLanes, slice[1], row + 16);
   float low = 0.0f;
@@ -130,90 +128,9 @@ __device__ inline void ask_ahead(const AheadBytes& ahead, int i, int n) {
     prefetch_bulk(static_cast<const char*>(ahead.from) + at, static_cast<int>(min(kPiece, ahead.n - at)));
 }
 
-// Two E4M3 codes to FP16, exactly.
-__device__ inline uint32_t half_pair(uint32_t codes) {
-  uint32_t two;
-  asm("cvt.rn.f16x2.e4m3x2 %0, %1;" : "=r"(two) : "h"(static_cast<uint16_t>(codes)));
-  return two;
-}
-__device__ inline void mma_half(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-// A group's activations, 32 to each of four lanes next to each other, from BF16 to FP16: times a power of two that brings the
-// largest to FP16's largest, in the order in which codes become pairs. False, and nothing changed, where that is not exact.
-__device__ inline bool halve(uint4 (&x)[S::kChunks], float& inverse) {
-  uint32_t most = 0;
-  const auto* words = reinterpret_cast<const uint32_t*>(x);
-#pragma unroll
-  for (int i = 0; i < 4 * S::kChunks; ++i) most = max(most, max(words[i] << 16 & 0x7fff0000u, words[i] & 0x7fff0000u));
-  most = max(most, __shfl_xor_sync(kAllLanes, most, 1));
-  most = max(most, __shfl_xor_sync(kAllLanes, most, 2));
-  const int exponent = static_cast<int>(most >> 23) - 127;
-  bool exact = exponent >= -60 && exponent <= 60;
-  const float factor = exact ? __uint_as_float(static_cast<uint32_t>(127 + 14 - exponent) << 23) : 1.0f;
-  uint4 halves[S::kChunks];
-#pragma unroll
-  for (int c = 0; c < S::kChunks; ++c)
-#pragma unroll
-    for (int m = 0; m < 2; ++m) {
-      const uint32_t first = words[4 * c + 2 * m], second = words[4 * c + 2 * m + 1];  // elements 0 1, 2 3
-      const float v[4] = {bf16_low(first) * factor, bf16_low(second) * factor, bf16_high(first) * factor,
-                          bf16_high(second) * factor};
-#pragma unroll
-      for (int p = 0; p < 2; ++p) {
-        const __half2 two = __floats2half2_rn(v[2 * p], v[2 * p + 1]);
-        exact = exact && __low2float(two) == v[2 * p] && __high2float(two) == v[2 * p + 1];
-        reinterpret_cast<uint32_t*>(&halves[c])[2 * m + p] = reinterpret_cast<const uint32_t&>(two);
-      }
-    }
-  const unsigned group = 0xfu << (threadIdx.x % 32 / 4 * 4);
-  exact = (__ballot_sync(kAllLanes, exact) & group) == group;
-  inverse = exact ? 1.0f / factor : 1.0f;
-  if (exact)
-#pragma unroll
-    for (int c = 0; c < S::kChunks; ++c) x[c] = halves[c];
-  return exact;
-}
-
-// One chunk of a group times its activations (lanes of the first row have them; zeros in others).
-__device__ inline void multiply_chunk(float (&sum)[4], const uint4& w, const uint4& x, bool halved) {
-  if (halved) {
-    mma_half(sum, half_pair(w.x), half_pair(w.z), half_pair(w.x >> 16), half_pair(w.z >> 16), x.x, x.y);
-    mma_half(sum, half_pair(w.y), half_pair(w.w), half_pair(w.y >> 16), half_pair(w.w >> 16), x.z, x.w);
-  } else {
-    uint32_t a[S::kProducts][4];
-    unpack<kFormat>(w, a);
-    const uint32_t b[S::kLaneK / 2] = {x.x, x.y, x.z, x.w};
-    multiply<kFormat>(sum, a, b);
-  }
-}
-// Two groups times theirs: rows g and g + 8 of the sums to parts.
-__device__ inline void multiply_pair(const uint4 (&w)[2][S::kChunks], const uint4 (&x)[2][S::kChunks], bool first_halved,
-                                     bool second_halved, float* first, float* second) {
-  float sum[2][4] = {};
-  if (first_halved && second_halved) {
-#pragma unroll
-    for (int c = 0; c < S::kChunks; ++c)
-#pragma unroll
-      for (int u = 0; u < 2; ++u) multiply_chunk(sum[u], w[u][c], x[u][c], true);
-  } else {
-#pragma unroll
-    for (int u = 0; u < 2; ++u)
-#pragma unroll
-      for (int c = 0; c < S::kChunks; ++c)
-        multiply_chunk(sum[u], w[u][c], x[u][c], u == 0 ? first_halved : second_halved);
-  }
-  const int lane = threadIdx.x % 32;
-  if (lane % 4) return;
-  first[lane / 4] = sum[0][0], first[lane / 4 + 8] = sum[0][2];
-  if (second) second[lane / 4] = sum[1][0], second[lane / 4 + 8] = sum[1][2];
-}
 #endif
 
-__global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __grid_constant__ FewExperts args) {
+__global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __grid_constant__ FewExperts args, int places) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) std::byte raw[];
   Shared& shared = *reinterpret_cast<Shared*>(raw);
@@ -223,41 +140,41 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
   const WeightView& down = args.down;
   const int n_blocks = gridDim.x, n_up = (kSlots * up.n_tiles - static_cast<int>(blockIdx.x) + n_blocks - 1) / n_blocks;
   const int first_down = cut(down.n_tiles, blockIdx.x, n_blocks), n_down = cut(down.n_tiles, blockIdx.x + 1, n_blocks) - first_down;
-  const int n_units = n_up + (warp < n_down * kDownGroups ? kPairs : 0);
+  const int n_up_units = n_up * kOwnGroups, n_units = n_up_units + (warp < n_down * kDownGroups ? kSlots : 0);
   const size_t tile_vectors = static_cast<size_t>(kUpGroups) * kGroupVectors;
   const size_t down_at = static_cast<size_t>(first_down) * kDownGroups * kGroupVectors;
-  std::byte* own = raw + kRingAt + warp * kPlaces * kPlaceBytes;
+  std::byte* own = raw + kRingAt + warp * places * kGroupBytes;
   uint64_t* arrived = shared.arrived[warp % kWarps];
 
-  // This warp's units: two groups of each tile of gate-up, then one of each of two slots' down. Lane i has where copy i is
-  // from, and asks for it: of a unit of gate-up there is one, of down there are two.
+  // This warp's units: two of each tile of gate-up, then one of each slot's down. Lane i has where the i-th is, and asks for it.
   int asked = 0, asked_place = 0;  // and the place of the next
   const uint4* source = nullptr;
-  const auto ask = [&] {
-    const bool of_down = asked >= n_up;
-    const int copy = of_down ? 2 * asked - n_up : asked, n = of_down ? min(2, n_up + kSlots - copy) : 1;
-    const int bytes = of_down ? kGroupBytes : kPlaceBytes;
-    if (lane == copy) barrier_expect(&arrived[asked_place], n * bytes);
-    __syncwarp();
-    if (lane >= copy && lane < copy + n)
-      bulk_copy(own + asked_place * kPlaceBytes + (lane - copy) * kGroupBytes, source, bytes, &arrived[asked_place]);
-    ++asked;
-    asked_place ^= 1;
+  const auto ask_up_to = [&](int end) {
+#pragma unroll 1
+    while (asked < end) {
+      if (lane == asked) {
+        barrier_expect(&arrived[asked_place], kGroupBytes);
+        bulk_copy(own + asked_place * kGroupBytes, source, kGroupBytes, &arrived[asked_place]);
+      }
+      ++asked;
+      if (++asked_place == places) asked_place = 0;
+    }
   };
+  // One code for all that the warp asks for: what is not in an SM's instruction cache comes from L2, behind the stream.
   if (warp < kWarps) {
     if (lane == 0) {
-      for (int i = 0; i < kPlaces; ++i) barrier_init(&arrived[i], 1);
+#pragma unroll 1
+      for (int i = 0; i < places; ++i) barrier_init(&arrived[i], 1);
       publish_barriers();
     }
     __syncwarp();
-    const UpTile at(up.n_tiles, lane);
-    source = args.shared_gate_up.tiles + at.tile * tile_vectors + warp * kOwnGroups * kGroupVectors;
-    const int n_known = __popc(__ballot_sync(kAllLanes, at.slot == 0 && lane < n_up));
-    while (asked < n_known && asked < kPlaces) ask();
+    const UpTile at(up.n_tiles, lane / kOwnGroups);
+    source = args.shared_gate_up.tiles + at.tile * tile_vectors + (warp * kOwnGroups + lane % kOwnGroups) * kGroupVectors;
+    ask_up_to(min(places, __popc(__ballot_sync(kAllLanes, at.slot == 0 && lane < n_up_units))));
     if (lane == 0 && warp < n_down * kDownGroups) prefetch_bulk(args.shared_down.tiles + down_at + warp * kGroupVectors, kGroupBytes);
   } else if (warp == kFinisher) {
     if (lane < n_up) barrier_init(&shared.up_multiplied[lane], kWarps);
-    if (lane < kPairs) barrier_init(&shared.down_multiplied[lane], n_down * kDownGroups);
+    if (lane < kSlots) barrier_init(&shared.down_multiplied[lane], n_down * kDownGroups);
     if (lane == 0) barrier_init(&shared.up_scales_arrived, 1);
     publish_barriers();
   } else {
@@ -271,16 +188,8 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
   wait_for_previous();
   stamps.waited();
 
-  // The choice; activations meanwhile: of this warp's two groups, 16 bytes to a lane of the first row of lanes.
-  uint4 x[kOwnGroups][S::kChunks] = {};
-  if (g == 0 && warp < kWarps) {
-    const auto* normed = static_cast<const __nv_bfloat16*>(args.normed) + warp * kOwnGroups * kGroup + q * S::kLaneK;
-#pragma unroll
-    for (int u = 0; u < kOwnGroups; ++u)
-#pragma unroll
-      for (int c = 0; c < S::kChunks; ++c)
-        x[u][c] = __ldcg(reinterpret_cast<const uint4*>(normed + u * kGroup + c * chunk_k(kFormat)));
-  }
+  // The choice; activations meanwhile.
+  if (threadIdx.x < kWidth / 8) copy_16_bytes(shared.normed + 8 * threadIdx.x, static_cast<const __nv_bfloat16*>(args.normed) + 8 * threadIdx.x);
   if (threadIdx.x < kScoringThreads) score_experts(args.partial, bias, shared.choice);
   wait_for_copies();
   __syncthreads();
@@ -296,76 +205,59 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
   }
   __syncthreads();
   if (warp < kWarps) {
-    if (lane < n_up) source = shared.up_tiles[lane] + warp * kOwnGroups * kGroupVectors;
-    while (asked < kPlaces) ask();
+    if (lane < n_up_units)
+      source = shared.up_tiles[lane / kOwnGroups] + (warp * kOwnGroups + lane % kOwnGroups) * kGroupVectors;
+    ask_up_to(places);
     int place = 0;
     uint32_t parity = 0;
-    uint4 weights[2][S::kChunks];
-    long long idle = 0;
+    long long idle = 0, asking = 0;
     const unsigned long long loop_start = FewStamps::now();
-    const auto take_unit = [&] {
+#pragma unroll 1
+    for (int unit = 0; unit < n_units; ++unit) {
+      const bool of_up = unit < n_up_units;
+      const int tile = unit / kOwnGroups, slot = unit - n_up_units;
+      const int group = of_up ? warp * kOwnGroups + unit % kOwnGroups : warp % kDownGroups;
+      if (unit == 2 * kOwnGroups) {  // none of down has been asked for yet
+        barrier_wait(&shared.down_known, 0);
+        if (lane >= n_up_units && lane < n_up_units + kSlots) source = shared.down_tiles[lane - n_up_units] + down_at + warp * kGroupVectors;
+      }
       const long long t0 = clock64();
       barrier_wait(&arrived[place], parity);
-      idle += clock64() - t0;
+      const long long t1 = clock64();
+      if (of_up) idle += t1 - t0;
+      uint4 weights[S::kChunks];
 #pragma unroll
-      for (int u = 0; u < 2; ++u)
-#pragma unroll
-        for (int c = 0; c < S::kChunks; ++c)
-          weights[u][c] = reinterpret_cast<const uint4*>(own + place * kPlaceBytes)[(u * S::kChunks + c) * 32 + lane];
-      place ^= 1, parity ^= place == 0;
+      for (int c = 0; c < S::kChunks; ++c)
+        weights[c] = reinterpret_cast<const uint4*>(own + place * kGroupBytes)[c * 32 + lane];
+      if (++place == places) place = 0, parity ^= 1;
       __syncwarp();  // all lanes have read the place that is asked for again
-      if (asked == n_units) return;
-      release_to_copies();
-      ask();
-      if (asked < n_units) return;
-      let_next_start();
-      if (lane == 0) ask_ahead(args.ahead, blockIdx.x * kWarps + warp, n_blocks * kWarps);
-    };
-    bool halved = !(args.variant.hint & 1);
-    float inverse[2] = {1.0f, 1.0f};
-    if (halved) {
-      uint4 first[S::kChunks], second[S::kChunks];
-#pragma unroll
-      for (int c = 0; c < S::kChunks; ++c) first[c] = x[0][c], second[c] = x[1][c];
-      halved = halve(first, inverse[0]);
-      halved = halve(second, inverse[1]) && halved;
-      halved = __shfl_sync(kAllLanes, halved, 0);
-      if (halved)
-#pragma unroll
-        for (int c = 0; c < S::kChunks; ++c) x[0][c] = first[c], x[1][c] = second[c];
-    }
-    if (lane == 0)
-#pragma unroll
-      for (int u = 0; u < 2; ++u) shared.up_inverse[warp * 2 + u] = halved ? inverse[u] : 1.0f;
-#pragma unroll 1
-    for (int i = 0; i < n_up; ++i) {
-      if (i == 2) {  // none of down has been asked for yet
-        barrier_wait(&shared.down_known, 0);
-        const int slot = lane - n_up;
-        if (slot >= 0 && slot < kSlots) source = shared.down_tiles[slot] + down_at + warp * kGroupVectors;
+      if (asked < n_units) {
+        release_to_copies();
+        ask_up_to(asked + 1);
+        if (asked == n_units) {
+          let_next_start();
+          if (lane == 0) ask_ahead(args.ahead, blockIdx.x * kWarps + warp, n_blocks * kWarps);
+        }
       }
-      take_unit();
-      multiply_pair(weights, x, halved, halved, shared.up_parts[i][warp * 2], shared.up_parts[i][warp * 2 + 1]);
+      if (of_up) asking += clock64() - t1;
+      if (!of_up) barrier_wait(&shared.inner_arrived[slot], 0);
+      const __nv_bfloat16* x = (of_up ? shared.normed : shared.inner[slot]) + group * kGroup + q * S::kLaneK;
+      float sum[4] = {};
+#pragma unroll
+      for (int c = 0; c < S::kChunks; ++c) {
+        uint32_t a[S::kProducts][4], b[S::kLaneK / 2] = {};
+        if (g == 0) load_x<S::kLaneK>(x, c * chunk_k(kFormat), 0, true, b);
+        unpack<kFormat>(weights[c], a);
+        multiply<kFormat>(sum, a, b);
+      }
+      float* part = of_up ? shared.up_parts[tile][group] : shared.down_parts[slot][warp];
+      if (q == 0) part[g] = sum[0], part[g + 8] = sum[2];
       __syncwarp();
-      if (lane == 0) barrier_arrive(&shared.up_multiplied[i]);
-    }
-    if (args.variant.stamps && threadIdx.x == 0) FewStamps::put(args.variant.stamps, StampOf::down, 2, loop_start + idle * 10 / 19);
-    if (warp < n_down * kDownGroups) {
-#pragma unroll 1
-      for (int pair = 0; pair < kPairs; ++pair) {
-        take_unit();
-        const int slot = 2 * pair, second = min(slot + 1, kSlots - 1), group = warp % kDownGroups;
-        barrier_wait(&shared.inner_arrived[second], 0);
-        if (g == 0)
-#pragma unroll
-          for (int u = 0; u < 2; ++u)
-#pragma unroll
-            for (int c = 0; c < S::kChunks; ++c)
-              x[u][c] = *reinterpret_cast<const uint4*>(shared.inner[u == 0 ? slot : second] + group * kGroup + q * S::kLaneK + c * chunk_k(kFormat));
-        multiply_pair(weights, x, shared.halved[slot][group], shared.halved[second][group], shared.down_parts[slot][warp],
-                      second > slot ? shared.down_parts[second][warp] : nullptr);
-        __syncwarp();
-        if (lane == 0) barrier_arrive(&shared.down_multiplied[pair]);
+      if (lane == 0 && (!of_up || unit % kOwnGroups == kOwnGroups - 1))
+        barrier_arrive(of_up ? &shared.up_multiplied[tile] : &shared.down_multiplied[slot]);
+      if (unit == n_up_units - 1 && args.variant.stamps && threadIdx.x == 0) {
+        FewStamps::put(args.variant.stamps, StampOf::down, 2, loop_start + idle * 10 / 19);
+        FewStamps::put(args.variant.stamps, StampOf::router, 0, loop_start + asking * 10 / 19);
       }
     }
   } else if (warp == kFinisher) {
@@ -397,12 +289,12 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
     float added = 0.0f, of_shared = 0.0f;
 #pragma unroll 1
     for (int slot = 0; slot < kSlots; ++slot) {
-      barrier_wait(&shared.down_multiplied[slot / 2], 0);
+      barrier_wait(&shared.down_multiplied[slot], 0);
       float sum = 0.0f;
       const int first = lane / 16 * kDownGroups;
 #pragma unroll
       for (int k = 0; k < kDownGroups; ++k)
-        sum += shared.down_parts[slot][first + k][lane % 16] * (shared.down_scales[slot][first + k] * shared.down_inverse[slot][k]);
+        sum += shared.down_parts[slot][first + k][lane % 16] * shared.down_scales[slot][first + k];
       if (slot == 0)
         of_shared = sum;
       else
@@ -418,7 +310,7 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
     ExpertTiles expert = {args.shared_down.tiles, args.shared_down.scales};
     if (lane > 0 && lane < kSlots) expert = args.down_tiles[shared.choice.ids[lane - 1]];
     if (lane < kSlots) shared.down_tiles[lane] = expert.tiles;
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < (kSlots + 1) / 2; ++i) {
       const int slot = min(2 * i + lane / kWarps, kSlots - 1), tile = lane % kWarps / kDownGroups;
       const auto* scales = reinterpret_cast<const float*>(__shfl_sync(kAllLanes, reinterpret_cast<unsigned long long>(expert.scales), slot));
@@ -428,17 +320,14 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
     }
     __syncwarp();
     if (lane == 0) barrier_arrive(&shared.down_known);
-    barrier_wait(&shared.up_multiplied[n_up - 4], 0);  // nobody asks before the most of it is there
 #pragma unroll 1
     for (int slot = 0; slot < kSlots; ++slot) {  // a lane has 32 in a row, a fourth of a group: a part of each of its four chunks
+      barrier_wait(&shared.up_multiplied[min(slot + 2, n_up - 1)], 0);  // others will not be far behind
       uint4 own_x[S::kChunks];
       wait_for_inner(static_cast<const unsigned long long*>(args.inner) + slot * (kInner / 2) + lane * 16, own_x);
       __syncwarp();
-      float inverse = 1.0f;
-      const bool halved = !(args.variant.hint & 1) && halve(own_x, inverse);
 #pragma unroll
       for (int c = 0; c < S::kChunks; ++c) reinterpret_cast<uint4*>(shared.inner[slot])[4 * lane + c] = own_x[c];
-      if (q == 0) shared.down_inverse[slot][g] = inverse, shared.halved[slot][g] = halved;
       __syncwarp();
       if (lane == 0) barrier_arrive(&shared.inner_arrived[slot]);
     }
@@ -474,8 +363,9 @@ bool takes_one_row_experts(const FewExperts& args) {
 }
 
 void launch_one_row_experts(const Queue& queue, const FewExperts& args) {
-  CUDA_CHECK(cudaFuncSetAttribute(one_row_experts_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
-  launch(queue, one_row_experts_kernel, n_sms(), kThreads, kSharedBytes, args);
+  const int places = std::clamp(args.variant.ring, 2, kMostPlaces);
+  CUDA_CHECK(cudaFuncSetAttribute(one_row_experts_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes(places)));
+  launch(queue, one_row_experts_kernel, n_sms(), kThreads, shared_bytes(places), args, places);
 }
 
 }  // namespace sigmoe::cuda
