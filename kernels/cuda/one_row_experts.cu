@@ -33,7 +33,8 @@ constexpr int kUpGroups = 32, kWidth = kUpGroups * kGroup, kGroupBytes = 16 * kG
 [[maybe_unused]] constexpr int kOwnGroups = kUpGroups / kWarps;  // of every tile of gate-up, to a warp
 constexpr int kSlices = 4, kSliceGroups = kUpGroups / kSlices;
 constexpr int kDownGroups = 8, kInner = kDownGroups * kGroup;
-constexpr int kDownTiles = kWarps / kDownGroups;  // of down, to a block: a warp has one group of one
+constexpr int kUpTiles = 2 * kInner / 16, kDownTiles = kWidth / 16;
+constexpr int kMostDown = kWarps / kDownGroups;  // of down, to a block: a warp has one group of one
 constexpr int kMostTiles = 9, kMostPlaces = 5;
 static_assert(kMostTiles * kOwnGroups + kSlots <= 32, "a lane for each unit");
 static_assert(slices_for(kUpGroups) == kSlices && slices_for(kDownGroups) == 1 && kWidth == limits::few::kWidth &&
@@ -59,18 +60,18 @@ constexpr int kRingAt = (static_cast<int>(sizeof(Shared)) + 127) / 128 * 128;
 constexpr int shared_bytes(int places) { return kRingAt + kWarps * places * kGroupBytes; }
 static_assert(shared_bytes(kMostPlaces) <= 227 << 10);
 
-// The first of what block b has when n_blocks share `all` evenly.
-__device__ __host__ inline int cut(int all, int b, int n_blocks) {
-  return static_cast<int>(static_cast<int64_t>(all) * b / n_blocks);
-}
+// How many tiles the blocks have of each product: the first `more` of them one more than the others.
+struct Shares {
+  int up, up_more, down, down_more;
+};
 
 #if __CUDA_ARCH__ >= 900
 // Tile i of block b: every slot's tiles lie next to each other over the blocks.
 struct UpTile {
   int slot, tile;
-  __device__ UpTile(int n_tiles, int i) {
-    const int at = i * static_cast<int>(gridDim.x) + static_cast<int>(blockIdx.x);
-    slot = at / n_tiles, tile = at % n_tiles;
+  __device__ explicit UpTile(int i) {
+    const unsigned at = i * gridDim.x + blockIdx.x;
+    slot = at / kUpTiles, tile = at % kUpTiles;
   }
 };
 
@@ -130,7 +131,7 @@ __device__ inline void ask_ahead(const AheadBytes& ahead, int i, int n) {
 
 #endif
 
-__global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __grid_constant__ FewExperts args, int places) {
+__global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __grid_constant__ FewExperts args, Shares shares, int places) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) std::byte raw[];
   Shared& shared = *reinterpret_cast<Shared*>(raw);
@@ -138,8 +139,9 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
   const WeightView& up = args.gate_up;  // the shared expert's shapes too
   const WeightView& down = args.down;
-  const int n_blocks = gridDim.x, n_up = (kSlots * up.n_tiles - static_cast<int>(blockIdx.x) + n_blocks - 1) / n_blocks;
-  const int first_down = cut(down.n_tiles, blockIdx.x, n_blocks), n_down = cut(down.n_tiles, blockIdx.x + 1, n_blocks) - first_down;
+  const int block = blockIdx.x, n_blocks = gridDim.x;
+  const int n_up = shares.up + (block < shares.up_more), n_down = shares.down + (block < shares.down_more);
+  const int first_down = block * shares.down + min(block, shares.down_more);
   const int n_up_units = n_up * kOwnGroups, n_units = n_up_units + (warp < n_down * kDownGroups ? kSlots : 0);
   const size_t tile_vectors = static_cast<size_t>(kUpGroups) * kGroupVectors;
   const size_t down_at = static_cast<size_t>(first_down) * kDownGroups * kGroupVectors;
@@ -168,7 +170,7 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
       publish_barriers();
     }
     __syncwarp();
-    const UpTile at(up.n_tiles, lane / kOwnGroups);
+    const UpTile at(lane / kOwnGroups);
     source = args.shared_gate_up.tiles + at.tile * tile_vectors + (warp * kOwnGroups + lane % kOwnGroups) * kGroupVectors;
     ask_up_to(min(places, __popc(__ballot_sync(kAllLanes, at.slot == 0 && lane < n_up_units))));
     if (lane == 0 && warp < n_down * kDownGroups) prefetch_bulk(args.shared_down.tiles + down_at + warp * kGroupVectors, kGroupBytes);
@@ -196,7 +198,7 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
   if (warp == 0) {
     const int chosen = choose_experts(shared.choice, kActive);
     if (lane < kActive) shared.choice.ids[lane] = chosen;
-    const UpTile at(up.n_tiles, lane < n_up ? lane : 0);
+    const UpTile at(lane < n_up ? lane : 0);
     const int id = __shfl_sync(kAllLanes, chosen, max(at.slot - 1, 0));
     const ExpertTiles expert =
         at.slot == 0 ? ExpertTiles{args.shared_gate_up.tiles, args.shared_gate_up.scales} : shared.table[id];
@@ -265,7 +267,7 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
     if (lane == 0) barrier_expect(&shared.up_scales_arrived, n_up * 2 * kUpGroups * static_cast<int>(sizeof(float)));
     __syncwarp();
     if (lane < n_up) {
-      const UpTile at(up.n_tiles, lane);
+      const UpTile at(lane);
       const float* scales = at.slot == 0 ? args.shared_gate_up.scales : shared.table[shared.choice.ids[at.slot - 1]].scales;
 #pragma unroll
       for (int h = 0; h < 2; ++h)
@@ -276,7 +278,7 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
     barrier_wait(&shared.up_scales_arrived, 0);
 #pragma unroll 1
     for (int i = 0; i < n_up; ++i) {
-      const UpTile at(up.n_tiles, i);
+      const UpTile at(i);
       barrier_wait(&shared.up_multiplied[i], 0);
       finish_up(shared, i, inner + (at.slot * kInner + at.tile * 8) / 2);
     }
@@ -358,14 +360,16 @@ bool takes_one_row_experts(const FewExperts& args) {
     return w.format == kFormat && w.scale_columns == groups && w.k_shift == 7 && w.row_shift >= 3 && w.n == w.n_tiles * 16;
   };
   return fits(up, kUpGroups) && fits(down, kDownGroups) && down.row_shift >= 4 && up.k == kWidth && down.k == kInner &&
-         kSlots * up.n_tiles <= kMostTiles * n_blocks && kSlots * up.n_tiles >= 8 * n_blocks &&
-         down.n_tiles <= kDownTiles * n_blocks && down.n_tiles >= n_blocks;
+         up.n_tiles == kUpTiles && down.n_tiles == kDownTiles && kSlots * kUpTiles >= 8 * n_blocks &&
+         kSlots * kUpTiles <= kMostTiles * n_blocks && kDownTiles >= n_blocks && kDownTiles <= kMostDown * n_blocks;
 }
 
 void launch_one_row_experts(const Queue& queue, const FewExperts& args) {
   const int places = std::clamp(args.variant.ring, 2, kMostPlaces);
+  const int n = n_sms(), n_up = kSlots * kUpTiles;
+  const Shares shares = {n_up / n, n_up % n, kDownTiles / n, kDownTiles % n};
   CUDA_CHECK(cudaFuncSetAttribute(one_row_experts_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes(places)));
-  launch(queue, one_row_experts_kernel, n_sms(), kThreads, shared_bytes(places), args, places);
+  launch(queue, one_row_experts_kernel, n, kThreads, shared_bytes(places), args, shares, places);
 }
 
 }  // namespace sigmoe::cuda
