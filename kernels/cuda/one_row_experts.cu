@@ -27,16 +27,15 @@ using namespace few;
 constexpr WeightFormat kFormat = WeightFormat::fp8;
 using S = Stream<kFormat>;
 // Slots count in the order of the work here: the shared expert is slot 0, the chosen ones 1 to 8.
-constexpr int kSlots = kActive + 1, kWarps = 16, kThreads = (kWarps + 2) * 32;
-[[maybe_unused]] constexpr int kFinisher = kWarps, kFetcher = kWarps + 1;  // warps
+constexpr int kSlots = kActive + 1, kWarps = 16, kThreads = (kWarps + 3) * 32;
+[[maybe_unused]] constexpr int kFinisher = kWarps, kFetcher = kWarps + 1, kAsker = kWarps + 2;  // warps
 constexpr int kUpGroups = 32, kWidth = kUpGroups * kGroup, kGroupBytes = 16 * kGroup, kGroupVectors = kGroupBytes / 16;
-[[maybe_unused]] constexpr int kOwnGroups = kUpGroups / kWarps;  // of every tile of gate-up, to a warp
+[[maybe_unused]] constexpr int kHalves = kUpGroups / kWarps, kUnitBytes = kWarps * kGroupBytes;  // a unit is a half of a tile of gate-up
 constexpr int kSlices = 4, kSliceGroups = kUpGroups / kSlices;
 constexpr int kDownGroups = 8, kInner = kDownGroups * kGroup;
 constexpr int kUpTiles = 2 * kInner / 16, kDownTiles = kWidth / 16;
 constexpr int kMostDown = kWarps / kDownGroups;  // of down, to a block: a warp has one group of one
 constexpr int kMostTiles = 9, kMostPlaces = 5;
-static_assert(kMostTiles * kOwnGroups + kSlots <= 32, "a lane for each unit");
 static_assert(slices_for(kUpGroups) == kSlices && slices_for(kDownGroups) == 1 && kWidth == limits::few::kWidth &&
               kInner == limits::few::kInner);
 
@@ -52,12 +51,12 @@ struct Shared {
   Choice choice;
   const uint4* up_tiles[kMostTiles];
   const uint4* down_tiles[kSlots];
-  uint64_t arrived[kWarps][kMostPlaces];
+  uint64_t arrived[kMostPlaces], read[kMostPlaces];  // read counts warps
   uint64_t up_multiplied[kMostTiles], down_multiplied[kSlots];  // count warps
   uint64_t up_scales_arrived, down_known, inner_arrived[kSlots];
 };
 constexpr int kRingAt = (static_cast<int>(sizeof(Shared)) + 127) / 128 * 128;
-constexpr int shared_bytes(int places) { return kRingAt + kWarps * places * kGroupBytes; }
+constexpr int shared_bytes(int places) { return kRingAt + places * kUnitBytes; }
 static_assert(shared_bytes(kMostPlaces) <= 227 << 10);
 
 // How many tiles the blocks have of each product: the first `more` of them one more than the others.
@@ -142,44 +141,38 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
   const int block = blockIdx.x, n_blocks = gridDim.x;
   const int n_up = shares.up + (block < shares.up_more), n_down = shares.down + (block < shares.down_more);
   const int first_down = block * shares.down + min(block, shares.down_more);
-  const int n_up_units = n_up * kOwnGroups, n_units = n_up_units + (warp < n_down * kDownGroups ? kSlots : 0);
-  const size_t tile_vectors = static_cast<size_t>(kUpGroups) * kGroupVectors;
+  const int n_up_units = n_up * kHalves, n_units = n_up_units + kSlots;
+  constexpr size_t kTileVectors = static_cast<size_t>(kUpGroups) * kGroupVectors;
   const size_t down_at = static_cast<size_t>(first_down) * kDownGroups * kGroupVectors;
-  std::byte* own = raw + kRingAt + warp * places * kGroupBytes;
-  uint64_t* arrived = shared.arrived[warp % kWarps];
+  std::byte* ring = raw + kRingAt;
 
-  // This warp's units: two of each tile of gate-up, then one of each slot's down. Lane i has where the i-th is, and asks for it.
+  // Units of the block: two halves of each tile of gate-up, then its tiles of each slot's down.
   int asked = 0, asked_place = 0;  // and the place of the next
-  const uint4* source = nullptr;
-  const auto ask_up_to = [&](int end) {
-#pragma unroll 1
-    while (asked < end) {
-      if (lane == asked) {
-        barrier_expect(&arrived[asked_place], kGroupBytes);
-        bulk_copy(own + asked_place * kGroupBytes, source, kGroupBytes, &arrived[asked_place]);
-      }
-      ++asked;
-      if (++asked_place == places) asked_place = 0;
-    }
+  const auto ask = [&](const uint4* from, int bytes) {
+    barrier_expect(&shared.arrived[asked_place], bytes);
+    bulk_copy(ring + asked_place * kUnitBytes, from, bytes, &shared.arrived[asked_place]);
+    ++asked;
+    if (++asked_place == places) asked_place = 0;
   };
-  // One code for all that the warp asks for: what is not in an SM's instruction cache comes from L2, behind the stream.
-  if (warp < kWarps) {
+  if (warp == kAsker) {
+    if (lane < places) barrier_init(&shared.arrived[lane], 1), barrier_init(&shared.read[lane], kWarps);
+    publish_barriers();
+    __syncwarp();
     if (lane == 0) {
 #pragma unroll 1
-      for (int i = 0; i < places; ++i) barrier_init(&arrived[i], 1);
-      publish_barriers();
+      while (asked < places) {
+        const UpTile at(asked / kHalves);
+        if (at.slot > 0) break;
+        ask(args.shared_gate_up.tiles + at.tile * kTileVectors + asked % kHalves * (kUnitBytes / 16), kUnitBytes);
+      }
+      prefetch_bulk(args.shared_down.tiles + down_at, n_down * kDownGroups * kGroupBytes);
     }
-    __syncwarp();
-    const UpTile at(lane / kOwnGroups);
-    source = args.shared_gate_up.tiles + at.tile * tile_vectors + (warp * kOwnGroups + lane % kOwnGroups) * kGroupVectors;
-    ask_up_to(min(places, __popc(__ballot_sync(kAllLanes, at.slot == 0 && lane < n_up_units))));
-    if (lane == 0 && warp < n_down * kDownGroups) prefetch_bulk(args.shared_down.tiles + down_at + warp * kGroupVectors, kGroupBytes);
   } else if (warp == kFinisher) {
     if (lane < n_up) barrier_init(&shared.up_multiplied[lane], kWarps);
     if (lane < kSlots) barrier_init(&shared.down_multiplied[lane], n_down * kDownGroups);
     if (lane == 0) barrier_init(&shared.up_scales_arrived, 1);
     publish_barriers();
-  } else {
+  } else if (warp == kFetcher) {
     if (lane < kSlots) barrier_init(&shared.inner_arrived[lane], 1);
     if (lane == 0) barrier_init(&shared.down_known, 1);
     publish_barriers();
@@ -202,47 +195,34 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
     const int id = __shfl_sync(kAllLanes, chosen, max(at.slot - 1, 0));
     const ExpertTiles expert =
         at.slot == 0 ? ExpertTiles{args.shared_gate_up.tiles, args.shared_gate_up.scales} : shared.table[id];
-    if (lane < n_up) shared.up_tiles[lane] = expert.tiles + at.tile * tile_vectors;
+    if (lane < n_up) shared.up_tiles[lane] = expert.tiles + at.tile * kTileVectors;
     __syncwarp();
   }
   __syncthreads();
   if (warp < kWarps) {
-    if (lane < n_up_units)
-      source = shared.up_tiles[lane / kOwnGroups] + (warp * kOwnGroups + lane % kOwnGroups) * kGroupVectors;
-    ask_up_to(places);
     int place = 0;
     uint32_t parity = 0;
-    long long idle = 0, asking = 0;
+    long long idle = 0;
     const unsigned long long loop_start = FewStamps::now();
 #pragma unroll 1
     for (int unit = 0; unit < n_units; ++unit) {
       const bool of_up = unit < n_up_units;
-      const int tile = unit / kOwnGroups, slot = unit - n_up_units;
-      const int group = of_up ? warp * kOwnGroups + unit % kOwnGroups : warp % kDownGroups;
-      if (unit == 2 * kOwnGroups) {  // none of down has been asked for yet
-        barrier_wait(&shared.down_known, 0);
-        if (lane >= n_up_units && lane < n_up_units + kSlots) source = shared.down_tiles[lane - n_up_units] + down_at + warp * kGroupVectors;
-      }
+      const int tile = unit / kHalves, slot = unit - n_up_units;
+      const int group = of_up ? unit % kHalves * kWarps + warp : warp % kDownGroups;
       const long long t0 = clock64();
-      barrier_wait(&arrived[place], parity);
-      const long long t1 = clock64();
-      if (of_up) idle += t1 - t0;
+      barrier_wait(&shared.arrived[place], parity);
+      if (of_up) idle += clock64() - t0;
       uint4 weights[S::kChunks];
 #pragma unroll
       for (int c = 0; c < S::kChunks; ++c)
-        weights[c] = reinterpret_cast<const uint4*>(own + place * kGroupBytes)[c * 32 + lane];
+        weights[c] = reinterpret_cast<const uint4*>(ring + place * kUnitBytes + warp * kGroupBytes)[c * 32 + lane];
+      __syncwarp();
+      if (lane == 0) barrier_arrive(&shared.read[place]);
       if (++place == places) place = 0, parity ^= 1;
-      __syncwarp();  // all lanes have read the place that is asked for again
-      if (asked < n_units) {
-        release_to_copies();
-        ask_up_to(asked + 1);
-        if (asked == n_units) {
-          let_next_start();
-          if (lane == 0) ask_ahead(args.ahead, blockIdx.x * kWarps + warp, n_blocks * kWarps);
-        }
+      if (!of_up) {
+        if (warp >= n_down * kDownGroups) continue;
+        barrier_wait(&shared.inner_arrived[slot], 0);
       }
-      if (of_up) asking += clock64() - t1;
-      if (!of_up) barrier_wait(&shared.inner_arrived[slot], 0);
       const __nv_bfloat16* x = (of_up ? shared.normed : shared.inner[slot]) + group * kGroup + q * S::kLaneK;
       float sum[4] = {};
 #pragma unroll
@@ -255,13 +235,25 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
       float* part = of_up ? shared.up_parts[tile][group] : shared.down_parts[slot][warp];
       if (q == 0) part[g] = sum[0], part[g + 8] = sum[2];
       __syncwarp();
-      if (lane == 0 && (!of_up || unit % kOwnGroups == kOwnGroups - 1))
+      if (lane == 0 && (!of_up || unit % kHalves == kHalves - 1))
         barrier_arrive(of_up ? &shared.up_multiplied[tile] : &shared.down_multiplied[slot]);
-      if (unit == n_up_units - 1 && args.variant.stamps && threadIdx.x == 0) {
+      if (unit == n_up_units - 1 && args.variant.stamps && threadIdx.x == 0)
         FewStamps::put(args.variant.stamps, StampOf::down, 2, loop_start + idle * 10 / 19);
-        FewStamps::put(args.variant.stamps, StampOf::router, 0, loop_start + asking * 10 / 19);
-      }
     }
+  } else if (warp == kAsker) {
+    if (lane == 0) {
+#pragma unroll 1
+      while (asked < n_units) {
+        const int slot = asked - n_up_units;
+        if (asked >= places) barrier_wait(&shared.read[asked_place], (asked / places - 1) & 1);
+        if (slot == 0) barrier_wait(&shared.down_known, 0);
+        ask(slot < 0 ? shared.up_tiles[asked / kHalves] + asked % kHalves * (kUnitBytes / 16) : shared.down_tiles[slot] + down_at,
+            slot < 0 ? kUnitBytes : n_down * kDownGroups * kGroupBytes);
+      }
+      let_next_start();
+    }
+    __syncwarp();
+    ask_ahead(args.ahead, blockIdx.x * 32 + lane, n_blocks * 32);
   } else if (warp == kFinisher) {
     auto* inner = static_cast<unsigned long long*>(args.inner);
     if (lane == 0) barrier_expect(&shared.up_scales_arrived, n_up * 2 * kUpGroups * static_cast<int>(sizeof(float)));
