@@ -27,8 +27,8 @@ using namespace few;
 constexpr WeightFormat kFormat = WeightFormat::fp8;
 using S = Stream<kFormat>;
 // Slots count in the order of the work here: the shared expert is slot 0, the chosen ones 1 to 8.
-constexpr int kSlots = kActive + 1, kWarps = 16, kThreads = (kWarps + 3) * 32;
-[[maybe_unused]] constexpr int kFinisher = kWarps, kFetcher = kWarps + 1, kAsker = kWarps + 2;  // warps
+constexpr int kSlots = kActive + 1, kWarps = 16, kThreads = (kWarps + 4) * 32;
+[[maybe_unused]] constexpr int kFinisher = kWarps, kAsker = kWarps + 1, kFetcher = kWarps + 2, kFetchers = 2;  // warps
 constexpr int kUpGroups = 32, kWidth = kUpGroups * kGroup, kGroupBytes = 16 * kGroup, kGroupVectors = kGroupBytes / 16;
 [[maybe_unused]] constexpr int kHalves = kUpGroups / kWarps, kUnitBytes = kWarps * kGroupBytes;  // a unit is a half of a tile of gate-up
 constexpr int kSlices = 4, kSliceGroups = kUpGroups / kSlices;
@@ -48,6 +48,7 @@ struct Shared {
   alignas(16) ExpertTiles table[kExperts];
   float down_scales[kSlots][kWarps];
   float slot_weights[kSlots];
+  float up_inverse[kUpGroups], down_inverse[kSlots][kDownGroups];  // of what activations were multiplied by; 0: they are BF16
   Choice choice;
   const uint4* up_tiles[kMostTiles];
   const uint4* down_tiles[kSlots];
@@ -74,6 +75,8 @@ struct UpTile {
   }
 };
 
+__device__ inline float or_one(float x) { return x == 0.0f ? 1.0f : x; }
+
 // Its sums over k, scaled, and the eight results of its gate and up rows, by one warp.
 __device__ inline void finish_up(const Shared& shared, int i, unsigned long long* to) {
   const int lane = threadIdx.x % 32, row = lane % 16;
@@ -83,7 +86,7 @@ __device__ inline void finish_up(const Shared& shared, int i, unsigned long long
 #pragma unroll
     for (int k = 0; k < kSliceGroups; ++k) {
       const int group = (lane / 16 * 2 + s) * kSliceGroups + k;
-      slice[s] += shared.up_parts[i][group][row] * shared.up_scales[i][row / 8][group];
+      slice[s] += shared.up_parts[i][group][row] * (shared.up_scales[i][row / 8][group] * or_one(shared.up_inverse[group]));
     }
   const float third = __shfl_sync(kAllLanes, slice[0], row + 16), fourth = __shfl_sync(kAllLanes, slice[1], row + 16);
   float low = 0.0f;
@@ -128,6 +131,51 @@ __device__ inline void ask_ahead(const AheadBytes& ahead, int i, int n) {
     prefetch_bulk(static_cast<const char*>(ahead.from) + at, static_cast<int>(min(kPiece, ahead.n - at)));
 }
 
+// Two E4M3 codes each, of the low and the high half, to FP16: exactly.
+__device__ inline void half_pairs(uint32_t codes, uint32_t& low, uint32_t& high) {
+  asm("{\n.reg .b16 l, h;\nmov.b32 {l, h}, %2;\ncvt.rn.f16x2.e4m3x2 %0, l;\ncvt.rn.f16x2.e4m3x2 %1, h;\n}"
+      : "=r"(low), "=r"(high)
+      : "r"(codes));
+}
+__device__ inline void mma_half(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// A group's activations, N vectors to each of 16 / N lanes next to each other, from BF16 to FP16: times a power of two that
+// brings the largest near FP16's largest, in the order in which codes become pairs. Nothing changed and 0 where that is not
+// exact; else what undoes the power.
+template <int N>
+__device__ inline float halve(uint4 (&x)[N]) {
+  constexpr int kLanes = 16 / N;
+  uint32_t most = 0;
+#pragma unroll
+  for (int i = 0; i < N; ++i)
+    for (const uint32_t word : {x[i].x, x[i].y, x[i].z, x[i].w}) most = max(most, max(word << 16 & 0x7fff0000u, word & 0x7fff0000u));
+#pragma unroll
+  for (int step = 1; step < kLanes; step *= 2) most = max(most, __shfl_xor_sync(kAllLanes, most, step));
+  const int exponent = static_cast<int>(most >> 23) - 127;
+  bool exact = exponent >= -60 && exponent <= 60;
+  const float factor = exact ? __uint_as_float(static_cast<uint32_t>(127 + 14 - exponent) << 23) : 1.0f;
+  uint4 halves[N];
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const auto pair = [&](float low, float high) {
+      low *= factor, high *= factor;
+      const __half2 two = __floats2half2_rn(low, high);
+      exact = exact && __low2float(two) == low && __high2float(two) == high;
+      return reinterpret_cast<const uint32_t&>(two);
+    };
+    halves[i] = {pair(bf16_low(x[i].x), bf16_low(x[i].y)), pair(bf16_high(x[i].x), bf16_high(x[i].y)),
+                 pair(bf16_low(x[i].z), bf16_low(x[i].w)), pair(bf16_high(x[i].z), bf16_high(x[i].w))};
+  }
+  const unsigned lanes = ((1u << kLanes) - 1) << (threadIdx.x % 32 / kLanes * kLanes);
+  if ((__ballot_sync(kAllLanes, exact) & lanes) != lanes) return 0.0f;
+#pragma unroll
+  for (int i = 0; i < N; ++i) x[i] = halves[i];
+  return 1.0f / factor;
+}
 #endif
 
 __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __grid_constant__ FewExperts args, Shares shares, int places) {
@@ -188,6 +236,12 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
   if (threadIdx.x < kScoringThreads) score_experts(args.partial, bias, shared.choice);
   wait_for_copies();
   __syncthreads();
+  if (const int at = threadIdx.x - 32; at >= 0 && at < kWidth / 8) {
+    uint4 own[1] = {reinterpret_cast<const uint4*>(shared.normed)[at]};
+    const float inverse = args.variant.hint & 1 ? 0.0f : halve(own);
+    reinterpret_cast<uint4*>(shared.normed)[at] = own[0];
+    if (at % 16 == 0) shared.up_inverse[at / 16] = inverse;
+  }
   if (warp == 0) {
     const int chosen = choose_experts(shared.choice, kActive);
     if (lane < kActive) shared.choice.ids[lane] = chosen;
@@ -225,12 +279,26 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
       }
       const __nv_bfloat16* x = (of_up ? shared.normed : shared.inner[slot]) + group * kGroup + q * S::kLaneK;
       float sum[4] = {};
+      if ((of_up ? shared.up_inverse[group] : shared.down_inverse[slot][group]) != 0.0f) {
 #pragma unroll
-      for (int c = 0; c < S::kChunks; ++c) {
-        uint32_t a[S::kProducts][4], b[S::kLaneK / 2] = {};
-        if (g == 0) load_x<S::kLaneK>(x, c * chunk_k(kFormat), 0, true, b);
-        unpack<kFormat>(weights[c], a);
-        multiply<kFormat>(sum, a, b);
+        for (int c = 0; c < S::kChunks; ++c) {
+          uint4 b = {};
+          if (g == 0) b = *reinterpret_cast<const uint4*>(x + c * chunk_k(kFormat));
+          uint32_t first[4], second[4];
+          half_pairs(weights[c].x, first[0], first[2]), half_pairs(weights[c].z, first[1], first[3]);
+          half_pairs(weights[c].y, second[0], second[2]), half_pairs(weights[c].w, second[1], second[3]);
+          mma_half(sum, first, b.x, b.y);
+          mma_half(sum, second, b.z, b.w);
+        }
+      } else {
+#pragma unroll 1
+        for (int c = 0; c < S::kChunks; ++c) {
+          const uint4 w = c == 0 ? weights[0] : c == 1 ? weights[1] : c == 2 ? weights[2] : weights[3];
+          uint32_t a[S::kProducts][4], b[S::kLaneK / 2] = {};
+          if (g == 0) load_x<S::kLaneK>(x, c * chunk_k(kFormat), 0, true, b);
+          unpack<kFormat>(w, a);
+          multiply<kFormat>(sum, a, b);
+        }
       }
       float* part = of_up ? shared.up_parts[tile][group] : shared.down_parts[slot][warp];
       if (q == 0) part[g] = sum[0], part[g + 8] = sum[2];
@@ -288,7 +356,7 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
       const int first = lane / 16 * kDownGroups;
 #pragma unroll
       for (int k = 0; k < kDownGroups; ++k)
-        sum += shared.down_parts[slot][first + k][lane % 16] * shared.down_scales[slot][first + k];
+        sum += shared.down_parts[slot][first + k][lane % 16] * (shared.down_scales[slot][first + k] * or_one(shared.down_inverse[slot][k]));
       if (slot == 0)
         of_shared = sum;
       else
@@ -297,6 +365,7 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
     if (owns) *to = before + __fadd_rn(added, of_shared);
     down_stamps.done();
   } else {
+    if (warp == kFetcher) {
     // Where down's weights are, their scales, and what the experts weigh.
     const int chosen = shared.choice.ids[lane % kActive];
     const float weight = weigh_expert(shared.choice, chosen, args.normalise, args.scaling);
@@ -314,12 +383,15 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
     }
     __syncwarp();
     if (lane == 0) barrier_arrive(&shared.down_known);
+    }
 #pragma unroll 1
-    for (int slot = 0; slot < kSlots; ++slot) {  // a lane has 32 in a row, a fourth of a group: a part of each of its four chunks
+    for (int slot = warp - kFetcher; slot < kSlots; slot += kFetchers) {  // a lane has 32 in a row, a fourth of a group: a part of each of its four chunks
       barrier_wait(&shared.up_multiplied[min(slot + 2, n_up - 1)], 0);  // others will not be far behind
       uint4 own_x[S::kChunks];
       wait_for_inner(static_cast<const unsigned long long*>(args.inner) + slot * (kInner / 2) + lane * 16, own_x);
       __syncwarp();
+      const float inverse = args.variant.hint & 1 ? 0.0f : halve(own_x);
+      if (q == 0) shared.down_inverse[slot][g] = inverse;
 #pragma unroll
       for (int c = 0; c < S::kChunks; ++c) reinterpret_cast<uint4*>(shared.inner[slot])[4 * lane + c] = own_x[c];
       __syncwarp();
