@@ -77,7 +77,7 @@ __device__ inline int choose_experts(const Choice& choice, int n) {
 #pragma unroll
   for (int i = 0; i < kGroupsKept - 1; ++i)
     if (i < lane / 8) kept &= kept - 1;
-  const int first = (__ffs(kept) - 1) * kGroupExperts + lane % 8 * 4;
+  const int first = ((__ffs(kept) - 1) & (kGroups - 1)) * kGroupExperts + lane % 8 * 4;
   const uint4 four = *reinterpret_cast<const uint4*>(choice.keys + first);
   uint32_t key[4] = {four.x, four.y, four.z, four.w};
   int id[4] = {first, first + 1, first + 2, first + 3};

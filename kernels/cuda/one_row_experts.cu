@@ -228,10 +228,14 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
   float bias[2] = {};
   if (threadIdx.x < kScoringThreads) load_bias(args.bias, bias);
   if (threadIdx.x < kExperts) copy_16_bytes(shared.table + threadIdx.x, args.gate_up_tiles + threadIdx.x);
+  // The choice; activations meanwhile. Once with whatever is there, before the wait: code that is not in the instruction cache
+  // would come from L2, behind the stream.
+#pragma unroll 1
+  for (int pass = args.variant.reh & 1 ? 0 : 1; pass < 2; ++pass) {
+  if (pass == 1) {
   wait_for_previous();
   stamps.waited();
-
-  // The choice; activations meanwhile.
+  }
   if (threadIdx.x < kWidth / 8) copy_16_bytes(shared.normed + 8 * threadIdx.x, static_cast<const __nv_bfloat16*>(args.normed) + 8 * threadIdx.x);
   if (threadIdx.x < kScoringThreads) score_experts(args.partial, bias, shared.choice);
   wait_for_copies();
@@ -253,6 +257,7 @@ __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __gr
     __syncwarp();
   }
   __syncthreads();
+  }
   if (warp < kWarps) {
     int place = 0;
     uint32_t parity = 0;
