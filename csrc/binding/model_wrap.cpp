@@ -88,7 +88,8 @@ void deliver(Napi::Env env, Napi::Function, std::nullptr_t*, Delivery* raw) {
     try {
       state.listener.Call({to_js(env, delivery->event)});
     } catch (const Napi::Error& error) {
-      // A listener that throws is a bug in lib; surface it as an uncaught exception without losing our own bookkeeping.
+      // A listener that throws is a bug in lib; surface it as an uncaught exception without losing our own bookkeeping. Or
+      // the thread was terminated in it: then this does nothing.
       napi_fatal_exception(env, error.Value());
     }
   }

@@ -12,37 +12,6 @@ export interface ModelFlags {
   source?: Source | undefined;
 }
 
-export interface EngineFlags
-  extends ModelFlags,
-    Pick<
-      LoadOptions,
-      | 'device'
-      | 'kernels'
-      | 'compute'
-      | 'deterministic'
-      | 'kvCacheDtype'
-      | 'threads'
-      | 'tensorParallelSize'
-      | 'enableExpertParallel'
-      | 'dataParallelSize'
-      | 'maxModelLen'
-      | 'maxNumSeqs'
-      | 'maxBatchedTokens'
-      | 'kvCacheTokens'
-      | 'prefixCache'
-      | 'draft'
-    > {
-  /** A method of speculation. */
-  speculative?: string;
-  speculativeDepth?: number;
-  /** Draft that many tokens in every step. */
-  speculativeFixed?: boolean;
-  /** Path of a Jinja file. */
-  chatTemplate?: string;
-}
-
-export type SamplingFlags = Omit<SamplingOptions, 'signal' | 'speculative'>;
-
 const ENGINE_NAMES = [
   'device',
   'kernels',
@@ -60,6 +29,18 @@ const ENGINE_NAMES = [
   'prefixCache',
   'draft',
 ] as const;
+
+export interface EngineFlags extends ModelFlags, Pick<LoadOptions, (typeof ENGINE_NAMES)[number]> {
+  /** A method of speculation. */
+  speculative?: string;
+  speculativeDepth?: number;
+  /** Draft that many tokens in every step. */
+  speculativeFixed?: boolean;
+  /** Path of a Jinja file. */
+  chatTemplate?: string;
+}
+
+export type SamplingFlags = Omit<SamplingOptions, 'signal' | 'speculative'>;
 
 const SAMPLING_NAMES = [
   'temperature',

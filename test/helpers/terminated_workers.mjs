@@ -37,6 +37,7 @@ const source = `
   });`;
 
 const model = await Model.load(path);
+let [terminated, tokens] = [0, 0];
 for (let i = 0; i < Number(count); i++) {
   const worker = new Worker(source, { eval: true, workerData: path });
   worker.on('error', (error) => {
@@ -46,8 +47,8 @@ for (let i = 0; i < Number(count); i++) {
   await once(worker, 'message');
   await pause(Math.random() * 10);
   const here = model.generate({ prompt: [1, 2, 3], maxTokens: 20, ignoreEos: true });
-  await worker.terminate();
-  await here.result;
+  if ((await worker.terminate()) === 1) terminated++; // anything else: it had ended by itself
+  tokens += (await here.result).usage.completionTokens;
 }
 await model.dispose();
-console.log(JSON.stringify({ terminated: Number(count) }));
+console.log(JSON.stringify({ terminated, tokens }));

@@ -101,7 +101,7 @@ test('vitest: a test, an import and a hook that fail are named', () => {
 test('vitest: a worker that dies is named, with the tests it did not end', () => {
   const dies = `import { test } from 'vitest';
     test('fine', () => {});
-    test('dies', async () => { await new Promise((r) => setTimeout(r, 300)); process.kill(process.pid, 'SIGSEGV'); });
+    test('dies', async () => { await new Promise((r) => setTimeout(r, 300)); process.kill(process.pid, 'SIGKILL'); });
     test('never runs', () => {});`;
   expect(vitest({ 'dies.test.ts': dies })).toEqual({
     passed: 1,
