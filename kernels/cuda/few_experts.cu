@@ -12,6 +12,7 @@
 // k is cut and added up as gemm.cu does: the bits are the same.
 #include "cuda/bulk_copy.cuh"
 #include "cuda/few_choice.cuh"
+#include "cuda/few_half.cuh"
 #include "cuda/few_plan.cuh"
 #include "cuda/few_rows.h"
 #include "cuda/few_stamps.cuh"
@@ -55,6 +56,8 @@ __global__ void __launch_bounds__(kUpWarps * 32, kBlocks) few_gate_up_kernel(con
     for (int m = 0; m < kTiles; ++m)
 #pragma unroll
       for (int c = 0; c < S::kChunks; ++c) weights[m][c] = load_once(source + m * kUpGroups * kGroupVectors + c * 32);
+    const int ahead = args.variant.hint & 8 ? kSliceGroups - 1 : args.variant.hint & 4 ? 3 : 0;
+    if (ahead && lane < kTiles) prefetch_bulk(source - lane + (lane * kUpGroups + 1) * kGroupVectors, ahead * kGroupBytes);
     const int row = max(row_in_tile(w, first_tile + lane / 16 % kTiles, lane / 8 % 2 * 8), 0);
     if (lane < kTiles * 16)
       scale = expert.scales[static_cast<size_t>(row >> w.row_shift) * w.scale_columns +
@@ -96,6 +99,8 @@ __global__ void __launch_bounds__(kUpWarps * 32, kBlocks) few_gate_up_kernel(con
     if (i == kSliceGroups - 1 && args.variant.dpf > 0 && threadIdx.x == 0)
       prefetch_bulk(later.tiles + static_cast<size_t>(first_tile) * 2 * 8 * kGroupVectors,
                     kTiles * 2 * 8 * kGroupBytes / 8 * args.variant.dpf);
+    if ((args.variant.hint & 4) && lane < kTiles && i + 4 < kSliceGroups)
+      prefetch_bulk(source - lane + (lane * kUpGroups + i + 4) * kGroupVectors, kGroupBytes);
     float unscaled[kTiles][4] = {};
 #pragma unroll
     for (int c = 0; c < S::kChunks; ++c) {
@@ -142,7 +147,7 @@ struct DownShared {
 };
 
 // kPlan: addresses and weights come from gate-up; else the block makes the choice itself.
-template <bool kPlan, bool kRolled>
+template <bool kPlan, bool kRolled, bool kHalf = false>
 __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_constant__ FewExperts args) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) std::byte raw[];
@@ -201,12 +206,17 @@ __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_c
   const auto staged = [&](int group, int chunk) {
     return reinterpret_cast<const uint4*>(own)[(group * S::kChunks + chunk) * 32 + lane];
   };
-  uint32_t held[kHeldGroups][S::kChunks][S::kProducts][4];
+  uint32_t held[kHalf ? 1 : kHeldGroups][S::kChunks][S::kProducts][4];
+  uint4 raw_held[kHalf ? kHeldGroups : 1][S::kChunks];
   barrier_wait(&arrived[0], 0);
 #pragma unroll
   for (int i = 0; i < kHeldGroups; ++i)
 #pragma unroll
-    for (int c = 0; c < S::kChunks; ++c) unpack<kFormat>(staged(i, c), held[i][c]);
+    for (int c = 0; c < S::kChunks; ++c)
+      if constexpr (kHalf)
+        raw_held[i][c] = staged(i, c);
+      else
+        unpack<kFormat>(staged(i, c), held[i][c]);
   __syncwarp();
   if (lane == 0) {  // the sixth group takes the second one's place, activations take the first one's
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -222,6 +232,20 @@ __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_c
   for (int i = 0; i < kInner / 256; ++i) copy_16_bytes(x + 8 * (lane + 32 * i), inner + 8 * (lane + 32 * i));
   wait_for_copies();
   __syncwarp();
+  bool halved = false;
+  if constexpr (kHalf) {  // a lane has 32 in a row, a fourth of a group
+    uint4 own_x[4], halves[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) halves[i] = own_x[i] = reinterpret_cast<const uint4*>(x)[4 * lane + i];
+    const float inverse = halve(halves);
+    halved = __all_sync(kAllLanes, inverse != 0.0f);
+    if (halved) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) reinterpret_cast<uint4*>(x)[4 * lane + i] = halves[i];
+      scale *= __shfl_sync(kAllLanes, inverse, lane % kDownGroups * 4);
+    }
+    __syncwarp();
+  }
   float sum[2] = {};
   const auto add = [&](int i, const float(&unscaled)[4]) {
     const float group_scale = __shfl_sync(kAllLanes, scale, i);
@@ -233,6 +257,46 @@ __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_c
     for (uint32_t& pair : b) pair = 0;
     if (g == 0) load_x<S::kLaneK>(x + q * S::kLaneK, i * kGroup + c * chunk_k(kFormat), 0, true, b);
   };
+if (kHalf && halved) {
+    const auto product = [&](float(&unscaled)[4], int i, int c, const uint32_t(&a)[S::kProducts][4]) {
+      uint32_t b[S::kLaneK / 2];
+      load(i, c, b);
+      mma_half(unscaled, a[0], b[0], b[1]);
+      mma_half(unscaled, a[1], b[2], b[3]);
+    };
+#pragma unroll
+    for (int i = 0; i < kHeldGroups; ++i) {
+      float unscaled[4] = {};
+#pragma unroll
+      for (int c = 0; c < S::kChunks; ++c) {
+        uint32_t a[S::kProducts][4];
+        half_chunk(raw_held[i][c], a);
+        product(unscaled, i, c, a);
+      }
+      add(i, unscaled);
+    }
+    barrier_wait(&arrived[1], 0);
+#pragma unroll(kRolled ? 1 : kDownGroups)
+    for (int i = kHeldGroups; i < kDownGroups - 1; ++i) {
+      if (i == kStagedGroups) barrier_wait(&arrived[2], 0);
+      float unscaled[4] = {};
+#pragma unroll
+      for (int c = 0; c < S::kChunks; ++c) {
+        uint32_t a[S::kProducts][4];
+        half_chunk(staged(i == kStagedGroups ? 1 : i, c), a);
+        product(unscaled, i, c, a);
+      }
+      add(i, unscaled);
+    }
+    float unscaled[4] = {};
+#pragma unroll
+    for (int c = 0; c < S::kChunks; ++c) {
+      uint32_t a[S::kProducts][4];
+      half_chunk(last[c], a);
+      product(unscaled, kDownGroups - 1, c, a);
+    }
+    add(kDownGroups - 1, unscaled);
+  } else {
 #pragma unroll
   for (int i = 0; i < kHeldGroups; ++i) {
     float unscaled[4] = {};
@@ -240,12 +304,18 @@ __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_c
     for (int c = 0; c < S::kChunks; ++c) {
       uint32_t b[S::kLaneK / 2];
       load(i, c, b);
-      multiply<kFormat>(unscaled, held[i][c], b);
+      if constexpr (kHalf) {
+        uint32_t a[S::kProducts][4];
+        unpack<kFormat>(raw_held[i][c], a);
+        multiply<kFormat>(unscaled, a, b);
+      } else {
+        multiply<kFormat>(unscaled, held[i][c], b);
+      }
     }
     add(i, unscaled);
   }
   barrier_wait(&arrived[1], 0);
-#pragma unroll(kRolled ? 1 : kDownGroups)
+#pragma unroll(kRolled || kHalf ? 1 : kDownGroups)
   for (int i = kHeldGroups; i < kDownGroups - 1; ++i) {
     if (i == kStagedGroups) barrier_wait(&arrived[2], 0);
     float unscaled[4] = {};
@@ -267,6 +337,7 @@ __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_c
     multiply<kFormat>(unscaled, a, b);
   }
   add(kDownGroups - 1, unscaled);
+  }
   if (q == 0) shared.out[slot][g] = sum[0] * weight, shared.out[slot][g + 8] = sum[1] * weight;
   __syncthreads();
   if (threadIdx.x >= 16) return;
@@ -300,7 +371,7 @@ void launch_few_experts(const Queue& queue, const FewExperts& given) {
   else
     launch(queue, few_gate_up_kernel<2, 5>, kSlots * args.gate_up.n_tiles / 2, kUpWarps * 32, 0, args);
   const bool rolled = args.variant.roll & 4;
-  const auto down = args.plan ? (rolled ? few_down_kernel<true, true> : few_down_kernel<true, false>)
+  const auto down = args.variant.hint & 2 ? (rolled ? few_down_kernel<false, true, true> : few_down_kernel<false, false, true>) : args.plan ? (rolled ? few_down_kernel<true, true> : few_down_kernel<true, false>)
                               : (rolled ? few_down_kernel<false, true> : few_down_kernel<false, false>);
   CUDA_CHECK(cudaFuncSetAttribute(down, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(DownShared)));
   launch(queue, down, args.down.n_tiles, kSlots * 32, sizeof(DownShared), args);

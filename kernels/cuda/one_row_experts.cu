@@ -15,6 +15,7 @@
 
 #include "cuda/bulk_copy.cuh"
 #include "cuda/few_choice.cuh"
+#include "cuda/few_half.cuh"
 #include "cuda/few_rows.h"
 #include "cuda/few_stamps.cuh"
 #include "cuda/gemm_tile.cuh"
@@ -75,8 +76,6 @@ struct UpTile {
   }
 };
 
-__device__ inline float or_one(float x) { return x == 0.0f ? 1.0f : x; }
-
 // Its sums over k, scaled, and the eight results of its gate and up rows, by one warp.
 __device__ inline void finish_up(const Shared& shared, int i, unsigned long long* to) {
   const int lane = threadIdx.x % 32, row = lane % 16;
@@ -131,51 +130,6 @@ __device__ inline void ask_ahead(const AheadBytes& ahead, int i, int n) {
     prefetch_bulk(static_cast<const char*>(ahead.from) + at, static_cast<int>(min(kPiece, ahead.n - at)));
 }
 
-// Two E4M3 codes each, of the low and the high half, to FP16: exactly.
-__device__ inline void half_pairs(uint32_t codes, uint32_t& low, uint32_t& high) {
-  asm("{\n.reg .b16 l, h;\nmov.b32 {l, h}, %2;\ncvt.rn.f16x2.e4m3x2 %0, l;\ncvt.rn.f16x2.e4m3x2 %1, h;\n}"
-      : "=r"(low), "=r"(high)
-      : "r"(codes));
-}
-__device__ inline void mma_half(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// A group's activations, N vectors to each of 16 / N lanes next to each other, from BF16 to FP16: times a power of two that
-// brings the largest near FP16's largest, in the order in which codes become pairs. Nothing changed and 0 where that is not
-// exact; else what undoes the power.
-template <int N>
-__device__ inline float halve(uint4 (&x)[N]) {
-  constexpr int kLanes = 16 / N;
-  uint32_t most = 0;
-#pragma unroll
-  for (int i = 0; i < N; ++i)
-    for (const uint32_t word : {x[i].x, x[i].y, x[i].z, x[i].w}) most = max(most, max(word << 16 & 0x7fff0000u, word & 0x7fff0000u));
-#pragma unroll
-  for (int step = 1; step < kLanes; step *= 2) most = max(most, __shfl_xor_sync(kAllLanes, most, step));
-  const int exponent = static_cast<int>(most >> 23) - 127;
-  bool exact = exponent >= -60 && exponent <= 60;
-  const float factor = exact ? __uint_as_float(static_cast<uint32_t>(127 + 14 - exponent) << 23) : 1.0f;
-  uint4 halves[N];
-#pragma unroll
-  for (int i = 0; i < N; ++i) {
-    const auto pair = [&](float low, float high) {
-      low *= factor, high *= factor;
-      const __half2 two = __floats2half2_rn(low, high);
-      exact = exact && __low2float(two) == low && __high2float(two) == high;
-      return reinterpret_cast<const uint32_t&>(two);
-    };
-    halves[i] = {pair(bf16_low(x[i].x), bf16_low(x[i].y)), pair(bf16_high(x[i].x), bf16_high(x[i].y)),
-                 pair(bf16_low(x[i].z), bf16_low(x[i].w)), pair(bf16_high(x[i].z), bf16_high(x[i].w))};
-  }
-  const unsigned lanes = ((1u << kLanes) - 1) << (threadIdx.x % 32 / kLanes * kLanes);
-  if ((__ballot_sync(kAllLanes, exact) & lanes) != lanes) return 0.0f;
-#pragma unroll
-  for (int i = 0; i < N; ++i) x[i] = halves[i];
-  return 1.0f / factor;
-}
 #endif
 
 __global__ void __launch_bounds__(kThreads, 1) one_row_experts_kernel(const __grid_constant__ FewExperts args, Shares shares, int places) {
