@@ -17,7 +17,6 @@ struct DecodeLayer {
   const float *q_norm = nullptr, *k_norm = nullptr;                   // (Dh)
   const float *rope_cos = nullptr, *rope_sin = nullptr;
   const LinearWeight *qkv = nullptr, *attn_out = nullptr, *gate = nullptr;
-  const LinearWeight* next_qkv = nullptr;  // of the layer after this one, which may be on its way early; or null
   const float* gate_bias = nullptr;
   const ExpertWeights& experts;
   KvView kv;

@@ -55,25 +55,6 @@ __device__ inline void bulk_copy(void* shared, const void* global, int bytes, ui
       : "memory");
 }
 
-// The same, of bytes that L2 need not keep.
-__device__ inline void bulk_copy_once(void* shared, const void* global, int bytes, uint64_t* barrier) {
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
-          shared_address(shared)),
-      "l"(global), "r"(bytes), "r"(shared_address(barrier)), "l"(policy)
-      : "memory");
-}
-
-// Asks for `bytes`, a multiple of 16, in L2.
-__device__ inline void prefetch_bulk(const void* global, int bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(global), "r"(bytes) : "memory");
-}
-
-// What a bulk copy may now write over: the threads that read it have met at a barrier.
-__device__ inline void release_to_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
 #else  // never reached: only kernels that are launched on Hopper alone call these
 
 __device__ inline void barrier_init(uint64_t*, int) {}
@@ -82,9 +63,6 @@ __device__ inline void barrier_arrive(uint64_t*) {}
 __device__ inline void barrier_expect(uint64_t*, int) {}
 __device__ inline void barrier_wait(uint64_t*, uint32_t) {}
 __device__ inline void bulk_copy(void*, const void*, int, uint64_t*) {}
-__device__ inline void bulk_copy_once(void*, const void*, int, uint64_t*) {}
-__device__ inline void prefetch_bulk(const void*, int) {}
-__device__ inline void release_to_copies() {}
 
 #endif
 

@@ -188,7 +188,7 @@ class CudaBackend : public Backend, public DecodeLayers {
   std::optional<WeightFormat> packs_;  // the format of the last weight that met many rows: what the next norm packs for
   Scratch x_{"activations in BF16"}, normed_{"activations in BF16"}, inner_{"expert activations"},
       shared_inner_{"shared expert activations"}, partial_attention_{"attention splits"}, expanded_{"FP8 pages as BF16"},
-      chain_rows_{"attention rows"}, arrivals_{"attention splits"}, partial_logits_{"router logits"}, plan_{"expert plan"},
+      chain_rows_{"attention rows"}, arrivals_{"attention splits"}, partial_logits_{"router logits"},
       router_arrivals_{"router logits"}, packed_{"packed activations"}, packed_normed_{"packed activations"},
       normed_scales_{"activation scales"}, packed_scales_{"activation scales"}, packed_inner_{"packed expert activations"},
       inner_scales_{"expert activation scales"}, row_tiles_{"expert row tiles"}, forced_{"forced experts"},

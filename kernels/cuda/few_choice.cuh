@@ -11,8 +11,6 @@ namespace sigmoe::cuda::few {
 using limits::few::kActive, limits::few::kExperts, limits::few::kGroups, limits::few::kGroupsKept;
 constexpr int kGroupExperts = kExperts / kGroups;
 constexpr int kScoringThreads = 128;
-// Of one_row_experts.cu: what gate-up leaves for down, two BF16 values and a 1 to a word, which is 0 until it is written.
-constexpr int kInnerWords = (kActive + 1) * limits::few::kInner / 2;
 static_assert(kGroupExperts == 32, "a warp has one expert of a group in each lane");
 
 struct Choice {
@@ -77,7 +75,7 @@ __device__ inline int choose_experts(const Choice& choice, int n) {
 #pragma unroll
   for (int i = 0; i < kGroupsKept - 1; ++i)
     if (i < lane / 8) kept &= kept - 1;
-  const int first = ((__ffs(kept) - 1) & (kGroups - 1)) * kGroupExperts + lane % 8 * 4;
+  const int first = (__ffs(kept) - 1) * kGroupExperts + lane % 8 * 4;
   const uint4 four = *reinterpret_cast<const uint4*>(choice.keys + first);
   uint32_t key[4] = {four.x, four.y, four.z, four.w};
   int id[4] = {first, first + 1, first + 2, first + 3};
@@ -91,7 +89,6 @@ __device__ inline int choose_experts(const Choice& choice, int n) {
         key[i] = key[i + 1], id[i] = id[i + 1], key[i + 1] = k, id[i + 1] = d;
       }
   int chosen = 0;
-#pragma unroll 1
   for (int a = 0; a < n; ++a) {
     const uint32_t top = __reduce_max_sync(kAllLanes, key[0]);
     const int winner = __ffs(__ballot_sync(kAllLanes, key[0] == top)) - 1;

@@ -12,10 +12,7 @@
 // k is cut and added up as gemm.cu does: the bits are the same.
 #include "cuda/bulk_copy.cuh"
 #include "cuda/few_choice.cuh"
-#include "cuda/few_half.cuh"
-#include "cuda/few_plan.cuh"
 #include "cuda/few_rows.h"
-#include "cuda/few_stamps.cuh"
 #include "cuda/gemm_tile.cuh"
 
 namespace sigmoe::cuda {
@@ -29,11 +26,11 @@ constexpr int kSlots = kActive + 1;  // the shared expert is the last
 [[maybe_unused]] constexpr int kGroupBytes = 16 * kGroup, kGroupVectors = kGroupBytes / 16;
 
 // Gate-up: D 4096 to F.
-[[maybe_unused]] constexpr int kUpWarps = 4, kUpGroups = 32, kSliceGroups = kUpGroups / kUpWarps, kWidth = kUpGroups * kGroup;
+[[maybe_unused]] constexpr int kUpWarps = 4, kTiles = 2, kUpGroups = 32, kSliceGroups = kUpGroups / kUpWarps,
+                               kWidth = kUpGroups * kGroup;
 static_assert(kWidth == limits::few::kWidth && slices_for(kUpGroups) == kUpWarps && kUpWarps * 32 == kScoringThreads);
 
-template <int kTiles, int kBlocks>
-__global__ void __launch_bounds__(kUpWarps * 32, kBlocks) few_gate_up_kernel(const __grid_constant__ FewExperts args) {
+__global__ void __launch_bounds__(kUpWarps * 32, 5) few_gate_up_kernel(const __grid_constant__ FewExperts args) {
 #if __CUDA_ARCH__ >= 900
   __shared__ __align__(16) __nv_bfloat16 x[kWidth];
   __shared__ __align__(16) ExpertTiles table[kExperts];
@@ -44,7 +41,6 @@ __global__ void __launch_bounds__(kUpWarps * 32, kBlocks) few_gate_up_kernel(con
   const int blocks_of_slot = w.n_tiles / kTiles;
   const int order = blockIdx.x / blocks_of_slot, first_tile = blockIdx.x % blocks_of_slot * kTiles;
   const bool shared = order == 0;
-  FewStamps stamps(args.variant.stamps, StampOf::gate_up);
   const int slot = shared ? kActive : order - 1;
 
   uint4 weights[kTiles][S::kChunks];
@@ -56,12 +52,9 @@ __global__ void __launch_bounds__(kUpWarps * 32, kBlocks) few_gate_up_kernel(con
     for (int m = 0; m < kTiles; ++m)
 #pragma unroll
       for (int c = 0; c < S::kChunks; ++c) weights[m][c] = load_once(source + m * kUpGroups * kGroupVectors + c * 32);
-    const int ahead = args.variant.hint & 8 ? kSliceGroups - 1 : args.variant.hint & 4 ? 3 : 0;
-    if (ahead && lane < kTiles) prefetch_bulk(source - lane + (lane * kUpGroups + 1) * kGroupVectors, ahead * kGroupBytes);
-    const int row = max(row_in_tile(w, first_tile + lane / 16 % kTiles, lane / 8 % 2 * 8), 0);
-    if (lane < kTiles * 16)
-      scale = expert.scales[static_cast<size_t>(row >> w.row_shift) * w.scale_columns +
-                            ((warp * kSliceGroups + lane % 8) * kGroup >> w.k_shift)];
+    const int row = max(row_in_tile(w, first_tile + lane / 16, lane / 8 % 2 * 8), 0);
+    scale = expert.scales[static_cast<size_t>(row >> w.row_shift) * w.scale_columns +
+                          ((warp * kSliceGroups + lane % 8) * kGroup >> w.k_shift)];
   };
   float bias[2];
   if (shared) {
@@ -71,36 +64,25 @@ __global__ void __launch_bounds__(kUpWarps * 32, kBlocks) few_gate_up_kernel(con
     for (int e = threadIdx.x; e < kExperts; e += kUpWarps * 32) copy_16_bytes(table + e, args.gate_up_tiles + e);
   }
   wait_for_previous();
-  stamps.waited();
-  if (args.variant.eu == 0) let_next_start();
+  let_next_start();
   for (int i = threadIdx.x; i < kWidth / 8; i += kUpWarps * 32)
     copy_16_bytes(x + 8 * i, static_cast<const __nv_bfloat16*>(args.normed) + 8 * i);
   if (!shared) {
     score_experts(args.partial, bias, choice);
     __syncthreads();
     if (warp == static_cast<int>(blockIdx.x) % kUpWarps) {
-      const bool plans = args.plan && order == 1 && first_tile == 0;
-      const int chosen = choose_experts(choice, plans ? kActive : slot + 1);
+      const int chosen = choose_experts(choice, slot + 1);
       if (lane == slot) choice.ids[0] = chosen;
-      if (plans) write_plan(args, choice, chosen);
     }
   }
   wait_for_copies();
   __syncthreads();
   if (!shared) start(table[choice.ids[0]]);
-  if (args.variant.eu == 1) let_next_start();
-  ExpertTiles later = {args.shared_down.tiles, nullptr};
-  if (args.variant.dpf > 0 && threadIdx.x == 0 && !shared) later.tiles = args.down_tiles[choice.ids[0]].tiles;
 
   const __nv_bfloat16* own = x + warp * kSliceGroups * kGroup + q * S::kLaneK;
   float sum[kTiles][4] = {};
 #pragma unroll 1
   for (int i = 0; i < kSliceGroups; ++i) {
-    if (i == kSliceGroups - 1 && args.variant.dpf > 0 && threadIdx.x == 0)
-      prefetch_bulk(later.tiles + static_cast<size_t>(first_tile) * 2 * 8 * kGroupVectors,
-                    kTiles * 2 * 8 * kGroupBytes / 8 * args.variant.dpf);
-    if ((args.variant.hint & 4) && lane < kTiles && i + 4 < kSliceGroups)
-      prefetch_bulk(source - lane + (lane * kUpGroups + i + 4) * kGroupVectors, kGroupBytes);
     float unscaled[kTiles][4] = {};
 #pragma unroll
     for (int c = 0; c < S::kChunks; ++c) {
@@ -130,7 +112,6 @@ __global__ void __launch_bounds__(kUpWarps * 32, kBlocks) few_gate_up_kernel(con
   for (int s = 0; s < kUpWarps; ++s) low += partial[s][m][row], high += partial[s][m][row + 8];
   static_cast<__nv_bfloat16*>(args.inner)[slot * (w.n / 2) + (first_tile + m) * 8 + row] =
       __float2bfloat16_rn(low / (1.0f + __expf(-low)) * high);
-  stamps.done();
 #endif
 }
 
@@ -146,14 +127,11 @@ struct DownShared {
   uint64_t arrived[kSlots][3];
 };
 
-// kPlan: addresses and weights come from gate-up; else the block makes the choice itself.
-template <bool kPlan, bool kRolled, bool kHalf = false>
 __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_constant__ FewExperts args) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) std::byte raw[];
   DownShared& shared = *reinterpret_cast<DownShared*>(raw);
-  FewStamps stamps(args.variant.stamps, StampOf::down);
-  if (args.variant.ed == 0) let_next_start();
+  let_next_start();
   const int lane = threadIdx.x % 32, slot = threadIdx.x / 32, g = lane / 4, q = lane % 4, tile = blockIdx.x;
   const WeightView& w = args.down;
   std::byte* own = shared.weights[slot];
@@ -183,22 +161,16 @@ __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_c
   // The logits are there: gate-up lets this kernel start only after waiting for them itself.
   float weight = 1.0f;
   if (slot == kActive) start({args.shared_down.tiles, args.shared_down.scales});
-  if constexpr (!kPlan) {
-    if (threadIdx.x < kScoringThreads) {
-      float bias[2];
-      load_bias(args.bias, bias);
-      score_experts(args.partial, bias, shared.choice);
-    }
-    __syncthreads();
+  if (threadIdx.x < kScoringThreads) {
+    float bias[2];
+    load_bias(args.bias, bias);
+    score_experts(args.partial, bias, shared.choice);
   }
+  __syncthreads();
   if (slot < kActive) {
-    if constexpr (kPlan) {
-      start(read_plan(args.plan, slot, weight));
-    } else {
-      const int chosen = choose_experts(shared.choice, kActive);
-      start(args.down_tiles[__shfl_sync(kAllLanes, chosen, slot)]);
-      weight = __shfl_sync(kAllLanes, weigh_expert(shared.choice, chosen, args.normalise, args.scaling), slot);
-    }
+    const int chosen = choose_experts(shared.choice, kActive);
+    start(args.down_tiles[__shfl_sync(kAllLanes, chosen, slot)]);
+    weight = __shfl_sync(kAllLanes, weigh_expert(shared.choice, chosen, args.normalise, args.scaling), slot);
   }
   float before = 0.0f;  // the residual is older than the logits
   if (threadIdx.x < 16) before = __ldcg(args.residual + tile * 16 + threadIdx.x);
@@ -206,25 +178,18 @@ __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_c
   const auto staged = [&](int group, int chunk) {
     return reinterpret_cast<const uint4*>(own)[(group * S::kChunks + chunk) * 32 + lane];
   };
-  uint32_t held[kHalf ? 1 : kHeldGroups][S::kChunks][S::kProducts][4];
-  uint4 raw_held[kHalf ? kHeldGroups : 1][S::kChunks];
+  uint32_t held[kHeldGroups][S::kChunks][S::kProducts][4];
   barrier_wait(&arrived[0], 0);
 #pragma unroll
   for (int i = 0; i < kHeldGroups; ++i)
 #pragma unroll
-    for (int c = 0; c < S::kChunks; ++c)
-      if constexpr (kHalf)
-        raw_held[i][c] = staged(i, c);
-      else
-        unpack<kFormat>(staged(i, c), held[i][c]);
+    for (int c = 0; c < S::kChunks; ++c) unpack<kFormat>(staged(i, c), held[i][c]);
   __syncwarp();
   if (lane == 0) {  // the sixth group takes the second one's place, activations take the first one's
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     copy_groups(1, kStagedGroups, 1, &arrived[2]);
   }
   wait_for_previous();
-  stamps.waited();
-  if (args.variant.ed == 1) let_next_start();
 
   auto* x = reinterpret_cast<__nv_bfloat16*>(own);
   const auto* inner = static_cast<const __nv_bfloat16*>(args.inner) + slot * kInner;
@@ -232,111 +197,27 @@ __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_c
   for (int i = 0; i < kInner / 256; ++i) copy_16_bytes(x + 8 * (lane + 32 * i), inner + 8 * (lane + 32 * i));
   wait_for_copies();
   __syncwarp();
-  bool halved = false;
-  if constexpr (kHalf) {  // a lane has 32 in a row, a fourth of a group
-    uint4 own_x[4], halves[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) halves[i] = own_x[i] = reinterpret_cast<const uint4*>(x)[4 * lane + i];
-    const float inverse = halve(halves);
-    halved = __all_sync(kAllLanes, inverse != 0.0f);
-    if (halved) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) reinterpret_cast<uint4*>(x)[4 * lane + i] = halves[i];
-      scale *= __shfl_sync(kAllLanes, inverse, lane % kDownGroups * 4);
-    }
-    __syncwarp();
-  }
   float sum[2] = {};
-  const auto add = [&](int i, const float(&unscaled)[4]) {
-    const float group_scale = __shfl_sync(kAllLanes, scale, i);
-    sum[0] += unscaled[0] * group_scale;
-    sum[1] += unscaled[2] * group_scale;
-  };
-  const auto load = [&](int i, int c, uint32_t(&b)[S::kLaneK / 2]) {
 #pragma unroll
-    for (uint32_t& pair : b) pair = 0;
-    if (g == 0) load_x<S::kLaneK>(x + q * S::kLaneK, i * kGroup + c * chunk_k(kFormat), 0, true, b);
-  };
-if (kHalf && halved) {
-    const auto product = [&](float(&unscaled)[4], int i, int c, const uint32_t(&a)[S::kProducts][4]) {
-      uint32_t b[S::kLaneK / 2];
-      load(i, c, b);
-      mma_half(unscaled, a[0], b[0], b[1]);
-      mma_half(unscaled, a[1], b[2], b[3]);
-    };
-#pragma unroll
-    for (int i = 0; i < kHeldGroups; ++i) {
-      float unscaled[4] = {};
-#pragma unroll
-      for (int c = 0; c < S::kChunks; ++c) {
-        uint32_t a[S::kProducts][4];
-        half_chunk(raw_held[i][c], a);
-        product(unscaled, i, c, a);
-      }
-      add(i, unscaled);
-    }
-    barrier_wait(&arrived[1], 0);
-#pragma unroll(kRolled ? 1 : kDownGroups)
-    for (int i = kHeldGroups; i < kDownGroups - 1; ++i) {
-      if (i == kStagedGroups) barrier_wait(&arrived[2], 0);
-      float unscaled[4] = {};
-#pragma unroll
-      for (int c = 0; c < S::kChunks; ++c) {
-        uint32_t a[S::kProducts][4];
-        half_chunk(staged(i == kStagedGroups ? 1 : i, c), a);
-        product(unscaled, i, c, a);
-      }
-      add(i, unscaled);
-    }
-    float unscaled[4] = {};
-#pragma unroll
-    for (int c = 0; c < S::kChunks; ++c) {
-      uint32_t a[S::kProducts][4];
-      half_chunk(last[c], a);
-      product(unscaled, kDownGroups - 1, c, a);
-    }
-    add(kDownGroups - 1, unscaled);
-  } else {
-#pragma unroll
-  for (int i = 0; i < kHeldGroups; ++i) {
-    float unscaled[4] = {};
-#pragma unroll
-    for (int c = 0; c < S::kChunks; ++c) {
-      uint32_t b[S::kLaneK / 2];
-      load(i, c, b);
-      if constexpr (kHalf) {
-        uint32_t a[S::kProducts][4];
-        unpack<kFormat>(raw_held[i][c], a);
-        multiply<kFormat>(unscaled, a, b);
-      } else {
-        multiply<kFormat>(unscaled, held[i][c], b);
-      }
-    }
-    add(i, unscaled);
-  }
-  barrier_wait(&arrived[1], 0);
-#pragma unroll(kRolled || kHalf ? 1 : kDownGroups)
-  for (int i = kHeldGroups; i < kDownGroups - 1; ++i) {
+  for (int i = 0; i < kDownGroups; ++i) {
+    if (i == kHeldGroups) barrier_wait(&arrived[1], 0);
     if (i == kStagedGroups) barrier_wait(&arrived[2], 0);
     float unscaled[4] = {};
 #pragma unroll
     for (int c = 0; c < S::kChunks; ++c) {
-      uint32_t a[S::kProducts][4], b[S::kLaneK / 2];
-      load(i, c, b);
-      unpack<kFormat>(staged(i == kStagedGroups ? 1 : i, c), a);
-      multiply<kFormat>(unscaled, a, b);
+      uint32_t b[S::kLaneK / 2] = {};
+      if (g == 0) load_x<S::kLaneK>(x + q * S::kLaneK, i * kGroup + c * chunk_k(kFormat), 0, true, b);
+      if (i < kHeldGroups) {
+        multiply<kFormat>(unscaled, held[i < kHeldGroups ? i : 0][c], b);
+      } else {
+        uint32_t a[S::kProducts][4];
+        unpack<kFormat>(i == kDownGroups - 1 ? last[c] : staged(i == kStagedGroups ? 1 : i, c), a);
+        multiply<kFormat>(unscaled, a, b);
+      }
     }
-    add(i, unscaled);
-  }
-  float unscaled[4] = {};
-#pragma unroll
-  for (int c = 0; c < S::kChunks; ++c) {
-    uint32_t a[S::kProducts][4], b[S::kLaneK / 2];
-    load(kDownGroups - 1, c, b);
-    unpack<kFormat>(last[c], a);
-    multiply<kFormat>(unscaled, a, b);
-  }
-  add(kDownGroups - 1, unscaled);
+    const float group_scale = __shfl_sync(kAllLanes, scale, i);
+    sum[0] += unscaled[0] * group_scale;
+    sum[1] += unscaled[2] * group_scale;
   }
   if (q == 0) shared.out[slot][g] = sum[0] * weight, shared.out[slot][g + 8] = sum[1] * weight;
   __syncthreads();
@@ -345,7 +226,6 @@ if (kHalf && halved) {
 #pragma unroll
   for (int s = 0; s < kSlots; ++s) added += shared.out[s][threadIdx.x];
   args.residual[tile * 16 + threadIdx.x] = before + added;
-  stamps.done();
 #endif
 }
 
@@ -354,27 +234,16 @@ if (kHalf && halved) {
 bool has_few_experts() {
   static const bool built = [] {
     cudaFuncAttributes attributes;
-    CUDA_CHECK(cudaFuncGetAttributes(&attributes, few_down_kernel<false, false>));
+    CUDA_CHECK(cudaFuncGetAttributes(&attributes, few_down_kernel));
     return attributes.binaryVersion >= 90;
   }();
   return built;
 }
 
-void launch_few_experts(const Queue& queue, const FewExperts& given) {
-  if (given.variant.up == 4 && takes_one_row_experts(given)) return launch_one_row_experts(queue, given);
-  FewExperts args = given;
-  if (args.down.n_tiles != 2 * args.gate_up.n_tiles) args.variant.dpf = 0;  // a tile of gate-up fetches two of down
-  if (args.variant.up % 2 == 1 && takes_even_gate_up(args))
-    launch_even_gate_up(queue, args);
-  else if (args.variant.up == 2)
-    launch(queue, few_gate_up_kernel<1, 9>, kSlots * args.gate_up.n_tiles, kUpWarps * 32, 0, args);
-  else
-    launch(queue, few_gate_up_kernel<2, 5>, kSlots * args.gate_up.n_tiles / 2, kUpWarps * 32, 0, args);
-  const bool rolled = args.variant.roll & 4;
-  const auto down = args.variant.hint & 2 ? (rolled ? few_down_kernel<false, true, true> : few_down_kernel<false, false, true>) : args.plan ? (rolled ? few_down_kernel<true, true> : few_down_kernel<true, false>)
-                              : (rolled ? few_down_kernel<false, true> : few_down_kernel<false, false>);
-  CUDA_CHECK(cudaFuncSetAttribute(down, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(DownShared)));
-  launch(queue, down, args.down.n_tiles, kSlots * 32, sizeof(DownShared), args);
+void launch_few_experts(const Queue& queue, const FewExperts& args) {
+  launch(queue, few_gate_up_kernel, kSlots * args.gate_up.n_tiles / kTiles, kUpWarps * 32, 0, args);
+  CUDA_CHECK(cudaFuncSetAttribute(few_down_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(DownShared)));
+  launch(queue, few_down_kernel, args.down.n_tiles, kSlots * 32, sizeof(DownShared), args);
 }
 
 }  // namespace sigmoe::cuda

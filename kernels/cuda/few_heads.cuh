@@ -31,13 +31,12 @@ struct AttentionArgs {
 struct HeadConstants {
   float q_norm[kHeadDim], k_norm[kHeadDim], cos[kHeadDim / 2], sin[kHeadDim / 2];
 
-  template <int kAllWarps>
   __device__ void load(const FewAttention& from, int position, int half) {
-    for (int i = threadIdx.x; i < kHeadDim; i += kAllWarps * 32) {
+    for (int i = threadIdx.x; i < kHeadDim; i += kWarps * 32) {
       q_norm[i] = from.q_norm ? from.q_norm[i] : 1.0f;
       k_norm[i] = from.k_norm ? from.k_norm[i] : 1.0f;
     }
-    for (int j = threadIdx.x; j < half; j += kAllWarps * 32) {
+    for (int j = threadIdx.x; j < half; j += kWarps * 32) {
       cos[j] = from.cos[static_cast<int64_t>(position) * half + j];
       sin[j] = from.sin[static_cast<int64_t>(position) * half + j];
     }
@@ -63,25 +62,23 @@ __device__ inline int value_place(int r, int c) { return c ^ (r >> 1 & 3) << 1; 
 
 // Keys and values [0, n_old) of the page on their way; of rows [n_keys, whole tiles) values are zero, because weight 0 times
 // what lies there must be.
-template <int kAllWarps>
 __device__ inline void copy_page(const AttentionArgs& args, int64_t page_at, int n_old, int n_keys, AttentionShared& shared) {
   const int c = threadIdx.x % kRowVectors;
-  for (int r = threadIdx.x / kRowVectors; r < n_old; r += kAllWarps * 32 / kRowVectors) {
+  for (int r = threadIdx.x / kRowVectors; r < n_old; r += kWarps * 32 / kRowVectors) {
     const int64_t at = page_at + r * kHeadDim + c * 8;
     copy_16_bytes(&shared.keys[r][key_place(r, c)], args.k + at);
     copy_16_bytes(&shared.values[r][value_place(r, c)], args.v + at);
   }
   for (int r = n_keys + threadIdx.x / kRowVectors; r < (n_keys + kTileKeys - 1) / kTileKeys * kTileKeys;
-       r += kAllWarps * 32 / kRowVectors)
+       r += kWarps * 32 / kRowVectors)
     shared.values[r][c] = uint4{0, 0, 0, 0};
 }
 
 // The group's query heads; with `stores` the new key and value too, to `at` in the cache and to row `row` of the page here. A
 // head to a warp at a time, all of a warp's heads on their way at once.
-template <int kAllWarps>
-__device__ inline void make_heads(const AttentionArgs& args, int t, int kv_head, bool stores, int64_t at, int row, bool real,
+__device__ inline void make_heads(const AttentionArgs& args, int t, int kv_head, bool stores, int64_t at, int row,
                                   AttentionShared& shared) {
-  constexpr int kMost = (kMostHeads + 2 + kAllWarps - 1) / kAllWarps, kLaneDims = kHeadDim / 32;
+  constexpr int kMost = (kMostHeads + 2 + kWarps - 1) / kWarps, kLaneDims = kHeadDim / 32;
   const AttentionShape& shape = args.shape;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_kv = shape.n_kv_heads, half = shape.rotary_dim / 2;
   const int n_group = shape.n_heads / n_kv, n = n_group + (stores ? 2 : 0);
@@ -89,15 +86,15 @@ __device__ inline void make_heads(const AttentionArgs& args, int t, int kv_head,
   float source[kMost][kLaneDims];
 #pragma unroll
   for (int m = 0; m < kMost; ++m)
-    if (const int h = warp + m * kAllWarps; h < n) {
+    if (const int h = warp + m * kWarps; h < n) {
       const int number = h < n_group ? kv_head * n_group + h : shape.n_heads + (h - n_group) * n_kv + kv_head;
 #pragma unroll
-      for (int i = 0; i < kLaneDims; ++i) source[m][i] = __ldcg(qkv + number * kHeadDim + lane + 32 * i);
+      for (int i = 0; i < kLaneDims; ++i) source[m][i] = qkv[number * kHeadDim + lane + 32 * i];
     }
-  if (real && args.from.early == 0) let_next_start();
+  let_next_start();
 #pragma unroll
   for (int m = 0; m < kMost; ++m) {
-    const int h = warp + m * kAllWarps;
+    const int h = warp + m * kWarps;
     if (h >= n) continue;
     const bool is_query = h < n_group, is_value = h == n_group + 1;
     const bool normed = (is_query ? args.from.q_norm : is_value ? nullptr : args.from.k_norm) != nullptr;

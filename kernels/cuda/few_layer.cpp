@@ -2,37 +2,16 @@
 //
 // One row, FP8: norm and qkv; heads and attention; attention out and its sum; norm and router; choice and gate-up; down and its
 // sum: six kernels. Several rows: attention with its heads, and attention out with its sum; the other ops as ever.
-#include <cstdlib>
-#include <string>
-
 #include "cuda/cuda_backend.h"
 #include "cuda/early_linear.h"
 #include "cuda/few_rows.h"
 
 namespace sigmoe::cuda {
 
-FewVariant few_variant() {
-  FewVariant v;
-  const char* text = std::getenv("SIGMOE_FEW");
-  if (!text) return v;
-  const std::string all = std::string(",") + text;
-  const auto read = [&](const char* name, int& value) {
-    const auto at = all.find(std::string(",") + name + "=");
-    if (at != std::string::npos) value = std::atoi(all.c_str() + at + std::string(name).size() + 2);
-  };
-  read("up", v.up), read("ring", v.ring), read("plan", v.plan), read("dpf", v.dpf), read("hint", v.hint);
-  read("spf", v.spf), read("qpf", v.qpf), read("att", v.att), read("five", v.five), read("roll", v.roll), read("reh", v.reh);
-  if (const auto at = all.find(",stamps="); at != std::string::npos)
-    v.stamps = reinterpret_cast<unsigned long long*>(std::strtoull(all.c_str() + at + 8, nullptr, 10));
-  read("eq", v.eq), read("ea", v.ea), read("eo", v.eo), read("er", v.er), read("eu", v.eu), read("ed", v.ed);
-  return v;
-}
-
 bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
   const BatchView& batch = layer.batch;
   if (!takes_decode_layer(facts_, batch.n_tokens)) return false;
   const int n_tokens = batch.n_tokens;
-  const FewVariant variant = few_variant();
   const auto norm = [&](const float* weight) {
     reduce_add_rms_norm(layer.residual, n_pending ? layer.partial : nullptr, n_pending, nullptr, weight, layer.eps, n_tokens,
                         layer.width, layer.normed);
@@ -45,8 +24,7 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
   const KernelChoice normed = choose_normed_linear(facts_, shape_of(qkv), n_tokens, n_pending);
   if (normed.kernel == Kernel::normed_linear) {
     note("norm and qkv", n_tokens, normed);
-    launch_normed_linear(queue_, qkv, layer.residual, layer.input_norm, layer.eps, layer.qkv_out, variant.eq, variant.stamps,
-                         variant.roll & 1);
+    launch_normed_linear(queue_, qkv, layer.residual, layer.input_norm, layer.eps, layer.qkv_out);
   } else {
     norm(layer.input_norm);
     linear(layer.normed, *layer.qkv, n_tokens, layer.qkv_out);
@@ -56,10 +34,9 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
   note("norm, rope, store and attention", n_tokens, attended);
   if (attended.kernel == Kernel::few_attention) {
     writes(layer.attended);
-    const FewAttention from{layer.qkv_out, layer.q_norm, layer.k_norm,   layer.rope_cos,          layer.rope_sin,
-                            layer.eps,     variant.ea,   variant.stamps, (variant.roll & 2) != 0, (variant.reh & 2) != 0};
+    const FewAttention from{layer.qkv_out, layer.q_norm, layer.k_norm, layer.rope_cos, layer.rope_sin, layer.eps};
     launch_few_attention(queue_, batch, layer.attention, from, layer.kv, split_scratch(batch, layer.attention, n_tokens),
-                         layer.attended, variant.att);
+                         layer.attended);
   } else {
     qk_norm_rope_store(batch, layer.attention, layer.qkv_out, layer.q_norm, layer.k_norm, layer.eps, layer.rope_cos,
                        layer.rope_sin, layer.kv, layer.query);
@@ -67,18 +44,11 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
   }
 
   writes(layer.residual);
-  unsigned long long* plan = variant.plan || variant.five || variant.up == 4 ? scratch<unsigned long long>(plan_, kPlanWords) : nullptr;
-  AheadBytes ahead;
-  if (n_tokens == 1 && variant.spf && layer.experts.shared_gate_up) {
-    const WeightView& w = view_of(*layer.experts.shared_gate_up);
-    ahead = {w.tiles, tile_bytes(w)};
-  }
   const WeightView& attn_out = view_of(*layer.attn_out);
   const KernelChoice adding = choose_adding_linear(facts_, shape_of(attn_out), n_tokens);
   if (adding.kernel == Kernel::adding_linear) {
     note("attention out and its sum", n_tokens, adding);
-    launch_adding_linear(queue_, attn_out, layer.attended, n_tokens, layer.residual, ahead, variant.eo, variant.stamps,
-                         variant.roll & 1, variant.five ? plan : nullptr);
+    launch_adding_linear(queue_, attn_out, layer.attended, n_tokens, layer.residual);
   } else {
     linear(layer.attended, *layer.attn_out, n_tokens, layer.partial);
     n_pending = 1;
@@ -101,19 +71,9 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
     float* partial = scratch<float>(partial_logits_, static_cast<size_t>(kRouterSlices) * layer.router.n_experts);
     void* normed_row = scratch<uint16_t>(x_, layer.width);
     few.partial = partial;
-    few.variant = variant;
-    if (variant.plan) few.plan = plan;
     few.normed = normed_row;
-    few.inner = scratch<uint64_t>(inner_, static_cast<size_t>(layer.router.n_active + 1) * few.down.k / 2);
-    if (variant.up == 4) few.plan = static_cast<unsigned long long*>(few.inner);
-    if (variant.qpf && layer.next_qkv) few.ahead = {view_of(*layer.next_qkv).tiles, tile_bytes(view_of(*layer.next_qkv))};
-    few.routes = variant.five && variant.up % 2 == 1 && takes_even_gate_up(few);
-    few.norm_weight = layer.post_attention_norm, few.eps = layer.eps, few.gate = gate;
-    if (few.routes)
-      few.meeting = plan + kPlanWords - 1;
-    else
-      launch_few_router(queue_, layer.residual, layer.post_attention_norm, layer.eps, gate, partial, normed_row, few.plan,
-                        variant);
+    few.inner = scratch<uint16_t>(inner_, static_cast<size_t>(layer.router.n_active + 1) * few.down.k);
+    launch_few_router(queue_, layer.residual, layer.post_attention_norm, layer.eps, gate, partial, normed_row);
     launch_few_experts(queue_, few);
     return true;
   }

@@ -7,7 +7,6 @@
 #include "cuda/device.cuh"
 #include "cuda/few_choice.cuh"
 #include "cuda/few_rows.h"
-#include "cuda/few_stamps.cuh"
 
 namespace sigmoe::cuda {
 namespace {
@@ -24,10 +23,6 @@ struct RouterArgs {
   WeightView gate;
   float* partial;
   __nv_bfloat16* normed;
-  unsigned long long* plan;
-  int n_plan;
-  unsigned long long* stamps;
-  int early;  // where the next kernel may start: 0 at once, 1 with the row here
 };
 
 __global__ void __launch_bounds__(kThreads) few_router_kernel(const __grid_constant__ RouterArgs args) {
@@ -35,8 +30,7 @@ __global__ void __launch_bounds__(kThreads) few_router_kernel(const __grid_const
   __shared__ __align__(16) float x[kSliceK];
   __shared__ float scratch[32];
   static_assert(kVectors * kWarps == 32);
-  FewStamps stamps(args.stamps, StampOf::router);
-  if (args.early == 0) let_next_start();
+  let_next_start();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, tile = blockIdx.x, slice = blockIdx.y;
   const uint4* tiles = args.gate.tiles + (static_cast<size_t>(tile) * kRouterSlices + slice) * kChunks * 32;
 #pragma unroll
@@ -48,8 +42,6 @@ __global__ void __launch_bounds__(kThreads) few_router_kernel(const __grid_const
   float4 weight = {};
   if (norms) weight = reinterpret_cast<const float4*>(args.norm_weight)[piece_at];
   wait_for_previous();
-  stamps.waited();
-  if (const int at = (slice * gridDim.x + tile) * kThreads + threadIdx.x; at < args.n_plan) args.plan[at] = 0;
 
   float4 v[kVectors], own = {};
   if (norms) own = reinterpret_cast<const float4*>(args.residual)[piece_at];
@@ -60,7 +52,6 @@ __global__ void __launch_bounds__(kThreads) few_router_kernel(const __grid_const
     const float sum = warp_sum(v[i].x * v[i].x + v[i].y * v[i].y + v[i].z * v[i].z + v[i].w * v[i].w);
     if (lane == 0) scratch[warp + kWarps * i] = sum;
   }
-  if (args.early == 1) let_next_start();
   __syncthreads();
   const float inverse = 1.0f / sqrtf(warp_sum(scratch[lane]) / kWidth + args.eps);
   if (norms) {
@@ -91,17 +82,14 @@ __global__ void __launch_bounds__(kThreads) few_router_kernel(const __grid_const
   }
   float* to = args.partial + slice * args.gate.n + tile * 16 + g;
   if (q == 0) to[0] = low, to[8] = high;
-  stamps.done();
 }
 
 }  // namespace
 
 void launch_few_router(const Queue& queue, const float* residual, const float* norm_weight, float eps, const WeightView& gate,
-                       float* partial, void* normed, unsigned long long* plan, const FewVariant& variant) {
+                       float* partial, void* normed) {
   launch(queue, few_router_kernel, dim3(gate.n_tiles, kRouterSlices), kThreads, 0,
-         RouterArgs{residual, norm_weight, eps, gate, partial, static_cast<__nv_bfloat16*>(normed), plan,
-                    plan ? variant.up == 4 ? few::kInnerWords : kPlanWords : 0, variant.stamps,
-                    variant.er});
+         RouterArgs{residual, norm_weight, eps, gate, partial, static_cast<__nv_bfloat16*>(normed)});
 }
 
 }  // namespace sigmoe::cuda

@@ -3,7 +3,6 @@
 // ops.
 #pragma once
 
-#include "cuda/early_linear.h"
 #include "cuda/gemm.h"
 #include "cuda/ops.h"
 
@@ -11,44 +10,17 @@ namespace sigmoe::cuda {
 
 // qk_norm_rope_store and attention. Positions, page tables and older keys are read before the kernels ahead are done: whatever
 // wrote them must be older than the kernel ahead of the one ahead.
-// Which of several ways each part goes, from the environment's SIGMOE_FEW ("up=1,ring=6,plan=1"): read at every launch.
-struct FewVariant {
-  int up = 0;    // gate-up: 0 five blocks an SM of two tiles each; 1 even_gate_up with activations in registers; 2 nine
-                 // blocks an SM of a tile each; 3 even_gate_up in 64 registers, so that a block of down fits beside it
-  int five = 0;  // 1: even_gate_up makes norm and logits, too: five kernels a layer
-  int ring = 6;  // of even_gate_up: groups of weights on their way per warp, 2 KB each
-  int plan = 0;  // 1: gate-up leaves down the addresses of its weights
-  int dpf = 0;   // eighths of down's weights that gate-up asks for in L2 as it ends
-  int hint = 0;  // 1: even_gate_up's weights are the first that L2 forgets
-  int qpf = 0;   // 1: up=4 asks for the next layer's qkv in L2
-  int spf = 0;   // 1: attention out asks for the shared expert's gate-up in L2
-  int roll = 0;  // 1: less code: loops that are otherwise unrolled; bits 1 linears, 2 attention, 4 down
-  int reh = 0;   // go through code with old data before the wait: bits 1 even_gate_up's choice, 2 attention
-  int att = 0;   // 1: attention by 16 warps
-  unsigned long long* stamps = nullptr;                // few_stamps.cuh
-  int eq = 0, ea = 0, eo = 0, er = 0, eu = 0, ed = 0;  // where qkv, attention, out, router, gate-up and down let the next start
-};
-FewVariant few_variant();
-
 struct FewAttention {
   const float* qkv = nullptr;  // (T, (H + 2G) * Dh)
   const float *q_norm = nullptr, *k_norm = nullptr, *cos = nullptr, *sin = nullptr;
   float eps = 0.0f;
-  int early = 0;
-  unsigned long long* stamps = nullptr;
-  bool rolled = false;
-  bool rehearse = false;
 };
 void launch_few_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, const FewAttention& from,
-                          const KvView& kv, const SplitScratch& scratch, float* out, int variant = 0);
+                          const KvView& kv, const SplitScratch& scratch, float* out);
 
 // partial (kRouterSlices, E) and normed (D) bf16 from residual (D).
 void launch_few_router(const Queue& queue, const float* residual, const float* norm_weight, float eps, const WeightView& gate,
-                       float* partial, void* normed, unsigned long long* plan = nullptr, const FewVariant& variant = {});
-
-// What down needs of each chosen expert, in words that are 0 until gate-up has written them: tiles, scales, and the weight's
-// bits with 1 << 32. The router's kernel clears them.
-constexpr int kPlanWords = 3 * 8 + 1;  // and the count of even_gate_up's blocks that have met
+                       float* partial, void* normed);
 
 struct FewExperts {
   const float* partial = nullptr;  // of launch_few_router
@@ -59,26 +31,11 @@ struct FewExperts {
   WeightView gate_up, down;                                           // the shape that all routed experts share
   const ExpertTiles *gate_up_tiles = nullptr, *down_tiles = nullptr;  // (E) in device memory, none missing
   WeightView shared_gate_up, shared_down;
-  void* inner = nullptr;               // (A + 1, F) bf16: scratch
-  float* residual = nullptr;           // (D): gets the weighted outputs of all experts added
-  unsigned long long* plan = nullptr;  // (kPlanWords), or null: down chooses for itself
-  FewVariant variant;
-  bool routes = false;  // even_gate_up makes norm and logits, too: from residual, with these
-  const float* norm_weight = nullptr;
-  float eps = 0.0f;
-  WeightView gate;
-  unsigned long long* meeting = nullptr;
-  AheadBytes ahead;  // of the next layer's qkv
+  void* inner = nullptr;      // (A + 1, F) bf16: scratch
+  float* residual = nullptr;  // (D): gets the weighted outputs of all experts added
 };
-// Whether this build has the kernels for the device; what they take is choose_products.cpp's.
+// Whether this build has the kernels for the device; what they take is choose_products.cpp's. Two kernels.
 bool has_few_experts();
-// even_gate_up.cu: gate-up by one block per SM.
-bool takes_even_gate_up(const FewExperts& args);
-void launch_even_gate_up(const Queue& queue, const FewExperts& args);
-// one_row_experts.cu: all in one kernel; `plan` counts.
-bool takes_one_row_experts(const FewExperts& args);
-void launch_one_row_experts(const Queue& queue, const FewExperts& args);
-// Two kernels.
 void launch_few_experts(const Queue& queue, const FewExperts& args);
 
 }  // namespace sigmoe::cuda

@@ -1,11 +1,8 @@
 // Whole layers of one to four rows on CUDA against the ops, to the bit, at the model's shapes: every kernel that does several
 // ops at once has the bits of the ops, which test_cuda_ops.cpp checks against the reference. Without a Hopper GPU the cases
 // print why and pass.
-#include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <numeric>
-#include <sstream>
 
 #include "backend/bench_device.h"
 #include "backend/decode_layer.h"
@@ -41,13 +38,12 @@ std::vector<T> read(Backend& backend, const DeviceBuffer& buffer) {
   return values;
 }
 
-// Weights of one layer; its routed experts share n_sets sets of weights.
+// Weights of one layer; its routed experts share four sets of weights.
 struct Weights {
-  std::unique_ptr<LinearWeight> qkv, out, gate, shared_up, shared_down;
-  std::vector<std::unique_ptr<LinearWeight>> up, down;
+  std::unique_ptr<LinearWeight> qkv, out, gate, shared_up, shared_down, up[4], down[4];
   ExpertWeights experts;
 
-  Weights(Backend& backend, WeightFormat format, Case::Gate kind, int n_sets = 4) {
+  Weights(Backend& backend, WeightFormat format, Case::Gate kind) {
     const auto made = backend.bench_device();
     const auto random = [&](int64_t n, int64_t k, bool gate_up, uint64_t seed) {
       const LinearDesc desc{
@@ -59,14 +55,8 @@ struct Weights {
     out = random(kWidth, 4096, false, 2);
     shared_up = random(2 * kInner, kWidth, true, 3);
     shared_down = random(kWidth, kInner, false, 4);
-    for (int i = 0; i < n_sets; ++i) {
-      up.push_back(random(2 * kInner, kWidth, true, 5 + i));
-      down.push_back(random(kWidth, kInner, false, 9 + i));
-    }
-    for (int e = 0; e < kExperts; ++e) {
-      experts.gate_up.push_back(up[e % n_sets].get());
-      experts.down.push_back(down[e % n_sets].get());
-    }
+    for (int i = 0; i < 4; ++i) up[i] = random(2 * kInner, kWidth, true, 5 + i), down[i] = random(kWidth, kInner, false, 9 + i);
+    for (int e = 0; e < kExperts; ++e) experts.gate_up.push_back(up[e % 4].get()), experts.down.push_back(down[e % 4].get());
     experts.shared_gate_up = shared_up.get(), experts.shared_down = shared_down.get();
     HostWeight host = random_weight(WeightFormat::bf16, kExperts, kWidth, {}, 0, 13);
     host.desc.use = LinearUse::router;
@@ -136,8 +126,7 @@ class Layers {
       int n_pending = 1;  // as a dense layer leaves it
       for (int i = 0; i < kLayers; ++i)
         if (at_once)
-          result.at_once =
-              dynamic_cast<DecodeLayers&>(backend_).decode_layer(layer(weights_, k_, v_), n_pending) && result.at_once;
+          result.at_once = dynamic_cast<DecodeLayers&>(backend_).decode_layer(layer(), n_pending) && result.at_once;
         else
           by_ops(n_pending);
       backend_.reduce_add_rms_norm(residual_.as<float>(), n_pending ? partial_.as<float>() : nullptr, n_pending, nullptr,
@@ -160,50 +149,17 @@ class Layers {
     return result;
   }
 
-  // A step of all of `stack` as SIGMOE_FEW says now, recorded under `key`: its bits, then what replays of it take.
-  std::vector<float> record(const std::vector<std::unique_ptr<Weights>>& stack, uint64_t key) {
-    while (stack_k_.size() < stack.size()) {
-      stack_k_.push_back(backend_.alloc(n_cache_ * 2, "k"));
-      stack_v_.push_back(backend_.alloc(n_cache_ * 2, "v"));
-      backend_.bench_device()->fill(stack_k_.back().data(), DType::bf16, n_cache_, 1.0f, 31 + stack_k_.size());
-      backend_.bench_device()->fill(stack_v_.back().data(), DType::bf16, n_cache_, 1.0f, 51 + stack_k_.size());
-    }
-    for (int i = 0; i < 3; ++i) {
-      backend_.upload(residual_.data(), residual_start_.data(), residual_.bytes());
-      replay(stack, key);
-      backend_.synchronize();
-    }
-    return read<float>(backend_, residual_);
-  }
-  // stamps: kStampWords for each of six kernels of each layer (few_stamps.cuh), or null.
-  void replay(const std::vector<std::unique_ptr<Weights>>& stack, uint64_t key, const DeviceBuffer* stamps = nullptr) {
-    const std::string variant = std::getenv("SIGMOE_FEW") ? std::getenv("SIGMOE_FEW") : "";
-    backend_.run_recorded(key, [&] {
-      int n_pending = 0;
-      for (size_t i = 0; i < stack.size(); ++i) {
-        if (stamps) {
-          const auto at = reinterpret_cast<uint64_t>(stamps->as<uint64_t>() + i * 36);
-          setenv("SIGMOE_FEW", (variant + ",stamps=" + std::to_string(at)).c_str(), 1);
-        }
-        dynamic_cast<DecodeLayers&>(backend_).decode_layer(
-            layer(*stack[i], stack_k_[i], stack_v_[i], stack[(i + 1) % stack.size()].get()), n_pending);
-      }
-    });
-    setenv("SIGMOE_FEW", variant.c_str(), 1);
-  }
-
  private:
-  static KvView kv(const DeviceBuffer& k, const DeviceBuffer& v) {
+  KvView kv() const {
     KvView kv;
-    kv.k = k.data(), kv.v = v.data(), kv.dtype = DType::bf16;
+    kv.k = k_.data(), kv.v = v_.data(), kv.dtype = DType::bf16;
     return kv;
   }
   Routing routing() const {
     return {ids_.as<int32_t>(), slot_weights_.as<float>(), expert_offsets_.as<int32_t>(), order_.as<int32_t>()};
   }
 
-  DecodeLayer layer(const Weights& weights, const DeviceBuffer& k, const DeviceBuffer& v,
-                    const Weights* next = nullptr) const {
+  DecodeLayer layer() const {
     return {.batch = batch_,
             .attention = attention_,
             .router = router_,
@@ -215,13 +171,12 @@ class Layers {
             .k_norm = k_norm_.as<float>(),
             .rope_cos = cos_.as<float>(),
             .rope_sin = sin_.as<float>(),
-            .qkv = weights.qkv.get(),
-            .attn_out = weights.out.get(),
-            .gate = weights.gate.get(),
-            .next_qkv = next ? next->qkv.get() : nullptr,
+            .qkv = weights_.qkv.get(),
+            .attn_out = weights_.out.get(),
+            .gate = weights_.gate.get(),
             .gate_bias = bias_.as<float>(),
-            .experts = weights.experts,
-            .kv = kv(k, v),
+            .experts = weights_.experts,
+            .kv = kv(),
             .residual = residual_.as<float>(),
             .normed = normed_.as<float>(),
             .qkv_out = qkv_.as<float>(),
@@ -240,8 +195,8 @@ class Layers {
     norm(input_norm_);
     backend_.linear(normed_.as<float>(), *weights_.qkv, n_tokens_, qkv_.as<float>());
     backend_.qk_norm_rope_store(batch_, attention_, qkv_.as<float>(), q_norm_.as<float>(), k_norm_.as<float>(), kEps,
-                                cos_.as<float>(), sin_.as<float>(), kv(k_, v_), query_.as<float>());
-    backend_.attention(batch_, attention_, query_.as<float>(), kv(k_, v_), attended_.as<float>());
+                                cos_.as<float>(), sin_.as<float>(), kv(), query_.as<float>());
+    backend_.attention(batch_, attention_, query_.as<float>(), kv(), attended_.as<float>());
     backend_.linear(attended_.as<float>(), *weights_.out, n_tokens_, partial_.as<float>());
     n_pending = 1;
     norm(post_norm_);
@@ -261,7 +216,6 @@ class Layers {
   BatchView batch_;
   DeviceBuffer positions_, offsets_, pages_, cos_, sin_, input_norm_, post_norm_, q_norm_, k_norm_, bias_, residual_, normed_,
       qkv_, query_, attended_, partial_, logits_, ids_, slot_weights_, expert_offsets_, order_, k_, v_;
-  std::vector<DeviceBuffer> stack_k_, stack_v_;
 };
 
 // A Hopper GPU's backend, or null after saying why there is none.
@@ -328,84 +282,4 @@ TEST_CASE("cuda few rows: a layer at once has the bits of the ops, called, recor
         }
       }
     }
-}
-
-// SIGMOE_FEW_VARIANTS="up=0;up=1,ring=6": medians of a step's layer for each, all in turns, and whether the bits are those of
-// the first. SIGMOE_FEW_LAYERS (8), SIGMOE_FEW_ROUNDS (15), SIGMOE_FEW_CONTEXT (1024).
-TEST_CASE("cuda few rows times: a layer of one row, by variant") {
-  const char* list = std::getenv("SIGMOE_FEW_VARIANTS");
-  if (!list) return void(std::printf("cuda few rows times: no SIGMOE_FEW_VARIANTS, nothing timed\n"));
-  const auto backend = hopper();
-  if (!backend) return;
-  const auto number = [](const char* name, int otherwise) {
-    return std::getenv(name) ? std::atoi(std::getenv(name)) : otherwise;
-  };
-  const int n_layers = number("SIGMOE_FEW_LAYERS", 8), n_rounds = number("SIGMOE_FEW_ROUNDS", 15);
-  // Scores that are all alike choose the first eight experts: eight sets of weights are as good as 256.
-  const Case c = {{number("SIGMOE_FEW_CONTEXT", 1024)}, false, Case::Gate::all_alike};
-  std::vector<std::unique_ptr<Weights>> stack;
-  for (int i = 0; i < n_layers; ++i) stack.push_back(std::make_unique<Weights>(*backend, c.format, c.gate, kActive));
-  Layers layers(*backend, c, *stack[0]);
-  std::vector<std::string> variants;
-  std::stringstream text(list);
-  for (std::string variant; std::getline(text, variant, ';');) variants.push_back(variant);
-  std::vector<std::vector<double>> times(variants.size());
-  std::vector<float> expected;
-  std::vector<bool> same;
-  for (size_t v = 0; v < variants.size(); ++v) {
-    setenv("SIGMOE_FEW", variants[v].c_str(), 1);
-    const std::vector<float> found = layers.record(stack, 1000 + v);
-    if (v == 0) expected = found;
-    same.push_back(found == expected);
-    CAPTURE(variants[v]);
-    CHECK(found == expected);
-    CHECK(std::isfinite(found[0]));
-  }
-  const auto device = backend->bench_device();
-  double gbps = 0;
-  for (int round = 0; round < n_rounds; ++round)
-    for (size_t v = 0; v < variants.size(); ++v) {
-      const BenchDevice::Timing timing = device->time([&] { layers.replay(stack, 1000 + v); });
-      times[v].push_back(timing.ms * 1e3 / n_layers);
-      gbps = std::max(gbps, timing.read_gbps);
-    }
-  std::printf("us a layer of %d, context %d, %d rounds; stream %.0f GB/s\n", n_layers, c.lengths[0], n_rounds, gbps);
-  for (size_t v = 0; v < variants.size(); ++v) {
-    std::sort(times[v].begin(), times[v].end());
-    std::printf("%7.2f (%6.2f to %6.2f) %s %s\n", times[v][n_rounds / 2], times[v][0], times[v][n_rounds - 1],
-                same[v] ? "same bits" : "OTHER BITS", variants[v].c_str());
-  }
-
-  // Where the time goes, of SIGMOE_FEW_STAMPS' variants: microseconds from the end of the layer before.
-  const char* stamped = std::getenv("SIGMOE_FEW_STAMPS");
-  std::stringstream names(stamped ? stamped : "");
-  uint64_t key = 2000;
-  const std::vector<uint64_t> fresh = [&] {
-    std::vector<uint64_t> words;
-    for (int i = 0; i < n_layers * 36; ++i) words.push_back(i % 2 ? 0 : ~uint64_t{0});
-    return words;
-  }();
-  DeviceBuffer stamps = on_device(*backend, fresh);
-  for (std::string variant; std::getline(names, variant, ';'); ++key) {
-    setenv("SIGMOE_FEW", variant.c_str(), 1);
-    double sums[36] = {};
-    constexpr int kRounds = 20;
-    for (int round = -3; round < kRounds; ++round) {
-      backend->upload(stamps.data(), fresh.data(), stamps.bytes());
-      backend->synchronize();
-      layers.replay(stack, key, &stamps);
-      const std::vector<uint64_t> words = read<uint64_t>(*backend, stamps);
-      for (int i = 1; round >= 0 && i < n_layers; ++i)
-        for (int k = 0; k < 36; ++k) sums[k] += (double(words[i * 36 + k]) - double(words[i * 36 - 1])) / 1e3;
-    }
-    std::printf("stamps of %s: start, waited, end, each least..most\n", variant.c_str());
-    const char* kernels[] = {"qkv", "attention", "out", "router", "gate-up", "down"};
-    for (int k = 0; k < 6; ++k) {
-      std::printf("  %-10s", kernels[k]);
-      for (int i = 0; i < 6; i += 2)
-        std::printf(" %6.1f..%5.1f", sums[k * 6 + i] / kRounds / (n_layers - 1),
-                    sums[k * 6 + i + 1] / kRounds / (n_layers - 1));
-      std::printf("\n");
-    }
-  }
 }

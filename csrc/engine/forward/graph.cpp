@@ -160,7 +160,6 @@ void Graph::decoder_layer(const LayerWeights& layer, const KvView& kv, const Bat
 bool Graph::decoder_layer_at_once(int64_t index, const BatchView& batch) {
   const LayerWeights& layer = weights_.layers[index];
   if (!at_once_ || layer.dense || !layer.qkv) return false;
-  const size_t next = static_cast<size_t>(index) + 1;
   return at_once_->decode_layer({.batch = batch,
                                  .attention = attention_shape_,
                                  .router = router_shape_,
@@ -175,7 +174,6 @@ bool Graph::decoder_layer_at_once(int64_t index, const BatchView& batch) {
                                  .qkv = layer.qkv.get(),
                                  .attn_out = layer.attn_out.get(),
                                  .gate = layer.router.get(),
-                                 .next_qkv = next < weights_.layers.size() ? weights_.layers[next].qkv.get() : nullptr,
                                  .gate_bias = layer.router_bias.as<float>(),
                                  .experts = layer.experts,
                                  .kv = kv_.layer(index),
