@@ -1,5 +1,5 @@
-// Packs activations for the many-row products, a block per row. Bound: memory, x read once in float32 (again from the cache).
-// One block more makes the tile list of a step from the router's offsets meanwhile.
+// Packs activations for the many-row products, a block per row. Bound: memory, x read once in float32 (what is beyond 4096
+// columns again from the cache). One block more makes the tile list of a step from the router's offsets meanwhile.
 #include "cuda/gemm.h"
 #include "cuda/packed.cuh"
 #include "cuda/quantise.h"
@@ -8,6 +8,7 @@ namespace sigmoe::cuda {
 namespace {
 
 constexpr int kWarps = 8;
+constexpr int kHeld = 4;  // groups of a row that a warp keeps in registers: all of 4096 columns
 
 struct PackArgs {
   const float* x;
@@ -77,10 +78,19 @@ __global__ void __launch_bounds__(kWarps * 32) pack_rows_kernel(const __grid_con
     const auto one = [&](int i) { return k + i < args.k ? row[k + i] : 0.0f; };
     return float4{one(0), one(1), one(2), one(3)};
   };
+  float4 held[kHeld];
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i) {
+    held[i] = {0, 0, 0, 0};
+    if (const int group = warp + i * kWarps; group < args.n_groups) held[i] = load(group);
+  }
   float inverse = 1.0f;
   if constexpr (F == WeightFormat::fp8) {
     float largest = 0.0f;
-    for (int group = warp; group < args.n_groups; group += kWarps) largest = fmaxf(largest, largest_of(load(group)));
+#pragma unroll
+    for (int i = 0; i < kHeld; ++i) largest = fmaxf(largest, largest_of(held[i]));
+    for (int group = warp + kHeld * kWarps; group < args.n_groups; group += kWarps)
+      largest = fmaxf(largest, largest_of(load(group)));
     largest = warp_largest(largest);
     if (lane == 0) of_warp[warp] = largest;
     __syncthreads();
@@ -90,12 +100,16 @@ __global__ void __launch_bounds__(kWarps * 32) pack_rows_kernel(const __grid_con
     inverse = scale.y;
     if (threadIdx.x == 0) args.out.scales[r] = scale.x;
   }
-  for (int group = warp; group < args.n_groups; group += kWarps) {
+  const auto pack = [&](int group, const float4& values) {
     if constexpr (F == WeightFormat::fp8)
-      pack_group_fp8(args.out, r, group, load(group), inverse);
+      pack_group_fp8(args.out, r, group, values, inverse);
     else
-      pack_group_bf16(args.out, r, group, load(group));
-  }
+      pack_group_bf16(args.out, r, group, values);
+  };
+#pragma unroll
+  for (int i = 0; i < kHeld; ++i)
+    if (const int group = warp + i * kWarps; group < args.n_groups) pack(group, held[i]);
+  for (int group = warp + kHeld * kWarps; group < args.n_groups; group += kWarps) pack(group, load(group));
 }
 
 }  // namespace

@@ -2,7 +2,7 @@
 //
 // Blocks of 256 rows of W stay and take the items (tile of rows of x, rows of W) of tensor_tile.cuh in turn; the row tiles of
 // an expert follow each other, so that W is read from memory once.
-#include "cuda/tensor_tile.cuh"
+#include "cuda/tensor_whole.cuh"
 
 namespace sigmoe::cuda {
 namespace {
@@ -70,22 +70,18 @@ __device__ void write_rows(const TensorGemmArgs& args, S& s, T* out, int weight_
   }
 }
 
-// Half of the columns' values go to the lane that differs in `mask`, the others become the larger ones of both. Returns where
-// the kept half begins. No column left to give: both lanes keep the last one.
-template <int mask, int half, int width>
+// Of n columns' values, half go to the lane that differs in `mask`, the others become the larger ones of both. Returns where
+// the kept half begins. The halves of an odd number share the middle.
+template <int mask, int n, int width>
 __device__ __forceinline__ int keep_largest(float (&values)[width]) {
+  constexpr int kept = (n + 1) / 2, second = n - kept;
   const bool upper = threadIdx.x & mask;
-  if constexpr (half == 0) {
-    values[0] = fmaxf(values[0], __shfl_xor_sync(kAllLanes, values[0], mask));
-    return 0;
-  } else {
 #pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const float given = __shfl_xor_sync(kAllLanes, upper ? values[i] : values[i + half], mask);
-      values[i] = fmaxf(upper ? values[i + half] : values[i], given);
-    }
-    return upper ? half : 0;
+  for (int i = 0; i < kept; ++i) {
+    const float given = __shfl_xor_sync(kAllLanes, upper ? values[i] : values[second + i], mask);
+    values[i] = fmaxf(upper ? values[second + i] : values[i], given);
   }
+  return upper ? second : 0;
 }
 
 // SwiGLU, then packed for the down product: the block's 128 columns are one FP8 block (two of BF16).
@@ -96,7 +92,12 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int 
   const int width = args.weight.n / 2, first_column = weight_tile * 8 + group * kBlocks * 32 + warp * 8 + g;
   const int n_rows = round_up_8(s.items[info].n_rows), packed_row = s.items[info].packed_row;
   if (threadIdx.x == 0) bulk_store_read();  // the last result has left
-  const bool real[kBlocks] = {first_column < width, first_column + 32 < width};
+    // Past W's last row lies what shared memory held before. It may not even round the division that two columns share.
+#pragma unroll
+  for (int block = 0; block < kBlocks; ++block)
+    if (first_column + 32 * block >= width)
+#pragma unroll
+      for (int i = 0; i < N / 2; ++i) sum[block][i] = 0.0f;
   float largest[N / 4];
 #pragma unroll
   for (int j = 0; j < N / 8; ++j) {
@@ -115,19 +116,19 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int 
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
         float& result = sum[block][4 * j + odd];
-        result = real[block] ? silu[block] * (sum[block][4 * j + odd + 2] * factor) : 0.0f;
+        result = silu[block] * (sum[block][4 * j + odd + 2] * factor);
       }
       largest[2 * j + odd] = fmaxf(fabsf(sum[0][4 * j + odd]), fabsf(sum[1][4 * j + odd]));
     }
   }
   if constexpr (F == WeightFormat::fp8) {
     // over the eight lanes that share q: each gets an eighth of the columns
-    int first = keep_largest<16, N / 8>(largest);
-    first += keep_largest<8, N / 16>(largest);
-    first += keep_largest<4, N / 32>(largest);
+    constexpr int kHalf = N / 8, kQuarter = (kHalf + 1) / 2, kEighth = (kQuarter + 1) / 2;
+    int first = keep_largest<16, N / 4>(largest);
+    first += keep_largest<8, kHalf>(largest);
+    first += keep_largest<4, kQuarter>(largest);
 #pragma unroll
-    for (int i = 0; i < (N + 31) / 32; ++i)
-      s.largest[group * 4 + warp][(first + i) / 2 * 8 + 2 * q + (first + i) % 2] = largest[i];
+    for (int i = 0; i < kEighth; ++i) s.largest[group * 4 + warp][(first + i) / 2 * 8 + 2 * q + (first + i) % 2] = largest[i];
     meet<kConsumers, kGroups * 128>();
     if (threadIdx.x < N) {
       float most = 0.0f;
@@ -195,8 +196,13 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int 
 template <WeightFormat F, GemmMode M, int N>
 __device__ void run_item(const TensorGemmArgs& args, Memory<M>& s, Position& at, int weight_tile, int info, bool last) {
   Sums<N, kBlocks> sum;
-  multiply<F, M == GemmMode::gate_up, N, M == GemmMode::down>(args, s, at, s.items[info].expert, weight_tile, KRange(args, F),
-                                                              sum);
+  if constexpr (takes_any_16<F, M>) {
+    multiply_whole<N, M == GemmMode::gate_up>(s, at, KRange(args, F), sum);
+    if (!has_block_scales(args.weight))
+      scale_rows<N>(args, weight_of(args, s.items[info].expert).scales, weight_tile + threadIdx.x / 128 * kBlocks * 4, sum);
+  } else {
+    multiply<F, N>(args, s, at, s.items[info].expert, weight_tile, KRange(args, F), sum);
+  }
   if constexpr (M == GemmMode::gate_up)
     write_inner<F, N>(args, s, weight_tile, info, last, sum);
   else if constexpr (M == GemmMode::down)
@@ -224,12 +230,17 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_gemm_kernel(const __grid_c
       barrier_wait(&s.full[at.stage], at.parity);  // with its first stage the producers have said what the item is
       const int weight_tile = s.weight_tiles[info];
       const bool last = index + static_cast<int>(gridDim.x) >= n_items;
-      switch (operand_rows(s.items[info].n_rows)) {
-        case 16: run_item<F, M, 16>(args, s, at, weight_tile, info, last); break;
-        case 32: run_item<F, M, 32>(args, s, at, weight_tile, info, last); break;
-        case 64: run_item<F, M, 64>(args, s, at, weight_tile, info, last); break;
-        case 96: run_item<F, M, 96>(args, s, at, weight_tile, info, last); break;
-        default: run_item<F, M, 128>(args, s, at, weight_tile, info, last);
+      const auto run = [&]<int N>() { run_item<F, M, N>(args, s, at, weight_tile, info, last); };
+      constexpr bool kFine = takes_any_16<F, M>;
+      switch (operand_rows<kFine>(s.items[info].n_rows)) {
+        case 16: run.template operator()<16>(); break;
+        case 32: run.template operator()<32>(); break;
+        case 48: run.template operator()<kFine ? 48 : 64>(); break;
+        case 64: run.template operator()<64>(); break;
+        case 80: run.template operator()<kFine ? 80 : 96>(); break;
+        case 96: run.template operator()<96>(); break;
+        case 112: run.template operator()<kFine ? 112 : 128>(); break;
+        default: run.template operator()<128>();
       }
       if (++info == kInfos) info = 0;
     }

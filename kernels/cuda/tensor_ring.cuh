@@ -78,10 +78,15 @@ __device__ inline Item find_item(const TensorGemmArgs& args, int index) {
   return item;
 }
 
-// Rows of x that the tensor core is given for n_rows of them.
+// Rows of x that the tensor core is given for n_rows of them: a multiple of 16, not every one of them unless Fine.
+template <bool Fine>
 __device__ inline int operand_rows(int n_rows) {
+  if (Fine) return (n_rows + 15) / 16 * 16;
   return n_rows <= 16 ? 16 : n_rows <= 32 ? 32 : n_rows <= 64 ? 64 : n_rows <= 96 ? 96 : 128;
 }
+
+template <WeightFormat F, GemmMode M>
+constexpr bool takes_any_16 = F == WeightFormat::fp8&& M != GemmMode::linear;
 
 // A place in the ring.
 struct Position {
@@ -127,7 +132,7 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
   for (int index = blockIdx.x / args.n_splits; index < n_items; index += gridDim.x) {
     const Item item = find_item<Blocks>(args, index);
     const RowTile& rows = item.rows;
-    const int n_operand = operand_rows(rows.n_rows);
+    const int n_operand = operand_rows<takes_any_16<F, M>>(rows.n_rows);
 
     // Rows past the last repeat it; nobody writes their results.
     int32_t token = rows.first + min(thread, rows.n_rows - 1), out_row = token;

@@ -17,7 +17,7 @@ static_assert(kWeightTiles<kBlocks> == kSplitTiles);
 template <WeightFormat F, int N>
 __device__ void run_item(const TensorGemmArgs& args, Shared<kBlocks>& s, Position& at, const Item& item) {
   Sums<N, kBlocks> sum;
-  multiply<F, false, N>(args, s, at, item.rows.expert, item.weight_tile, KRange(args, F), sum);
+  multiply<F, N>(args, s, at, item.rows.expert, item.weight_tile, KRange(args, F), sum);
   meet<kConsumers, kGroups * 128>();             // nobody reads the stages any more, nor are any on their way
   float* parts = reinterpret_cast<float*>(s.x);  // (N / 2, threads)
 #pragma unroll
@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_split_kernel(const __grid_
     take_registers<232>();
     Position at;
     const Item item = find_item<kBlocks>(args, blockIdx.x / args.n_splits);
-    switch (operand_rows(item.rows.n_rows)) {
+    switch (operand_rows<false>(item.rows.n_rows)) {
       case 16: run_item<F, 16>(args, s, at, item); break;
       case 32: run_item<F, 32>(args, s, at, item); break;
       case 64: run_item<F, 64>(args, s, at, item); break;

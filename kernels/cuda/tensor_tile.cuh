@@ -27,22 +27,19 @@ __device__ inline void release(S& s, int stage) {
   if (threadIdx.x % 32 == 0) barrier_arrive(&s.empty[stage]);
 }
 
-// sum = the products of the item, FP8, without x's scales when rows have one each; BlockScales: they have one per 128 of k.
-// PairScales: rows 0-7 and 8-15 of a tile of W have scales of their own (gate, up).
+// sum = the products of the item, FP8, without x's scales: rows have one each.
 //
 // A k block is some units of 64 rows of W by all or half of the rows of x. While one is multiplied the sums of the one before
 // are scaled and added; the other warpgroup fills what gaps are left.
-template <int N, bool PairScales, bool BlockScales, class S>
+template <int N, class S>
 __device__ void multiply_fp8(S& s, Position& at, const KRange& range, Sums<N, S::kBlocks>& sum) {
   constexpr int Blocks = S::kBlocks, kParts = N >= 64 ? 2 : 1, kPart = N / kParts, kUnits = Blocks * kParts;
-  const int q = threadIdx.x % 4;
 #pragma unroll
   for (int b = 0; b < Blocks; ++b)
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) sum[b][i] = 0.0f;
   float part[2][kPart / 2];
-  uint32_t x_scales[kPart / 8];  // a pair of columns each
-  Operand a;                     // a second one would not fit the registers
+  Operand a;  // a second one would not fit the registers
   const auto start = [&](int stage, int unit) {
     float(&to)[kPart / 2] = part[unit % 2];
     const uint64_t b = swizzled_operand(s.x[stage] + unit % kParts * kPart * 128);
@@ -52,31 +49,12 @@ __device__ void multiply_fp8(S& s, Position& at, const KRange& range, Sums<N, S:
     for (int c = 0; c < 4; ++c) wgmma_fp8<kPart>(to, a.chunks[c], b + 2 * c, c > 0);
     wgmma_commit();
   };
-  const auto load_scales = [&](int stage, int unit) {
-    if constexpr (BlockScales) {
-      const auto* pairs = reinterpret_cast<const uint32_t*>(s.x_scales[stage] + unit % kParts * kPart) + q;
-#pragma unroll
-      for (int j = 0; j < kPart / 8; ++j) x_scales[j] = pairs[4 * j];
-    }
-  };
-  const auto add = [&](int unit, float2 scale) {
+  const auto add = [&](int unit, float scale) {
     float(&from)[kPart / 2] = part[unit % 2];
     pin(from);
     float* to = sum[unit / kParts] + unit % kParts * (kPart / 2);
 #pragma unroll
-    for (int j = 0; j < kPart / 8; ++j) {
-      float2 low = {scale.x, scale.x}, high = {scale.y, scale.y};
-      if constexpr (BlockScales) {
-        const float2 x = {bf16_low(x_scales[j]), bf16_high(x_scales[j])};
-        low = {x.x * scale.x, x.y * scale.x};
-        high = {x.x * scale.y, x.y * scale.y};
-      }
-      if constexpr (!PairScales) high = low;
-      to[4 * j] += from[4 * j] * low.x;
-      to[4 * j + 1] += from[4 * j + 1] * low.y;
-      to[4 * j + 2] += from[4 * j + 2] * high.x;
-      to[4 * j + 3] += from[4 * j + 3] * high.y;
-    }
+    for (int i = 0; i < kPart / 2; ++i) to[i] += from[i] * scale;
 #pragma unroll
     for (int i = 0; i < kPart / 2; ++i) asm volatile("" : "+f"(to[i]));  // here, not after the next wait
   };
@@ -84,16 +62,14 @@ __device__ void multiply_fp8(S& s, Position& at, const KRange& range, Sums<N, S:
     const int stage = at.stage;
     barrier_wait(&s.full[stage], at.parity);
     a.load(s, stage, 0);
-    const float2 scale = s.w_scales[stage][threadIdx.x / 128];
+    const float scale = s.w_scales[stage][threadIdx.x / 128].x;
     start(stage, 0);
 #pragma unroll
     for (int unit = 0; unit < kUnits; ++unit) {
       if (unit + 1 < kUnits && (unit + 1) % kParts != 0) {
         start(stage, unit + 1);
-        load_scales(stage, unit);
         wgmma_wait<1>();
       } else {
-        load_scales(stage, unit);
         wgmma_wait<0>();
         if (unit + 1 < kUnits) {
           a.load(s, stage, (unit + 1) / kParts);
@@ -156,12 +132,12 @@ __device__ void scale_rows(const TensorGemmArgs& args, const float* scales, int 
     }
 }
 
-// sum = the products of the item, with all scales of W, and those of x if it has BlockScales.
-template <WeightFormat F, bool PairScales, int N, bool BlockScales = false, class S>
+// sum = the products of the item, with all scales of W. The experts' FP8 ones are those of tensor_whole.cuh.
+template <WeightFormat F, int N, class S>
 __device__ void multiply(const TensorGemmArgs& args, S& s, Position& at, int expert, int weight_tile, const KRange& range,
                          Sums<N, S::kBlocks>& sum) {
   if constexpr (F == WeightFormat::fp8) {
-    multiply_fp8<N, PairScales, BlockScales>(s, at, range, sum);
+    multiply_fp8<N>(s, at, range, sum);
     if (!has_block_scales(args.weight))
       scale_rows<N>(args, weight_of(args, expert).scales, weight_tile + threadIdx.x / 128 * S::kBlocks * 4, sum);
   } else {

@@ -132,13 +132,17 @@ __device__ inline uint64_t swizzled_operand(const void* shared) {
 #define SIGMOE_LIST_32 SIGMOE_LIST_16 ",%8,%9,%10,%11,%12,%13,%14,%15"
 #define SIGMOE_LIST_48 SIGMOE_LIST_32 ",%16,%17,%18,%19,%20,%21,%22,%23"
 #define SIGMOE_LIST_64 SIGMOE_LIST_48 ",%24,%25,%26,%27,%28,%29,%30,%31"
-#define SIGMOE_LIST_96 SIGMOE_LIST_64 ",%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47"
-#define SIGMOE_LIST_128 SIGMOE_LIST_96 ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
+#define SIGMOE_LIST_80 SIGMOE_LIST_64 ",%32,%33,%34,%35,%36,%37,%38,%39"
+#define SIGMOE_LIST_96 SIGMOE_LIST_80 ",%40,%41,%42,%43,%44,%45,%46,%47"
+#define SIGMOE_LIST_112 SIGMOE_LIST_96 ",%48,%49,%50,%51,%52,%53,%54,%55"
+#define SIGMOE_LIST_128 SIGMOE_LIST_112 ",%56,%57,%58,%59,%60,%61,%62,%63"
 #define SIGMOE_OUT_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define SIGMOE_OUT_16(i) SIGMOE_OUT_4(i), SIGMOE_OUT_4(i + 4)
 #define SIGMOE_OUT_32(i) SIGMOE_OUT_16(i), SIGMOE_OUT_16(i + 8)
 #define SIGMOE_OUT_48(i) SIGMOE_OUT_32(i), SIGMOE_OUT_16(i + 16)
 #define SIGMOE_OUT_64(i) SIGMOE_OUT_32(i), SIGMOE_OUT_32(i + 16)
+#define SIGMOE_OUT_80(i) SIGMOE_OUT_64(i), SIGMOE_OUT_16(i + 32)
+#define SIGMOE_OUT_112(i) SIGMOE_OUT_64(i), SIGMOE_OUT_48(i + 32)
 #define SIGMOE_OUT_96(i) SIGMOE_OUT_64(i), SIGMOE_OUT_32(i + 32)
 #define SIGMOE_OUT_128(i) SIGMOE_OUT_64(i), SIGMOE_OUT_64(i + 32)
 // A0 to A3, B, S: the operand numbers after the accumulators.
@@ -152,11 +156,14 @@ __device__ inline uint64_t swizzled_operand(const void* shared) {
 // b holds the same 32 bytes of k, in the order of packed_place(), of N rows. d as mma_bf16's c, 8 columns after the other.
 template <int N>
 __device__ inline void wgmma_fp8(float (&d)[N / 2], const uint4& a, uint64_t b, bool accumulate) {
+  static_assert(N % 16 == 0 && N <= 128);
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   if constexpr (N == 16) SIGMOE_WGMMA("m64n16k32", "e4m3.e4m3", 16, "", 8, 9, 10, 11, 12, 13);
   if constexpr (N == 32) SIGMOE_WGMMA("m64n32k32", "e4m3.e4m3", 32, "", 16, 17, 18, 19, 20, 21);
   if constexpr (N == 48) SIGMOE_WGMMA("m64n48k32", "e4m3.e4m3", 48, "", 24, 25, 26, 27, 28, 29);
   if constexpr (N == 64) SIGMOE_WGMMA("m64n64k32", "e4m3.e4m3", 64, "", 32, 33, 34, 35, 36, 37);
+  if constexpr (N == 80) SIGMOE_WGMMA("m64n80k32", "e4m3.e4m3", 80, "", 40, 41, 42, 43, 44, 45);
+  if constexpr (N == 112) SIGMOE_WGMMA("m64n112k32", "e4m3.e4m3", 112, "", 56, 57, 58, 59, 60, 61);
   if constexpr (N == 96) SIGMOE_WGMMA("m64n96k32", "e4m3.e4m3", 96, "", 48, 49, 50, 51, 52, 53);
   if constexpr (N == 128) SIGMOE_WGMMA("m64n128k32", "e4m3.e4m3", 128, "", 64, 65, 66, 67, 68, 69);
 #endif

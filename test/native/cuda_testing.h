@@ -73,8 +73,8 @@ std::vector<T> sizes(std::vector<T> all, std::vector<T> few) {
 inline void on_cuda(const std::function<void(Backend&, DType)>& fn) {
   if (!have_cuda()) return;
   for (const auto& [compute, kernels] : {std::pair{DType::f32, "auto"}, {DType::bf16, "auto"}, {DType::bf16, "mma"}}) {
-    CAPTURE(dtype_name(compute));
-    CAPTURE(kernels);
+    CAPTURE(std::string(dtype_name(compute)));  // doctest prints the address of any other text
+    CAPTURE(std::string(kernels));
     fn(*cuda(compute, "auto", kernels), compute);
   }
 }

@@ -14,7 +14,9 @@ struct ExpertCase {
   std::string name;
   int width, inner, shared_inner, n_experts, n_active;
   WeightFormat format, shared_format;
-  bool some_missing;
+  bool some_missing, scaled_by_rows = false;
+
+  int n_slots() const { return n_active + (n_active == 0 || shared_inner > 0 ? 1 : 0); }
 };
 
 struct ExpertSet {
@@ -26,10 +28,11 @@ ExpertSet make_experts(Backend& backend, const ExpertCase& c) {
   ExpertSet set;
   const auto make = [&](WeightFormat format, int64_t n, int64_t k, bool gate_up, uint64_t seed) -> const LinearWeight* {
     using enum WeightFormat;
-    const std::vector<int64_t> bounds = format == fp8 || format == int4 ? blocks_of(k, 128)
-                                        : format == int8                ? blocks_of(k, k)
-                                                                        : std::vector<int64_t>{};
-    const HostWeight host = random_weight(format, n, k, bounds, format == fp8 ? 128 : 1, seed, gate_up);
+    const bool by_rows = format == int8 || (format == fp8 && c.scaled_by_rows);
+    const std::vector<int64_t> bounds = by_rows                           ? blocks_of(k, k)
+                                        : format == fp8 || format == int4 ? blocks_of(k, 128)
+                                                                          : std::vector<int64_t>{};
+    const HostWeight host = random_weight(format, n, k, bounds, format == fp8 && !by_rows ? 128 : 1, seed, gate_up);
     return set.owned.emplace_back(host.put(backend)).get();
   };
   for (int e = 0; e < c.n_experts; ++e) {
@@ -44,7 +47,102 @@ ExpertSet make_experts(Backend& backend, const ExpertCase& c) {
   return set;
 }
 
+// A step's rows and choices; those of fewer tokens are the first of those of more. Crowded: all at the same experts.
+struct Step {
+  int n_tokens;
+  std::vector<float> x, weights;
+  std::vector<int32_t> ids, offsets, order;
+};
+
+Step make_step(const ExpertCase& c, int n_tokens, bool crowded) {
+  Step step{n_tokens, on_fp8_grid(gaussian(n_tokens * c.width, 21), c.width), gaussian(n_tokens * c.n_active, 22), {}, {}, {}};
+  std::vector<int32_t>& ids = step.ids;
+  for (int t = 0; t < n_tokens; ++t)
+    for (int a = 0; a < c.n_active; ++a) ids.push_back(crowded ? a : (t * 5 + a * 3 + t / 7) % c.n_experts);
+  for (int t = 0; t < n_tokens; ++t)  // distinct within a token
+    for (int a = 1; a < c.n_active; ++a)
+      while (std::find(&ids[t * c.n_active], &ids[t * c.n_active + a], ids[t * c.n_active + a]) != &ids[t * c.n_active + a])
+        ids[t * c.n_active + a] = (ids[t * c.n_active + a] + 1) % c.n_experts;
+  step.offsets.resize(c.n_experts + 1);
+  for (int e = 0; e < c.n_experts; ++e) {
+    for (size_t i = 0; i < ids.size(); ++i)
+      if (ids[i] == e) step.order.push_back(static_cast<int32_t>(i));
+    step.offsets[e + 1] = static_cast<int32_t>(step.order.size());
+  }
+  return step;
+}
+
+struct StepOnDevice {
+  Backend& backend;
+  const ExpertCase& expert_case;
+  int n_tokens;
+  OnDevice<float> x, weights, out;
+  OnDevice<int32_t> ids, offsets, order;
+
+  StepOnDevice(Backend& backend, const ExpertCase& c, const Step& step)
+      : backend(backend),
+        expert_case(c),
+        n_tokens(step.n_tokens),
+        x(backend, step.x),
+        weights(backend, step.weights),
+        out(backend, std::vector<float>(static_cast<size_t>(n_tokens) * c.n_slots() * c.width, kPoison)),
+        ids(backend, step.ids),
+        offsets(backend, step.offsets),
+        order(backend, step.order) {}
+
+  std::vector<float> run(const ExpertWeights& experts) const {
+    const Routing routing{ids.get(), weights.get(), offsets.get(), order.get()};
+    backend.experts(x.get(), experts, routing, expert_case.n_active, n_tokens, expert_case.width, out.get());
+    return out.read();
+  }
+};
+
 }  // namespace
+
+// Shared memory keeps what the kernel before left in it, so what a kernel reads without having written it differs from one run
+// to the next. Inner widths that fill no block of columns leave the most of it beside what is computed. Every repeat has an
+// order of its own.
+TEST_CASE("cuda experts: a step has the same bits whatever ran before it") {
+  on_cuda([](Backend& backend, DType) {
+    using enum WeightFormat;
+    const std::vector<ExpertCase> cases = {{"bf16 narrow", 64, 32, 64, 16, 4, bf16, bf16, false},
+                                           {"bf16 wide", 256, 224, 96, 6, 2, bf16, bf16, false},
+                                           {"fp8", 256, 128, 128, 16, 4, fp8, fp8, false},
+                                           {"fp8 ragged", 192, 160, 160, 8, 3, fp8, fp8, false},
+                                           {"fp8 scaled by rows", 192, 32, 160, 8, 3, fp8, fp8, false, true},
+                                           {"int4", 256, 128, 128, 6, 2, int4, int4, false}};
+    struct Run {
+      const ExpertCase* expert_case;
+      const ExpertWeights* weights;
+      std::unique_ptr<StepOnDevice> step;
+      std::vector<float> first;
+    };
+    std::vector<ExpertSet> sets;
+    for (const ExpertCase& c : cases) sets.push_back(make_experts(backend, c));
+    std::vector<Run> runs;
+    for (const int n_tokens : sizes<int>({700, 300, 17, 256, 64}, {256, 56}))
+      for (size_t i = 0; i < cases.size(); ++i)
+        runs.push_back({&cases[i],
+                        &sets[i].weights,
+                        std::make_unique<StepOnDevice>(backend, cases[i], make_step(cases[i], n_tokens, true)),
+                        {}});
+    std::mt19937_64 random(3);
+    for (int repeat = 0; repeat < (small_run() ? 2 : 20); ++repeat) {
+      std::shuffle(runs.begin(), runs.end(), random);
+      for (Run& run : runs) {
+        const std::vector<float> got = run.step->run(*run.weights);
+        if (run.first.empty()) run.first = got;
+        const ExpertCase& c = *run.expert_case;
+        const size_t at = std::mismatch(got.begin(), got.end(), run.first.begin()).first - got.begin(), row = at / c.width;
+        CAPTURE(c.name);
+        CAPTURE(run.step->n_tokens);
+        CAPTURE(repeat);
+        INFO("token ", row / c.n_slots(), ", slot ", row % c.n_slots(), ", column ", at % c.width);
+        CHECK(at == got.size());
+      }
+    }
+  });
+}
 
 TEST_CASE("cuda experts: formats, shared experts, empty and crowded lists, missing shares") {
   std::map<std::string, std::vector<float>> known;  // the reference's results, of all backends
@@ -57,6 +155,7 @@ TEST_CASE("cuda experts: formats, shared experts, empty and crowded lists, missi
           ExpertCase{"bf16 four slices of k", 4096, 256, 0, 2, 1, bf16, bf16, false},
           ExpertCase{"fp8 missing shares", 512, 512, 512, 6, 2, fp8, fp8, true},
           ExpertCase{"fp8 ragged", 192, 160, 160, 8, 3, fp8, fp8, false},
+          ExpertCase{"fp8 scaled by rows", 192, 160, 32, 8, 3, fp8, fp8, false, true},
           ExpertCase{"bf16", 64, 32, 64, 16, 4, bf16, bf16, false}, ExpertCase{"f32", 50, 20, 20, 4, 2, f32, f32, false},
           ExpertCase{"int4", 256, 128, 128, 6, 2, int4, int4, false},
           ExpertCase{"int8", 256, 128, 128, 6, 2, int8, int8, false},
@@ -67,7 +166,6 @@ TEST_CASE("cuda experts: formats, shared experts, empty and crowded lists, missi
           ExpertCase{"nothing", 64, 0, 0, 0, 0, fp8, fp8, false}}) {
       if (small_run() && compute == DType::f32 && c.width > 256) continue;
       const ExpertSet on_device = make_experts(backend, c), on_host = make_experts(*reference(), c);
-      const int n_slots = c.n_active + (c.n_active == 0 || c.shared_inner > 0 ? 1 : 0);
       std::vector<float> together[3];  // the most rows that have one kernel on every card, which come first
       for (const int n_tokens : sizes<int>({40, 1, 2, 3, 8, 17, 150, 48, 64, 77, 300, 256}, {24, 2, 56, 256}))
         for (const bool crowded : {false, true}) {
@@ -75,34 +173,15 @@ TEST_CASE("cuda experts: formats, shared experts, empty and crowded lists, missi
           CAPTURE(c.name);
           CAPTURE(n_tokens);
           CAPTURE(crowded);
-          const std::vector<float> x = on_fp8_grid(gaussian(n_tokens * c.width, 21), c.width);
-          std::vector<int32_t> ids, offsets(c.n_experts + 1), order;
-          std::vector<float> weights = gaussian(n_tokens * c.n_active, 22);
-          for (int t = 0; t < n_tokens; ++t)
-            for (int a = 0; a < c.n_active; ++a) ids.push_back(crowded ? a : (t * 5 + a * 3 + t / 7) % c.n_experts);
-          for (int t = 0; t < n_tokens; ++t)  // distinct within a token
-            for (int a = 1; a < c.n_active; ++a)
-              while (std::find(&ids[t * c.n_active], &ids[t * c.n_active + a], ids[t * c.n_active + a]) !=
-                     &ids[t * c.n_active + a])
-                ids[t * c.n_active + a] = (ids[t * c.n_active + a] + 1) % c.n_experts;
-          for (int e = 0; e < c.n_experts; ++e) {
-            for (size_t i = 0; i < ids.size(); ++i)
-              if (ids[i] == e) order.push_back(static_cast<int32_t>(i));
-            offsets[e + 1] = static_cast<int32_t>(order.size());
-          }
+          Step step = make_step(c, n_tokens, crowded);
           std::vector<float>& expected = known[std::string(c.name) + std::to_string(n_tokens) + (crowded ? "crowded" : "")];
           const bool fresh = expected.empty();
-          expected.resize(static_cast<size_t>(n_tokens) * n_slots * c.width);
+          expected.resize(static_cast<size_t>(n_tokens) * c.n_slots() * c.width);
           if (fresh)
-            reference()->experts(x.data(), on_host.weights, {ids.data(), weights.data(), offsets.data(), order.data()},
-                                 c.n_active, n_tokens, c.width, expected.data());
-          const OnDevice<float> in(backend, x), device_weights(backend, weights),
-              out(backend, std::vector<float>(expected.size(), kPoison));
-          const OnDevice<int32_t> device_ids(backend, ids), device_offsets(backend, offsets), device_order(backend, order);
-          backend.experts(in.get(), on_device.weights,
-                          {device_ids.get(), device_weights.get(), device_offsets.get(), device_order.get()}, c.n_active,
-                          n_tokens, c.width, out.get());
-          const std::vector<float> got = out.read();
+            reference()->experts(step.x.data(), on_host.weights,
+                                 {step.ids.data(), step.weights.data(), step.offsets.data(), step.order.data()}, c.n_active,
+                                 n_tokens, c.width, expected.data());
+          const std::vector<float> got = StepOnDevice(backend, c, step).run(on_device.weights);
           const bool fp8_inner = n_tokens >= 48 && (c.format == fp8 || c.shared_format == fp8);
           CHECK(relative_error(got, expected) < bound(compute, fp8_inner ? kFp8Inner : Tolerance::kBf16Experts));
           if (!crowded) continue;
@@ -112,6 +191,45 @@ TEST_CASE("cuda experts: formats, shared experts, empty and crowded lists, missi
           else  // the same tokens and choices among more: the same bits
             CHECK(std::equal(got.begin(), got.end(), all.begin()));
         }
+    }
+  });
+}
+
+// Tiles of rows come in every multiple of 16 up to 128, in more than one tile for the longest lists; a row's bits are the same
+// in each of them.
+TEST_CASE("cuda experts: lists of every length of a tile, and the same rows in shorter ones") {
+  constexpr int kTokens = 320, kActive = 4, kExperts = 16, kWidth = 512;
+  const ExpertCase c{"fp8 lists", kWidth, 256, 0, kExperts, kActive, WeightFormat::fp8, WeightFormat::fp8, false};
+  std::vector<int32_t> ids(kTokens * kActive);
+  for (int i = 0, e = 0, n = 0; i < kTokens * kActive; ++i, ++n) {  // expert e has 16 (e % 8 + 1) slots, the last has the rest
+    if (n == 16 * (e % 8 + 1) && e + 1 < kExperts) ++e, n = 0;
+    ids[i % kTokens * kActive + i / kTokens] = e;
+  }
+  const std::vector<float> x = on_fp8_grid(gaussian(kTokens * kWidth, 21), kWidth), all_weights = gaussian(ids.size(), 22);
+  const auto run = [&](Backend& backend, const ExpertWeights& experts, int n_tokens) {
+    std::vector<int32_t> offsets(kExperts + 1), order;
+    for (int e = 0; e < kExperts; ++e) {
+      for (int i = 0; i < n_tokens * kActive; ++i)
+        if (ids[i] == e) order.push_back(i);
+      offsets[e + 1] = static_cast<int32_t>(order.size());
+    }
+    const OnDevice<float> in(backend, x), weights(backend, all_weights),
+        out(backend, std::vector<float>(static_cast<size_t>(n_tokens) * kActive * kWidth, kPoison));
+    const OnDevice<int32_t> device_ids(backend, ids), device_offsets(backend, offsets), device_order(backend, order);
+    backend.experts(in.get(), experts, {device_ids.get(), weights.get(), device_offsets.get(), device_order.get()}, kActive,
+                    n_tokens, kWidth, out.get());
+    return out.read();
+  };
+  const ExpertSet on_host = make_experts(*reference(), c);
+  const std::vector<float> expected = run(*reference(), on_host.weights, kTokens);
+  on_cuda([&](Backend& backend, DType compute) {
+    const ExpertSet set = make_experts(backend, c);
+    const std::vector<float> whole = run(backend, set.weights, kTokens);
+    CHECK(relative_error(whole, expected) < bound(compute, kFp8Inner));
+    for (const int n_tokens : {311, 296, 257, 256}) {  // 256 on Hopper: another kernel of the same bits
+      CAPTURE(n_tokens);
+      const std::vector<float> part = run(backend, set.weights, n_tokens);
+      CHECK(std::equal(part.begin(), part.end(), whole.begin()));
     }
   });
 }

@@ -1,9 +1,12 @@
-// sigmoe_cuda_races: rings of shared memory as the kernels have them, each right by the PTX memory model, for racecheck to
-// judge. It reports those in which lane 0 arrives for its warp, whose other lanes it follows by __syncwarp() alone: racecheck
-// credits an arrival to its own lane. Its reports of tensor_ring.cuh are of this kind (kernels/cuda/README.md).
+// sigmoe_cuda_races: right programs, as small as can be, that sanitizers report nevertheless (kernels/cuda/README.md).
 //
-//   sigmoe_cuda_races               computes with every ring and compares
+// Rings of shared memory as the kernels have them, right by the PTX memory model. racecheck reports those in which lane 0
+// arrives for its warp, whose other lanes it follows by __syncwarp() alone: it credits an arrival to its own lane. "cluster":
+// blocks that read each other's shared memory, for a racecheck that was told to leave their kernel out.
+//
+//   sigmoe_cuda_races               computes with every one of them and compares
 //   compute-sanitizer --tool racecheck sigmoe_cuda_races [NAME]
+//   compute-sanitizer --tool racecheck --kernel-name kns=ring sigmoe_cuda_races cluster
 #include <cuda_runtime.h>
 
 #include <cstdio>
@@ -68,9 +71,31 @@ __global__ void ring_kernel(const float* tiles, float* sums) {
 #endif
 }
 
+// A cluster of two blocks; each adds up what the other has put into its own shared memory, block 0 gives the result.
+__global__ void cluster_kernel(const float* tiles, float* sums) {
+#if __CUDA_ARCH__ >= 900
+  __shared__ float own[kFloats];
+  const int lane = threadIdx.x % 32;
+  if (threadIdx.x < 32) {
+    float sum = 0.0f;
+    for (int i = 0; i < kTiles; ++i) sum += tiles[i * kFloats + lane];
+    own[lane] = sum;
+  }
+  const auto meet = [] { asm volatile("barrier.cluster.arrive.aligned;\n\tbarrier.cluster.wait.aligned;" ::: "memory"); };
+  meet();
+  uint32_t address;
+  float value;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(own + lane)), "r"(1 - blockIdx.x % 2));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address));
+  if (threadIdx.x < 32 && blockIdx.x == 0) sums[lane] = value;
+  meet();  // nobody reads a block that has ended
+#endif
+}
+
 struct Ring {
   const char* name;
   void (*kernel)(const float*, float*);
+  int n_blocks = 1;  // of a cluster
 };
 
 constexpr Ring kRings[] = {
@@ -79,6 +104,7 @@ constexpr Ring kRings[] = {
     {"bulk-announced-by-another-lane", ring_kernel<Copy::bulk_of_other_lane, true>},
     {"small", ring_kernel<Copy::small_all_arrive, true>},
     {"small-announced-by-lane-0", ring_kernel<Copy::small, true>},
+    {"cluster", cluster_kernel, 2},
 };
 
 }  // namespace
@@ -102,8 +128,18 @@ int main(int argc, char** argv) {
   for (const Ring& ring : kRings) {
     if (argc > 1 && std::strcmp(argv[1], ring.name) != 0) continue;
     cudaMemset(sums, 0, kFloats * sizeof(float));
-    ring.kernel<<<1, 64>>>(on_device, sums);
-    const cudaError_t status = cudaMemcpy(got.data(), sums, kFloats * sizeof(float), cudaMemcpyDeviceToHost);
+    cudaLaunchConfig_t config = {};
+    config.gridDim = ring.n_blocks;
+    config.blockDim = 64;
+    cudaLaunchAttribute cluster = {};
+    cluster.id = cudaLaunchAttributeClusterDimension;
+    cluster.val.clusterDim = {static_cast<unsigned>(ring.n_blocks), 1, 1};
+    config.attrs = &cluster;
+    config.numAttrs = 1;
+    const float* from = on_device;
+    const cudaError_t launched = cudaLaunchKernelEx(&config, ring.kernel, from, sums);
+    const cudaError_t status =
+        launched != cudaSuccess ? launched : cudaMemcpy(got.data(), sums, kFloats * sizeof(float), cudaMemcpyDeviceToHost);
     const bool same = status == cudaSuccess && got == expected;
     std::printf("%-32s %s\n", ring.name, same ? "right" : status == cudaSuccess ? "WRONG" : cudaGetErrorString(status));
     right = right && same;
