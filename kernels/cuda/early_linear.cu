@@ -12,7 +12,6 @@
 #include "cuda/bulk_copy.cuh"
 #include "cuda/early_linear.h"
 #include "cuda/few_rows.h"
-#include "cuda/few_stamps.cuh"
 #include "cuda/gemm_tile.cuh"
 
 namespace sigmoe::cuda {
@@ -39,9 +38,6 @@ struct EarlyArgs {
   int n_tokens;
   const float* norm_weight = nullptr;
   float eps = 0.0f;
-  int early = 0;  // where the next kernel may start: 0 at once, 1 with x here, 2 after the product
-  AheadBytes ahead = {};
-  unsigned long long* stamps = nullptr;
   unsigned long long* clears = nullptr;  // few::kPlanWords words that become 0
 };
 
@@ -100,14 +96,14 @@ struct NormOfSlice {
   }
 }
 
-template <typename X, Around kAround, bool kRolled = false>
+template <typename X, Around kAround>
 __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const __grid_constant__ EarlyArgs args) {
 #if __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) char shared[];
   __shared__ uint64_t arrived[kWarps][2];
   __shared__ float scale[kWarps][kSliceGroups][16];
-  FewStamps stamps(args.stamps, kAround == Around::sum_after ? StampOf::out : StampOf::qkv);
-  if (args.early == 0) let_next_start();
+  // What follows qkv must not take its time while it waits for x and makes its norm: 1.7 us of a layer.
+  if (kAround != Around::norm_before) let_next_start();
   const WeightView& w = args.w;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4, tile = blockIdx.x;
   char* own = shared + warp * warp_bytes(args.n_tokens);
@@ -122,12 +118,6 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
     bulk_copy(own, source, kFirst, &arrived[warp][0]);
     barrier_expect(&arrived[warp][1], kSliceBytes - kFirst);
     bulk_copy(own + kFirst, source + kFirst, kSliceBytes - kFirst, &arrived[warp][1]);
-    if (kAround == Around::sum_after && args.ahead.n > 0) {  // each warp its share, 16 KB at a time
-      constexpr size_t kPiece = 16384;
-      for (size_t at = (static_cast<size_t>(tile) * kWarps + warp) * kPiece; at < args.ahead.n;
-           at += gridDim.x * kWarps * kPiece)
-        prefetch_bulk(static_cast<const char*>(args.ahead.from) + at, static_cast<int>(min(kPiece, args.ahead.n - at)));
-    }
   }
   // Of rows g and g + 8; the lanes of a row share out its groups.
   for (const int row : {g, g + 8}) {
@@ -148,7 +138,6 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
   [[maybe_unused]] NormOfSlice norm;
   if constexpr (kAround == Around::norm_before) load_weight(norm, args.norm_weight + warp * kSliceK);
   wait_for_previous();
-  stamps.waited();
   if (kAround == Around::sum_after && args.clears && tile == 0 && threadIdx.x < kPlanWords) args.clears[threadIdx.x] = 0;
 
   // Sums of token t and rows n and n + 8 are added up and written by this thread, if by any.
@@ -164,6 +153,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
   if constexpr (kAround == Around::norm_before) {
     __shared__ float scratch[32];
     stage(norm, x, static_cast<const float*>(args.x) + warp * kSliceK, args.eps, scratch);
+    let_next_start();
   } else {
     for (int t = 0; t < args.n_tokens; ++t)
       stage(x + t * kRowElements,
@@ -172,7 +162,6 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
   }
   wait_for_copies();
   __syncwarp();
-  if (args.early == 1) let_next_start();
   const __nv_bfloat16* from = x + g * kRowElements + q * S::kLaneK;
   const auto load = [&](int group, int chunk, uint32_t(&b)[S::kLaneK / 2]) {
     if (g < args.n_tokens)
@@ -198,7 +187,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
     add(i, unscaled);
   }
   barrier_wait(&arrived[warp][1], 0);
-#pragma unroll(kRolled ? 1 : kSliceGroups)
+#pragma unroll
   for (int i = kHeldGroups; i < kSliceGroups; ++i) {
     float unscaled[4] = {};
 #pragma unroll
@@ -210,7 +199,6 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
     }
     add(i, unscaled);
   }
-  if (args.early == 2) let_next_start();
   __syncwarp();  // the weights have been read: the sums take their place
 #pragma unroll
   for (int e = 0; e < 4; ++e) reinterpret_cast<float*>(own)[e * 32 + lane] = sum[e];
@@ -226,13 +214,12 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
   if (kAround == Around::sum_after) low = before[0] + low, high = before[1] + high;
   if (n < w.n) out[n] = low;
   if (n + 8 < w.n) out[n + 8] = high;
-  stamps.done();
 #endif
 }
 
-template <typename X, Around kAround, bool kRolled = false>
+template <typename X, Around kAround>
 void launch_kernel(const Queue& queue, const EarlyArgs& args) {
-  const auto kernel = early_kernel<X, kAround, kRolled>;
+  const auto kernel = early_kernel<X, kAround>;
   const int bytes = kWarps * warp_bytes(args.n_tokens);
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   launch(queue, kernel, args.w.n_tiles, kWarps * 32, bytes, args);
@@ -258,21 +245,13 @@ void launch_early_linear(const Queue& queue, const GemmArgs& gemm, bool x_is_flo
 }
 
 void launch_normed_linear(const Queue& queue, const WeightView& weight, const float* residual, const float* norm_weight,
-                          float eps, float* y, int early, unsigned long long* stamps, bool rolled) {
-  const EarlyArgs args{weight, residual, nullptr, y, 1, norm_weight, eps, early, {}, stamps};
-  if (rolled)
-    launch_kernel<float, Around::norm_before, true>(queue, args);
-  else
-    launch_kernel<float, Around::norm_before>(queue, args);
+                          float eps, float* y) {
+  launch_kernel<float, Around::norm_before>(queue, {weight, residual, nullptr, y, 1, norm_weight, eps});
 }
 
 void launch_adding_linear(const Queue& queue, const WeightView& weight, const float* x, int n_tokens, float* residual,
-                          AheadBytes ahead, int early, unsigned long long* stamps, bool rolled, unsigned long long* clears) {
-  const EarlyArgs args{weight, x, nullptr, residual, n_tokens, nullptr, 0.0f, early, ahead, stamps, clears};
-  if (rolled)
-    launch_kernel<float, Around::sum_after, true>(queue, args);
-  else
-    launch_kernel<float, Around::sum_after>(queue, args);
+                          unsigned long long* clears) {
+  launch_kernel<float, Around::sum_after>(queue, {weight, x, nullptr, residual, n_tokens, nullptr, 0.0f, clears});
 }
 
 }  // namespace sigmoe::cuda

@@ -9,19 +9,12 @@ namespace sigmoe::cuda {
 bool has_early_linear();
 void launch_early_linear(const Queue& queue, const GemmArgs& args, bool x_is_float);
 
-// Bytes that the kernel's blocks ask for in L2 once their own are on the way: a later kernel reads them.
-struct AheadBytes {
-  const void* from = nullptr;
-  size_t n = 0;
-};
-
 // x (1, k) is the RMSNorm of `residual` times norm_weight, y (1, n) its product with `weight`: a norm and a linear at once.
 void launch_normed_linear(const Queue& queue, const WeightView& weight, const float* residual, const float* norm_weight,
-                          float eps, float* y, int early = 0, unsigned long long* stamps = nullptr, bool rolled = false);
+                          float eps, float* y);
 
 // residual (T, n) += x (T, k) W^T, T <= 4.
 void launch_adding_linear(const Queue& queue, const WeightView& weight, const float* x, int n_tokens, float* residual,
-                          AheadBytes ahead = {}, int early = 0, unsigned long long* stamps = nullptr, bool rolled = false,
                           unsigned long long* clears = nullptr);
 
 }  // namespace sigmoe::cuda

@@ -21,10 +21,10 @@ FewVariant few_variant() {
     if (at != std::string::npos) value = std::atoi(all.c_str() + at + std::string(name).size() + 2);
   };
   read("up", v.up), read("ring", v.ring), read("plan", v.plan), read("dpf", v.dpf), read("hint", v.hint);
-  read("spf", v.spf), read("att", v.att), read("five", v.five), read("roll", v.roll), read("reh", v.reh);
+  read("five", v.five), read("roll", v.roll), read("reh", v.reh);
   if (const auto at = all.find(",stamps="); at != std::string::npos)
     v.stamps = reinterpret_cast<unsigned long long*>(std::strtoull(all.c_str() + at + 8, nullptr, 10));
-  read("eq", v.eq), read("ea", v.ea), read("eo", v.eo), read("er", v.er), read("eu", v.eu), read("ed", v.ed);
+  read("er", v.er), read("eu", v.eu), read("ed", v.ed);
   return v;
 }
 
@@ -45,8 +45,7 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
   const KernelChoice normed = choose_normed_linear(facts_, shape_of(qkv), n_tokens, n_pending);
   if (normed.kernel == Kernel::normed_linear) {
     note("norm and qkv", n_tokens, normed);
-    launch_normed_linear(queue_, qkv, layer.residual, layer.input_norm, layer.eps, layer.qkv_out, variant.eq, variant.stamps,
-                         variant.roll & 1);
+    launch_normed_linear(queue_, qkv, layer.residual, layer.input_norm, layer.eps, layer.qkv_out);
   } else {
     norm(layer.input_norm);
     linear(layer.normed, *layer.qkv, n_tokens, layer.qkv_out);
@@ -56,10 +55,9 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
   note("norm, rope, store and attention", n_tokens, attended);
   if (attended.kernel == Kernel::few_attention) {
     writes(layer.attended);
-    const FewAttention from{layer.qkv_out, layer.q_norm, layer.k_norm,   layer.rope_cos,          layer.rope_sin,
-                            layer.eps,     variant.ea,   variant.stamps, (variant.roll & 2) != 0, (variant.reh & 2) != 0};
-    launch_few_attention(queue_, batch, layer.attention, from, layer.kv, split_scratch(batch, layer.attention, n_tokens),
-                         layer.attended, variant.att);
+    launch_few_attention(queue_, batch, layer.attention,
+                         {layer.qkv_out, layer.q_norm, layer.k_norm, layer.rope_cos, layer.rope_sin, layer.eps}, layer.kv,
+                         layer.attended);
   } else {
     qk_norm_rope_store(batch, layer.attention, layer.qkv_out, layer.q_norm, layer.k_norm, layer.eps, layer.rope_cos,
                        layer.rope_sin, layer.kv, layer.query);
@@ -68,17 +66,11 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
 
   writes(layer.residual);
   unsigned long long* plan = variant.plan || variant.five ? scratch<unsigned long long>(plan_, kPlanWords) : nullptr;
-  AheadBytes ahead;
-  if (n_tokens == 1 && variant.spf && layer.experts.shared_gate_up) {
-    const WeightView& w = view_of(*layer.experts.shared_gate_up);
-    ahead = {w.tiles, tile_bytes(w)};
-  }
   const WeightView& attn_out = view_of(*layer.attn_out);
   const KernelChoice adding = choose_adding_linear(facts_, shape_of(attn_out), n_tokens);
   if (adding.kernel == Kernel::adding_linear) {
     note("attention out and its sum", n_tokens, adding);
-    launch_adding_linear(queue_, attn_out, layer.attended, n_tokens, layer.residual, ahead, variant.eo, variant.stamps,
-                         variant.roll & 1, variant.five ? plan : nullptr);
+    launch_adding_linear(queue_, attn_out, layer.attended, n_tokens, layer.residual, variant.five ? plan : nullptr);
   } else {
     linear(layer.attended, *layer.attn_out, n_tokens, layer.partial);
     n_pending = 1;

@@ -19,12 +19,10 @@ struct FewVariant {
   int plan = 0;  // 1: gate-up leaves down the addresses of its weights
   int dpf = 0;   // eighths of down's weights that gate-up asks for in L2 as it ends
   int hint = 0;  // 1: even_gate_up's weights are the first that L2 forgets
-  int spf = 0;   // 1: attention out asks for the shared expert's gate-up in L2
-  int roll = 0;  // 1: less code: loops that are otherwise unrolled; bits 1 linears, 2 attention, 4 down
-  int reh = 0;   // go through code with old data before the wait: bits 1 even_gate_up's choice, 2 attention
-  int att = 0;   // 1: attention by 16 warps
+  int roll = 0;  // 4: less code: loops of down that are otherwise unrolled
+  int reh = 0;   // 1: even_gate_up's choice goes through its code with old data before the wait
   unsigned long long* stamps = nullptr;                // few_stamps.cuh
-  int eq = 0, ea = 0, eo = 0, er = 0, eu = 0, ed = 0;  // where qkv, attention, out, router, gate-up and down let the next start
+  int er = 0, eu = 0, ed = 0;  // where router, gate-up and down let the next start
 };
 FewVariant few_variant();
 
@@ -32,13 +30,9 @@ struct FewAttention {
   const float* qkv = nullptr;  // (T, (H + 2G) * Dh)
   const float *q_norm = nullptr, *k_norm = nullptr, *cos = nullptr, *sin = nullptr;
   float eps = 0.0f;
-  int early = 0;
-  unsigned long long* stamps = nullptr;
-  bool rolled = false;
-  bool rehearse = false;
 };
 void launch_few_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, const FewAttention& from,
-                          const KvView& kv, const SplitScratch& scratch, float* out, int variant = 0);
+                          const KvView& kv, float* out);
 
 // partial (kRouterSlices, E) and normed (D) bf16 from residual (D).
 void launch_few_router(const Queue& queue, const float* residual, const float* norm_weight, float eps, const WeightView& gate,
