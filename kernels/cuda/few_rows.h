@@ -21,8 +21,8 @@ struct FewVariant {
   int hint = 0;  // 1: even_gate_up's weights are the first that L2 forgets
   int roll = 0;  // 4: less code: loops of down that are otherwise unrolled
   int reh = 0;   // 1: even_gate_up's choice goes through its code with old data before the wait
-  unsigned long long* stamps = nullptr;                // few_stamps.cuh
-  int er = 0, eu = 0, ed = 0;  // where router, gate-up and down let the next start
+  unsigned long long* stamps = nullptr;  // few_stamps.cuh
+  int er = 0, eu = 0, ed = 0;            // where router, gate-up and down let the next start
 };
 FewVariant few_variant();
 
