@@ -44,9 +44,7 @@ __global__ void __launch_bounds__(kStoreWarps * 32)
   if (!is_value) {
     for (int j = lane; j < half; j += 32) {
       const float c = cos[static_cast<int64_t>(position) * half + j], s = sin[static_cast<int64_t>(position) * half + j];
-      const float a = head[j], b = head[j + half];
-      head[j] = a * c - b * s;
-      head[j + half] = b * c + a * s;
+      rotate(head[j], head[j + half], c, s);
     }
     __syncwarp();
   }

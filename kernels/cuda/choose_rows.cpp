@@ -105,9 +105,10 @@ KernelChoice choose_few_attention(const Facts& facts, const BatchView& batch, co
   using namespace limits::few;
   const auto verdict = [&] {
     if (batch.n_seqs != batch.n_tokens || batch.max_pages > kMostPages) return outside();
-    if (!facts.overlap) return refuses(Reason::no_hopper);
+    if (!facts.overlap || !facts.has_early) return refuses(Reason::no_hopper);
     if (kv_dtype != DType::bf16) return refuses(Reason::kv_format);
     if (shape.head_dim != kHeadDim) return refuses(Reason::exactly, "head_dim", shape.head_dim, kHeadDim);
+    if (shape.rotary_dim != kRotaryDim) return refuses(Reason::exactly, "rotary_dim", shape.rotary_dim, kRotaryDim);
     const int group_heads = shape.n_heads / shape.n_kv_heads;
     return group_heads <= kMostHeads ? takes() : refuses(Reason::at_most, "query heads of a KV head", group_heads, kMostHeads);
   };

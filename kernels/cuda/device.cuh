@@ -30,6 +30,13 @@ __device__ inline float warp_sum(float value) {
   return value;
 }
 
+// RoPE of a pair: rounded as written here, not as a compiler contracts it, so that every kernel has the same bits.
+__device__ inline void rotate(float& a, float& b, float cos, float sin) {
+  const float first = fmaf(a, cos, -__fmul_rn(b, sin));
+  b = fmaf(a, sin, __fmul_rn(b, cos));
+  a = first;
+}
+
 // Sum over the block's threads, the same on every thread. `scratch` holds one float per warp; blockDim.x is a multiple of 32.
 __device__ inline float block_sum(float value, float* scratch) {
   value = warp_sum(value);

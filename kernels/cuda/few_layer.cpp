@@ -35,8 +35,8 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
   note("norm, rope, store and attention", n_tokens, attended);
   if (attended.kernel == Kernel::few_attention) {
     writes(layer.attended);
-    const FewAttention from{layer.qkv_out, layer.q_norm, layer.k_norm, layer.rope_cos, layer.rope_sin, layer.eps};
-    launch_few_attention(queue_, batch, layer.attention, from, layer.kv, split_scratch(batch, layer.attention, n_tokens),
+    launch_few_attention(queue_, batch, layer.attention,
+                         {layer.qkv_out, layer.q_norm, layer.k_norm, layer.rope_cos, layer.rope_sin, layer.eps}, layer.kv,
                          layer.attended);
   } else {
     qk_norm_rope_store(batch, layer.attention, layer.qkv_out, layer.q_norm, layer.k_norm, layer.eps, layer.rope_cos,

@@ -16,7 +16,7 @@ struct FewAttention {
   float eps = 0.0f;
 };
 void launch_few_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, const FewAttention& from,
-                          const KvView& kv, const SplitScratch& scratch, float* out);
+                          const KvView& kv, float* out);
 
 // partial (kRouterSlices, E) and normed (D) bf16 from residual (D).
 void launch_few_router(const Queue& queue, const float* residual, const float* norm_weight, float eps, const WeightView& gate,

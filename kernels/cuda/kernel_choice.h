@@ -282,7 +282,7 @@ KernelChoice choose_few_experts(const Facts& facts, const ExpertShapes& experts,
 namespace limits::few {
 constexpr int kWidth = 4096, kInner = 1024;
 constexpr int kExperts = 256, kGroups = 8, kGroupsKept = 4, kActive = 8;
-constexpr int kHeadDim = 128, kMostHeads = 8, kMostPages = 64;
+constexpr int kHeadDim = 128, kRotaryDim = 64, kMostHeads = 8, kMostPages = 64;
 }  // namespace limits::few
 
 namespace limits::rank {
