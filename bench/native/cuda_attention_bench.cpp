@@ -157,7 +157,8 @@ class Step {
     }
     const size_t at = static_cast<size_t>(first_row) * shape_.n_heads * shape_.head_dim;
     launch_chain_attention(queue_, batch, shape_, 0, batch.n_seqs, q_->get() + at, kv(),
-                           {reinterpret_cast<float*>(chain_partial_->get()), chain_rows_->get()}, out_->get() + at);
+                           {reinterpret_cast<float*>(chain_partial_->get()), chain_rows_->get()}, out_->get() + at, nullptr,
+                           WeightFormat::fp8);
   }
   void prefill_part(const BatchView& batch, int first_row) {
     const size_t at = static_cast<size_t>(first_row) * shape_.n_heads * shape_.head_dim;
