@@ -98,7 +98,9 @@ void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Ro
                        same_shape(view_of(*weights.shared_down), table.down_shape);
     if (routed) (this->*run)(x, weights, table, routing, true, alike, n_active, n_tokens, n_slots, out);
     if (shared && !alike) (this->*run)(x, weights, table, routing, false, true, n_active, n_tokens, n_slots, out);
-    if (by_tensor) slots_ = {out, static_cast<size_t>(n_tokens) * n_slots * width * sizeof(uint16_t)};
+    // A rank without a share of any expert takes every kernel, at any number of rows, and writes nothing: its zeros are floats.
+    if (by_tensor && n_tokens >= kManyExpertRows)
+      slots_ = {out, static_cast<size_t>(n_tokens) * n_slots * width * sizeof(uint16_t)};
     return;
   }
   if (choice.rows == RowClass::few)

@@ -10,7 +10,7 @@ import { nativeVersion } from '../inspect.js';
 import { Model } from '../model.js';
 import type { LoadOptions } from '../types.js';
 import { fingerprint } from './fingerprint.js';
-import { countBeyond, EXACT_BOUND, errorsOf, judge, median, reducedBound, worst } from './judge.js';
+import { activationsOf, countBeyond, EXACT_BOUND, errorsOf, judge, median, reducedBound, worst } from './judge.js';
 import { greedy, keep, scoresOf } from './measure.js';
 import { isRecording } from './recording.js';
 import { RECORDING_FORMAT, type RecordedCase, type SelftestRecording, type SelftestReport } from './types.js';
@@ -49,6 +49,7 @@ export async function selftest(model: Model, options: SelftestOptions = {}): Pro
   const { info } = model;
   const recording = await findRecording(info.path, options.recording);
   const rule = isExact(model) ? 'exact' : 'reduced';
+  const activations = activationsOf(info);
   const report: SelftestReport = {
     passed: false,
     model: info.path,
@@ -56,7 +57,7 @@ export async function selftest(model: Model, options: SelftestOptions = {}): Pro
     kernels: info.device.kernels,
     compute: info.device.compute,
     rule,
-    bound: rule === 'exact' ? EXACT_BOUND : reducedBound(recording.bfloat16),
+    bound: rule === 'exact' ? EXACT_BOUND : reducedBound(recording.bfloat16, activations),
     cases: [],
     problems: [],
   };
@@ -74,7 +75,7 @@ export async function selftest(model: Model, options: SelftestOptions = {}): Pro
     if (signal?.aborted) throw new AbortError('the self-test was aborted', undefined, { cause: signal.reason });
     const tokens = await greedy(model, recorded.prompt, recorded.tokens.length, signal);
     const logits = await scoresOf(model, recorded.prompt, recorded.tokens, signal);
-    report.cases.push(judge(recorded, { tokens, logits }, rule, recording.bfloat16));
+    report.cases.push(judge(recorded, { tokens, logits }, rule, recording.bfloat16, activations));
   }
   options.onProgress?.({ done: total, total });
   report.passed = report.cases.every(({ passed }) => passed);
@@ -129,7 +130,7 @@ export async function recordSelftest(path: string, load: LoadOptions = {}): Prom
       worstError: worst(errors),
       beyondBound: 0,
     };
-    for (const ofCase of byCase) beyond.push(countBeyond(ofCase, reducedBound(figures)));
+    for (const ofCase of byCase) beyond.push(countBeyond(ofCase, reducedBound(figures, activationsOf(model.info))));
     return { ...figures, beyondBound: Math.max(...beyond) };
   });
   return recording;

@@ -1,14 +1,16 @@
 /**
  * What a run may differ from its recording by. In float32 (`exact`): every position within 1e-4, the same tokens. In anything
- * narrower (`reduced`): positions within twice the median error of the recorder's own BF16 run plus 0.5%; a router that chose
- * other experts in a near-tie puts a few positions beyond, and tokens may first differ only where the two best scores are closer
- * than the measured error.
+ * narrower (`reduced`): positions within twice the median error of the recorder's own BF16 run plus 0.5%, or what activations of
+ * 8 bits may cost where the device has those; a router that chose other experts in a near-tie puts a few positions beyond, and
+ * tokens may first differ only where the two best scores are closer than the measured error.
  */
+import type { ModelInfo } from '../types.js';
 import type { RecordedCase, SelftestCaseReport, SelftestRecording } from './types.js';
 
 export const EXACT_BOUND = 1e-4;
-/** Where the recorder had no BF16 products: the bound of FP8 activations. */
-const UNKNOWN_BOUND = 0.04;
+/** What a position may be off by in FP8 activations, and in INT8 ones (W8A8). */
+const FP8_BOUND = 0.04;
+const INT8_BOUND = 0.02;
 const BEYOND_PER_CASE = 3;
 const WORST_FACTOR = 1.5;
 
@@ -18,8 +20,19 @@ export interface Measured {
   logits: readonly Float32Array[];
 }
 
-export function reducedBound(bfloat16: SelftestRecording['bfloat16']): number {
-  return bfloat16 === null ? UNKNOWN_BOUND : 2 * bfloat16.medianError + 0.005;
+/** Whether products round activations to 8 bits: with FP8 weights those of many rows on Hopper, with INT8 ones Ascend's. */
+export type Activations = 'wide' | 'fp8' | 'int8';
+
+export function activationsOf({ device, weightFormat }: Pick<ModelInfo, 'device' | 'weightFormat'>): Activations {
+  if (device.compute === 'int8') return 'int8';
+  return device.kernels === 'sm_90' && device.compute === 'bfloat16' && weightFormat.startsWith('FP8') ? 'fp8' : 'wide';
+}
+
+/** Where the recorder had no BF16 products: the bound of FP8 activations. */
+export function reducedBound(bfloat16: SelftestRecording['bfloat16'], activations: Activations): number {
+  if (bfloat16 === null) return FP8_BOUND;
+  const least = { wide: 0, fp8: FP8_BOUND, int8: INT8_BOUND }[activations];
+  return Math.max(least, 2 * bfloat16.medianError + 0.005);
 }
 
 /** Relative error of the recorded scores of each position. */
@@ -40,9 +53,10 @@ export function judge(
   measured: Measured,
   rule: 'exact' | 'reduced',
   bfloat16: SelftestRecording['bfloat16'],
+  activations: Activations,
 ): SelftestCaseReport {
   const errors = errorsOf(recorded, measured.logits);
-  const problems = rule === 'exact' ? exactProblems(errors) : reducedProblems(errors, bfloat16);
+  const problems = rule === 'exact' ? exactProblems(errors) : reducedProblems(errors, bfloat16, activations);
   const differs = recorded.tokens.findIndex((token, i) => token !== measured.tokens[i]);
   if (differs >= 0) {
     const problem = rule === 'exact' ? 'float32 gives the same tokens everywhere' : farApart(recorded, measured, differs);
@@ -84,8 +98,12 @@ function exactProblems(errors: readonly number[]): string[] {
   ];
 }
 
-function reducedProblems(errors: readonly number[], bfloat16: SelftestRecording['bfloat16']): string[] {
-  const bound = reducedBound(bfloat16);
+function reducedProblems(
+  errors: readonly number[],
+  bfloat16: SelftestRecording['bfloat16'],
+  activations: Activations,
+): string[] {
+  const bound = reducedBound(bfloat16, activations);
   const beyond = countBeyond(errors, bound);
   const allowed = (bfloat16?.beyondBound ?? 0) + BEYOND_PER_CASE;
   const worstKnown = Math.max(bfloat16?.worstError ?? Infinity, bfloat16?.nearTieError ?? 0);

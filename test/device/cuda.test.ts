@@ -4,7 +4,7 @@
  */
 import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
-import { AbortError, DisposedError, devices, type GenerateRequest, Model, quantize } from '../../lib/index.js';
+import { AbortError, DisposedError, devices, type GenerateRequest, Model, quantize, selftest } from '../../lib/index.js';
 import { folderWith, nano, root } from '../helpers/files.js';
 
 const cuda = devices().find(({ device }) => device === 'cuda');
@@ -60,6 +60,13 @@ describe.skipIf(!cuda?.available)('the bundled model on a GPU', { timeout: 120_0
       expect(b.tokens).toEqual(a.tokens);
       expect(b.text).toBe(a.text);
     }
+  });
+
+  test.each(['float32', 'bfloat16'] as const)('passes its self-test in %s', async (compute) => {
+    await using model = await Model.load(nano, { device: 'cuda', compute });
+    const report = await selftest(model);
+    expect(report.problems.concat(...report.cases.map(({ problems }) => problems))).toEqual([]);
+    expect(report.passed).toBe(true);
   });
 
   test('bfloat16: the text of the CPU, up to near ties', async () => {

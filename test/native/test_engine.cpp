@@ -382,3 +382,27 @@ TEST_CASE("engine: two, four and eight ranks answer like one, with parts of expe
     engine->shut_down();
   }
 }
+
+// The bundled model's experts are one shard wide: all ranks but one have no share of them, and the steps below are of few,
+// some and many rows.
+TEST_CASE("engine: ranks without a share of the experts answer in BF16, whatever a step holds") {
+  for (const auto [world, expert_parallel] : all_worlds()) {
+    if (world == 1 || !enough_gpus(world)) continue;
+    CAPTURE(world);
+    CAPTURE(expert_parallel);
+    EngineOptions options;
+    options.compute = "bfloat16";
+    options.n_threads = 1;
+    options.tensor_parallel = world;
+    options.expert_parallel = expert_parallel;
+    const auto engine = load_nano(options);
+    Collector collector(*engine);
+    for (const int length : {3, 23, 24, 30, 47, 48, 100}) {
+      CAPTURE(length);
+      const Collector::Result result = collector.wait(engine->submit(greedy_request(some_prompt(length, length), 4)));
+      CHECK(result.finish == FinishReason::length);
+      CHECK(result.tokens.size() == 4);
+    }
+    engine->shut_down();
+  }
+}

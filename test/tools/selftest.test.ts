@@ -5,7 +5,7 @@ import { createInterface } from 'node:readline';
 import { describe, expect, test } from 'vitest';
 import { type LoadOptions, Model, recordSelftest, type SelftestRecording, selftest } from '../../lib/index.js';
 import { samplePlaces } from '../../lib/selftest/fingerprint.js';
-import { judge, reducedBound } from '../../lib/selftest/judge.js';
+import { activationsOf, judge, reducedBound } from '../../lib/selftest/judge.js';
 import { keep } from '../../lib/selftest/measure.js';
 import { ended, sigmoe, start } from '../cli/run.js';
 import { folderWith, type GreedyPrompt, golden, nano } from '../helpers/files.js';
@@ -121,9 +121,9 @@ describe('the judgement', () => {
   });
 
   test('exact: 1e-4 and the same tokens', () => {
-    expect(judge(recorded, { tokens: [best], logits: [off(1e-4)] }, 'exact', bfloat16).passed).toBe(true);
-    expect(judge(recorded, { tokens: [best], logits: [off(1e-3)] }, 'exact', bfloat16).passed).toBe(false);
-    expect(judge(recorded, { tokens: [second], logits: [logits] }, 'exact', bfloat16).passed).toBe(false);
+    expect(judge(recorded, { tokens: [best], logits: [off(1e-4)] }, 'exact', bfloat16, 'wide').passed).toBe(true);
+    expect(judge(recorded, { tokens: [best], logits: [off(1e-3)] }, 'exact', bfloat16, 'wide').passed).toBe(false);
+    expect(judge(recorded, { tokens: [second], logits: [logits] }, 'exact', bfloat16, 'wide').passed).toBe(false);
   });
 
   test('reduced: a few positions beyond the bound, none beyond the worst', () => {
@@ -131,24 +131,67 @@ describe('the judgement', () => {
       recorded: { ...recorded, tokens: Array(n).fill(best), scores: Array(n).fill(keep(logits)) },
       measured: { tokens: Array(n).fill(best), logits: Array.from({ length: n }, (_, i) => off(i < beyond ? 0.3 : 0.02)) },
     });
-    expect(reducedBound(bfloat16)).toBeCloseTo(0.025, 10);
-    expect(judge(many(20, 3).recorded, many(20, 3).measured, 'reduced', bfloat16).passed).toBe(true);
-    expect(judge(many(20, 4).recorded, many(20, 4).measured, 'reduced', bfloat16).passed).toBe(false);
-    expect(judge(recorded, { tokens: [best], logits: [off(2)] }, 'reduced', bfloat16).passed).toBe(false);
+    expect(reducedBound(bfloat16, 'wide')).toBeCloseTo(0.025, 10);
+    expect(judge(many(20, 3).recorded, many(20, 3).measured, 'reduced', bfloat16, 'wide').passed).toBe(true);
+    expect(judge(many(20, 4).recorded, many(20, 4).measured, 'reduced', bfloat16, 'wide').passed).toBe(false);
+    expect(judge(recorded, { tokens: [best], logits: [off(2)] }, 'reduced', bfloat16, 'wide').passed).toBe(false);
     const tie = { tokens: [best], logits: [off(0.8)] };
-    expect(judge(recorded, tie, 'reduced', bfloat16).passed).toBe(false);
-    expect(judge(recorded, tie, 'reduced', { ...bfloat16, nearTieError: 0.2 }).passed).toBe(true);
-    expect(judge(recorded, tie, 'reduced', { ...bfloat16, nearTieError: 0.1 }).passed).toBe(false);
-    expect(judge(recorded, { tokens: [best], logits: [logits.map(() => Number.NaN)] }, 'reduced', bfloat16).passed).toBe(false);
+    expect(judge(recorded, tie, 'reduced', bfloat16, 'wide').passed).toBe(false);
+    expect(judge(recorded, tie, 'reduced', { ...bfloat16, nearTieError: 0.2 }, 'wide').passed).toBe(true);
+    expect(judge(recorded, tie, 'reduced', { ...bfloat16, nearTieError: 0.1 }, 'wide').passed).toBe(false);
+    expect(
+      judge(recorded, { tokens: [best], logits: [logits.map(() => Number.NaN)] }, 'reduced', bfloat16, 'wide').passed,
+    ).toBe(false);
+  });
+
+  test('reduced: activations of 8 bits may be off by what their rounding costs', () => {
+    const nano = { ...bfloat16, medianError: 0.0016, worstError: 0.0247, nearTieError: 0.0613 };
+    expect(reducedBound(nano, 'wide')).toBeCloseTo(0.0082, 10);
+    expect(reducedBound(nano, 'fp8')).toBe(0.04);
+    expect(reducedBound(nano, 'int8')).toBe(0.02);
+    expect(reducedBound({ ...nano, medianError: 0.03 }, 'fp8')).toBeCloseTo(0.065, 10);
+    expect(reducedBound(null, 'wide')).toBe(0.04);
+    const many = { ...recorded, tokens: Array(24).fill(best), scores: Array(24).fill(keep(logits)) };
+    const by = (error: number) => ({ tokens: Array(24).fill(best), logits: Array(24).fill(off(error)) });
+    const rounded = by(0.05);
+    expect(judge(many, rounded, 'reduced', nano, 'fp8').medianError).toBeGreaterThan(0.0082);
+    expect(judge(many, rounded, 'reduced', nano, 'fp8').passed).toBe(true);
+    expect(judge(many, rounded, 'reduced', nano, 'wide').passed).toBe(false);
+    expect(judge(many, by(0.3), 'reduced', nano, 'fp8').passed).toBe(false);
+  });
+
+  test('which devices round activations', () => {
+    const info = (kernels: string, compute: string, weightFormat: string) => ({
+      device: { name: 'd', description: 'd', reason: 'r', kernels, compute, threads: 1 },
+      weightFormat,
+    });
+    expect(activationsOf(info('sm_90', 'bfloat16', 'FP8 blocks'))).toBe('fp8');
+    expect(activationsOf(info('sm_90', 'bfloat16', 'BF16'))).toBe('wide');
+    expect(activationsOf(info('sm_80', 'bfloat16', 'FP8 blocks'))).toBe('wide');
+    expect(activationsOf(info('exact', 'float32', 'FP8 blocks'))).toBe('wide');
+    expect(activationsOf(info('amx', 'bfloat16', 'FP8 blocks'))).toBe('wide');
+    expect(activationsOf(info('ascend910b', 'int8', 'FP8 blocks'))).toBe('int8');
   });
 
   test('reduced: another token only where the scores are closer than what was measured', () => {
     const gap = (logits[best] ?? 0) - (logits[second] ?? 0);
-    const near = judge(recorded, { tokens: [second], logits: [off(gap * 0.6)] }, 'reduced', { ...bfloat16, medianError: 1 });
+    const near = judge(
+      recorded,
+      { tokens: [second], logits: [off(gap * 0.6)] },
+      'reduced',
+      { ...bfloat16, medianError: 1 },
+      'wide',
+    );
     expect(near.passed).toBe(true);
-    const far = judge(recorded, { tokens: [second], logits: [off(gap * 0.4)] }, 'reduced', { ...bfloat16, medianError: 1 });
+    const far = judge(
+      recorded,
+      { tokens: [second], logits: [off(gap * 0.4)] },
+      'reduced',
+      { ...bfloat16, medianError: 1 },
+      'wide',
+    );
     expect(far.problems.join()).toContain('apart');
-    expect(judge(recorded, { tokens: [], logits: [logits] }, 'reduced', bfloat16).passed).toBe(false);
+    expect(judge(recorded, { tokens: [], logits: [logits] }, 'reduced', bfloat16, 'wide').passed).toBe(false);
   });
 });
 
