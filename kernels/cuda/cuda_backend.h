@@ -152,15 +152,14 @@ class CudaBackend : public Backend, public DecodeLayers {
     float* residual = nullptr;
     RowExchange exchange;
   };
-  struct RankExperts {
+  struct RowExperts {
     FewExperts few;
     float* logits = nullptr;  // few.partial
     void* normed = nullptr;   // few.normed
   };
   bool rank_layer(const DecodeLayer& layer, int& n_pending);
-  void pushing_layer(const DecodeLayer& layer, const RankExperts& experts, int& n_pending);
-  void rank_attention(const DecodeLayer& layer);
-  std::optional<RankExperts> rank_experts(const DecodeLayer& layer);
+  void pushing_layer(const DecodeLayer& layer, const RowExperts& experts, int& n_pending);
+  std::optional<RowExperts> rank_experts(const DecodeLayer& layer);
   bool ranks_push(const DecodeLayer& layer, bool takes_experts);
 
   // The experts of a layer as kernels find them.
@@ -172,6 +171,9 @@ class CudaBackend : public Backend, public DecodeLayers {
     DeviceBuffer gate_up_views, down_views;          // (E) WeightView
   };
   const ExpertTable& table_of(const ExpertWeights& weights);
+  // few_layer.cpp: parts of a layer that one GPU and ranks run alike.
+  void attend_few(const DecodeLayer& layer);
+  RowExperts row_experts(const DecodeLayer& layer, const ExpertTable& table);
   void attention_by_rows(const BatchView& batch, const AttentionShape& shape, const AttentionChoice& choice, const float* q,
                          const KvView& kv, float* out);
   void multiply(const char* op, const float* x, const int32_t* row_ids, int n_rows, const WeightView& weight, float* y);

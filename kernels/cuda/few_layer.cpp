@@ -8,6 +8,40 @@
 
 namespace sigmoe::cuda {
 
+void CudaBackend::attend_few(const DecodeLayer& layer) {
+  const BatchView& batch = layer.batch;
+  const KernelChoice choice = choose_few_attention(facts_, batch, layer.attention, layer.kv.dtype);
+  note("norm, rope, store and attention", batch.n_tokens, choice);
+  if (choice.kernel == Kernel::few_attention) {
+    writes(layer.attended);
+    launch_few_attention(queue_, batch, layer.attention,
+                         {layer.qkv_out, layer.q_norm, layer.k_norm, layer.rope_cos, layer.rope_sin, layer.eps}, layer.kv,
+                         layer.attended);
+  } else {
+    qk_norm_rope_store(batch, layer.attention, layer.qkv_out, layer.q_norm, layer.k_norm, layer.eps, layer.rope_cos,
+                       layer.rope_sin, layer.kv, layer.query);
+    attention(batch, layer.attention, layer.query, layer.kv, layer.attended);
+  }
+}
+
+// What the kernels of one row take of a layer's experts, whose weights are all alike.
+CudaBackend::RowExperts CudaBackend::row_experts(const DecodeLayer& layer, const ExpertTable& table) {
+  RowExperts row;
+  row.logits = scratch<float>(partial_logits_, static_cast<size_t>(kRouterSlices) * layer.router.n_experts);
+  row.normed = scratch<uint16_t>(x_, layer.width);
+  FewExperts& few = row.few;
+  few.partial = row.logits;
+  few.normed = row.normed;
+  few.bias = layer.gate_bias;
+  few.normalise = layer.router.normalise;
+  few.scaling = layer.router.scaling;
+  few.gate_up = table.gate_up_shape, few.down = table.down_shape;
+  few.gate_up_tiles = table.gate_up_tiles.as<ExpertTiles>(), few.down_tiles = table.down_tiles.as<ExpertTiles>();
+  few.shared_gate_up = view_of(*layer.experts.shared_gate_up), few.shared_down = view_of(*layer.experts.shared_down);
+  few.inner = scratch<uint16_t>(inner_, static_cast<size_t>(layer.router.n_active + 1) * few.down.k);
+  return row;
+}
+
 bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
   if (layer.comm) return rank_layer(layer, n_pending);
   const BatchView& batch = layer.batch;
@@ -31,18 +65,7 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
     linear(layer.normed, *layer.qkv, n_tokens, layer.qkv_out);
   }
 
-  const KernelChoice attended = choose_few_attention(facts_, batch, layer.attention, layer.kv.dtype);
-  note("norm, rope, store and attention", n_tokens, attended);
-  if (attended.kernel == Kernel::few_attention) {
-    writes(layer.attended);
-    launch_few_attention(queue_, batch, layer.attention,
-                         {layer.qkv_out, layer.q_norm, layer.k_norm, layer.rope_cos, layer.rope_sin, layer.eps}, layer.kv,
-                         layer.attended);
-  } else {
-    qk_norm_rope_store(batch, layer.attention, layer.qkv_out, layer.q_norm, layer.k_norm, layer.eps, layer.rope_cos,
-                       layer.rope_sin, layer.kv, layer.query);
-    attention(batch, layer.attention, layer.query, layer.kv, layer.attended);
-  }
+  attend_few(layer);
 
   writes(layer.residual);
   const WeightView& attn_out = view_of(*layer.attn_out);
@@ -61,21 +84,10 @@ bool CudaBackend::decode_layer(const DecodeLayer& layer, int& n_pending) {
                                                  shape_of(gate), layer.router, n_tokens, n_pending);
   note("route and experts", n_tokens, chosen);
   if (chosen.kernel == Kernel::few_experts) {
-    FewExperts few;
-    few.bias = layer.gate_bias;
-    few.normalise = layer.router.normalise;
-    few.scaling = layer.router.scaling;
-    few.gate_up = table.gate_up_shape, few.down = table.down_shape;
-    few.gate_up_tiles = table.gate_up_tiles.as<ExpertTiles>(), few.down_tiles = table.down_tiles.as<ExpertTiles>();
-    few.shared_gate_up = view_of(*layer.experts.shared_gate_up), few.shared_down = view_of(*layer.experts.shared_down);
-    few.residual = layer.residual;
-    float* partial = scratch<float>(partial_logits_, static_cast<size_t>(kRouterSlices) * layer.router.n_experts);
-    void* normed_row = scratch<uint16_t>(x_, layer.width);
-    few.partial = partial;
-    few.normed = normed_row;
-    few.inner = scratch<uint16_t>(inner_, static_cast<size_t>(layer.router.n_active + 1) * few.down.k);
-    launch_few_router(queue_, layer.residual, layer.post_attention_norm, layer.eps, gate, partial, normed_row);
-    launch_few_experts(queue_, few);
+    RowExperts row = row_experts(layer, table);
+    row.few.residual = layer.residual;
+    launch_few_router(queue_, layer.residual, layer.post_attention_norm, layer.eps, gate, row.logits, row.normed);
+    launch_few_experts(queue_, row.few);
     return true;
   }
 

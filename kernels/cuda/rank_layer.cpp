@@ -9,25 +9,13 @@
 namespace sigmoe::cuda {
 
 // The experts' part of a layer of one row, if there are kernels for it that do several ops.
-std::optional<CudaBackend::RankExperts> CudaBackend::rank_experts(const DecodeLayer& layer) {
+std::optional<CudaBackend::RowExperts> CudaBackend::rank_experts(const DecodeLayer& layer) {
   const ExpertTable& table = table_of(layer.experts);
   const KernelChoice choice = choose_rank_experts(facts_, shapes_of(layer.experts, table, layer.router.n_active),
                                                   shape_of(view_of(*layer.gate)), layer.router);
   note("route and experts", 1, choice);
   if (choice.kernel != Kernel::rank_experts) return {};
-  FewExperts few;
-  few.bias = layer.gate_bias;
-  few.normalise = layer.router.normalise;
-  few.scaling = layer.router.scaling;
-  few.gate_up = table.gate_up_shape, few.down = table.down_shape;
-  few.gate_up_tiles = table.gate_up_tiles.as<ExpertTiles>(), few.down_tiles = table.down_tiles.as<ExpertTiles>();
-  few.shared_gate_up = view_of(*layer.experts.shared_gate_up), few.shared_down = view_of(*layer.experts.shared_down);
-  float* logits = scratch<float>(partial_logits_, static_cast<size_t>(kRouterSlices) * layer.router.n_experts);
-  void* normed = scratch<uint16_t>(x_, layer.width);
-  few.partial = logits;
-  few.normed = normed;
-  few.inner = scratch<uint16_t>(inner_, static_cast<size_t>(layer.router.n_active + 1) * few.down.k);
-  return RankExperts{few, logits, normed};
+  return row_experts(layer, table);
 }
 
 // Whether all ranks push the sums of this layer themselves: each has to have the kernels for its part of it. Asked once for
@@ -44,24 +32,8 @@ bool CudaBackend::ranks_push(const DecodeLayer& layer, bool takes_experts) {
   return ranks_push_[layer.gate] = all;
 }
 
-void CudaBackend::rank_attention(const DecodeLayer& layer) {
-  const BatchView& batch = layer.batch;
-  const KernelChoice choice = choose_few_attention(facts_, batch, layer.attention, layer.kv.dtype);
-  note("norm, rope, store and attention", batch.n_tokens, choice);
-  if (choice.kernel == Kernel::few_attention) {
-    writes(layer.attended);
-    launch_few_attention(queue_, batch, layer.attention,
-                         {layer.qkv_out, layer.q_norm, layer.k_norm, layer.rope_cos, layer.rope_sin, layer.eps}, layer.kv,
-                         layer.attended);
-  } else {
-    qk_norm_rope_store(batch, layer.attention, layer.qkv_out, layer.q_norm, layer.k_norm, layer.eps, layer.rope_cos,
-                       layer.rope_sin, layer.kv, layer.query);
-    attention(batch, layer.attention, layer.query, layer.kv, layer.attended);
-  }
-}
-
 // Six kernels. The residual stream moves between two places: who adds to it must not write what other blocks still read.
-void CudaBackend::pushing_layer(const DecodeLayer& layer, const RankExperts& experts, int& n_pending) {
+void CudaBackend::pushing_layer(const DecodeLayer& layer, const RowExperts& experts, int& n_pending) {
   float* spare = scratch<float>(spare_residual_, kRankWidth);
   float* residual = layer.residual;
   const auto other = [&](const float* place) { return place == layer.residual ? spare : layer.residual; };
@@ -78,7 +50,7 @@ void CudaBackend::pushing_layer(const DecodeLayer& layer, const RankExperts& exp
                         1, layer.width, layer.normed);
     linear(layer.normed, *layer.qkv, 1, layer.qkv_out);
   }
-  rank_attention(layer);
+  attend_few(layer);
   note("attention out", 1, {Kernel::rank_linear, Kernel::none, {}});
   writes(layer.partial);
   launch_rank_out(queue_, view_of(*layer.attn_out), layer.attended, layer.partial, &behind_attention);
@@ -94,7 +66,7 @@ void CudaBackend::pushing_layer(const DecodeLayer& layer, const RankExperts& exp
 bool CudaBackend::rank_layer(const DecodeLayer& layer, int& n_pending) {
   const int n_tokens = layer.batch.n_tokens;
   const bool takes = takes_decode_layer(facts_, n_tokens), one = n_tokens == 1;
-  const std::optional<RankExperts> few = takes && one ? rank_experts(layer) : std::nullopt;
+  const std::optional<RowExperts> few = takes && one ? rank_experts(layer) : std::nullopt;
   const bool pushes = one && ranks_push(layer, few.has_value());  // asked by every rank, whatever it has
   if (!layer.qkv || !takes) return false;
   if (pushes) {
@@ -107,7 +79,7 @@ bool CudaBackend::rank_layer(const DecodeLayer& layer, int& n_pending) {
   };
   norm(layer.input_norm);
   linear(layer.normed, *layer.qkv, n_tokens, layer.qkv_out);
-  rank_attention(layer);
+  attend_few(layer);
   const KernelChoice out = one ? choose_rank_linear(facts_, shape_of(view_of(*layer.attn_out)), false) : KernelChoice{};
   if (out.kernel == Kernel::rank_linear) {
     note("attention out", 1, out);
