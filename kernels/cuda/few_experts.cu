@@ -11,8 +11,7 @@
 //
 // k is cut and added up as gemm.cu does: the bits are the same.
 #include "cuda/bulk_copy.cuh"
-#include "cuda/few_choice.cuh"
-#include "cuda/few_rows.h"
+#include "cuda/few_gate_up.cuh"
 #include "cuda/gemm_tile.cuh"
 
 namespace sigmoe::cuda {
@@ -57,26 +56,11 @@ __global__ void __launch_bounds__(kUpWarps * 32, 5) few_gate_up_kernel(const __g
                           ((warp * kSliceGroups + lane % 8) * kGroup >> w.k_shift)];
   };
   float bias[2];
-  if (shared) {
+  if (shared)
     start({args.shared_gate_up.tiles, args.shared_gate_up.scales});
-  } else {
-    load_bias(args.bias, bias);
-    for (int e = threadIdx.x; e < kExperts; e += kUpWarps * 32) copy_16_bytes(table + e, args.gate_up_tiles + e);
-  }
-  wait_for_previous();
-  let_next_start();
-  for (int i = threadIdx.x; i < kWidth / 8; i += kUpWarps * 32)
-    copy_16_bytes(x + 8 * i, static_cast<const __nv_bfloat16*>(args.normed) + 8 * i);
-  if (!shared) {
-    score_experts(args.partial, bias, choice);
-    __syncthreads();
-    if (warp == static_cast<int>(blockIdx.x) % kUpWarps) {
-      const int chosen = choose_experts(choice, slot + 1);
-      if (lane == slot) choice.ids[0] = chosen;
-    }
-  }
-  wait_for_copies();
-  __syncthreads();
+  else
+    load_tables(args, bias, table);
+  take_row_and_choose(args, shared, slot, bias, x, choice);
   if (!shared) start(table[choice.ids[0]]);
 
   const __nv_bfloat16* own = x + warp * kSliceGroups * kGroup + q * S::kLaneK;

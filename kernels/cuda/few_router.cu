@@ -5,15 +5,16 @@
 // is the order of every sum; the block's 16 KB of gate are on their way to shared memory before the residual exists. Each block
 // adds up the squares of the whole row itself, in the order of reduce_add_rms_norm, and norms its own slice.
 #include "cuda/device.cuh"
-#include "cuda/few_choice.cuh"
+#include "cuda/few_logits.cuh"
 #include "cuda/few_rows.h"
 
 namespace sigmoe::cuda {
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kWidth = limits::few::kWidth, kSliceK = kWidth / kRouterSlices;
-constexpr int kChunks = kSliceK / chunk_k(WeightFormat::bf16), kLaneK = chunk_k(WeightFormat::bf16) / 4;
+using namespace few;
+
+constexpr int kThreads = kRouterThreads, kWarps = kThreads / 32;
+constexpr int kWidth = limits::few::kWidth;
 constexpr int kVectors = kWidth / 4 / kThreads;  // float4 of the row that a thread has: of 128 floats i the i-th, i + 8-th, ...
 constexpr int kPieces = kSliceK / 128;           // of a slice, one to a warp
 
@@ -26,16 +27,13 @@ struct RouterArgs {
 };
 
 __global__ void __launch_bounds__(kThreads) few_router_kernel(const __grid_constant__ RouterArgs args) {
-  __shared__ __align__(16) uint4 gate[kChunks * 32];
+  __shared__ __align__(16) uint4 gate[kGateVectors];
   __shared__ __align__(16) float x[kSliceK];
   __shared__ float scratch[32];
   static_assert(kVectors * kWarps == 32);
   let_next_start();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, tile = blockIdx.x, slice = blockIdx.y;
-  const uint4* tiles = args.gate.tiles + (static_cast<size_t>(tile) * kRouterSlices + slice) * kChunks * 32;
-#pragma unroll
-  for (int i = 0; i < kChunks * 32 / kThreads; ++i)
-    copy_16_bytes(gate + threadIdx.x + i * kThreads, tiles + threadIdx.x + i * kThreads);
+  load_gate(args.gate, tile, slice, gate);
   const int piece = warp - slice * kPieces % kWarps;  // of the slice, when this warp has one
   const bool norms = piece >= 0 && piece < kPieces;
   const int piece_at = slice * (kSliceK / 4) + piece * 32 + lane;
@@ -64,24 +62,9 @@ __global__ void __launch_bounds__(kThreads) few_router_kernel(const __grid_const
   wait_for_copies();
   __syncthreads();
   if (warp > 0) return;
-  const int g = lane / 4, q = lane % 4;
-  float low = 0.0f, high = 0.0f;
-#pragma unroll 8
-  for (int c = 0; c < kChunks; ++c) {
-    const uint4 w = gate[c * 32 + lane];
-    const float4 value = *reinterpret_cast<const float4*>(x + c * 4 * kLaneK + q * kLaneK);
-    low += value.x * bf16_low(w.x), high += value.x * bf16_low(w.z);
-    low += value.y * bf16_high(w.x), high += value.y * bf16_high(w.z);
-    low += value.z * bf16_low(w.y), high += value.z * bf16_low(w.w);
-    low += value.w * bf16_high(w.y), high += value.w * bf16_high(w.w);
-  }
-#pragma unroll
-  for (int step = 1; step <= 2; step *= 2) {
-    low += __shfl_xor_sync(kAllLanes, low, step);
-    high += __shfl_xor_sync(kAllLanes, high, step);
-  }
-  float* to = args.partial + slice * args.gate.n + tile * 16 + g;
-  if (q == 0) to[0] = low, to[8] = high;
+  const float2 logits = logits_of_slice(gate, x);
+  float* to = args.partial + slice * args.gate.n + tile * 16 + lane / 4;
+  if (lane % 4 == 0) to[0] = logits.x, to[8] = logits.y;
 }
 
 }  // namespace

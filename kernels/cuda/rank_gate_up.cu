@@ -4,6 +4,7 @@
 // Bound: memory, the bytes of the rank's parts of nine experts. The choice and the walk are those of few_experts.cu; a block
 // takes one tile of 16 rows instead of two, because narrower experts are fewer blocks, and has 8 KB of it on their way. k is
 // cut and added up as gemm_few.cu does: the bits are the same.
+#include "cuda/few_gate_up.cuh"
 #include "cuda/rank_part.cuh"
 
 namespace sigmoe::cuda {
@@ -56,26 +57,11 @@ __global__ void __launch_bounds__(kUpWarps * 32, kUpBlocks) rank_gate_up_kernel(
     }
   };
   float bias[2];
-  if (shared) {
+  if (shared)
     start({args.shared_gate_up.tiles, args.shared_gate_up.scales});
-  } else {
-    load_bias(args.bias, bias);
-    for (int e = threadIdx.x; e < kExperts; e += kUpWarps * 32) copy_16_bytes(table + e, args.gate_up_tiles + e);
-  }
-  wait_for_previous();
-  let_next_start();
-  for (int i = threadIdx.x; i < kRankWidth / 8; i += kUpWarps * 32)
-    copy_16_bytes(x + 8 * i, static_cast<const __nv_bfloat16*>(args.normed) + 8 * i);
-  if (!shared) {
-    score_experts(args.partial, bias, choice);
-    __syncthreads();
-    if (warp == block % kUpWarps) {
-      const int chosen = choose_experts(choice, slot + 1);
-      if (lane == slot) choice.ids[0] = chosen;
-    }
-  }
-  wait_for_copies();
-  __syncthreads();
+  else
+    load_tables(args, bias, table);
+  take_row_and_choose(args, shared, slot, bias, x, choice);
   if (!shared) {
     const ExpertTiles expert = table[choice.ids[0]];
     if (!expert.tiles) return;  // another rank has it

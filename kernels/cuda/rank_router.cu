@@ -5,15 +5,16 @@
 // 16 KB of gate are on their way before the row exists. Each block takes the whole row and norms its own slice; those of the
 // first tile write the residual stream and the normed row.
 #include "cuda/device.cuh"
-#include "cuda/few_choice.cuh"
+#include "cuda/few_logits.cuh"
 #include "cuda/rank_row.cuh"
 
 namespace sigmoe::cuda {
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kSliceK = kRankWidth / kRouterSlices;
-constexpr int kChunks = kSliceK / chunk_k(WeightFormat::bf16), kLaneK = chunk_k(WeightFormat::bf16) / 4;
+using namespace few;
+
+constexpr int kThreads = kRouterThreads, kWarps = kThreads / 32;
+static_assert(kRankWidth == kRouterSlices * kSliceK);
 constexpr int kVectors = kRankVectors / kThreads;  // of a thread: of 128 floats i the i-th, i + 8-th, ...
 constexpr int kSliceThreads = kSliceK / 4;         // half a block: a slice is half of what vectors i of all threads are
 static_assert(2 * kSliceThreads == kThreads && kVectors * kWarps == 32);
@@ -30,15 +31,12 @@ struct RouterArgs {
 
 template <From kFrom>
 __global__ void __launch_bounds__(kThreads) rank_router_kernel(const __grid_constant__ RouterArgs args) {
-  __shared__ __align__(16) uint4 gate[kChunks * 32];
+  __shared__ __align__(16) uint4 gate[kGateVectors];
   __shared__ __align__(16) float x[kSliceK];
   __shared__ float of_warps[32];
   let_next_start();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, tile = blockIdx.x, slice = blockIdx.y;
-  const uint4* tiles = args.gate.tiles + (static_cast<size_t>(tile) * kRouterSlices + slice) * kChunks * 32;
-#pragma unroll
-  for (int i = 0; i < kChunks * 32 / kThreads; ++i)
-    copy_16_bytes(gate + threadIdx.x + i * kThreads, tiles + threadIdx.x + i * kThreads);
+  load_gate(args.gate, tile, slice, gate);
   const bool norms = static_cast<int>(threadIdx.x) / kSliceThreads == slice % 2;
   const int place = threadIdx.x % kSliceThreads, at = slice * kSliceThreads + place;  // float4 of the slice, of the row
   float4 weight = {};
@@ -71,24 +69,9 @@ __global__ void __launch_bounds__(kThreads) rank_router_kernel(const __grid_cons
   wait_for_copies();
   __syncthreads();
   if (warp > 0) return;
-  const int g = lane / 4, q = lane % 4;
-  float low = 0.0f, high = 0.0f;
-#pragma unroll 8
-  for (int c = 0; c < kChunks; ++c) {
-    const uint4 w = gate[c * 32 + lane];
-    const float4 value = *reinterpret_cast<const float4*>(x + c * 4 * kLaneK + q * kLaneK);
-    low += value.x * bf16_low(w.x), high += value.x * bf16_low(w.z);
-    low += value.y * bf16_high(w.x), high += value.y * bf16_high(w.z);
-    low += value.z * bf16_low(w.y), high += value.z * bf16_low(w.w);
-    low += value.w * bf16_high(w.y), high += value.w * bf16_high(w.w);
-  }
-#pragma unroll
-  for (int step = 1; step <= 2; step *= 2) {
-    low += __shfl_xor_sync(kAllLanes, low, step);
-    high += __shfl_xor_sync(kAllLanes, high, step);
-  }
-  float* to = args.partial + slice * args.gate.n + tile * 16 + g;
-  if (q == 0) to[0] = low, to[8] = high;
+  const float2 logits = logits_of_slice(gate, x);
+  float* to = args.partial + slice * args.gate.n + tile * 16 + lane / 4;
+  if (lane % 4 == 0) to[0] = logits.x, to[8] = logits.y;
 }
 
 struct TakeArgs {
