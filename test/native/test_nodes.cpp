@@ -1,8 +1,6 @@
 // Worlds of several nodes: what they say to each other over TCP, who is let in, and what broken bytes and lost nodes lead to.
 // Nodes are threads here; test/engine/nodes.test.ts has processes.
-#include <netinet/in.h>
 #include <sys/socket.h>
-#include <unistd.h>
 
 #include <cstring>
 #include <future>
@@ -14,24 +12,14 @@
 #include "doctest/doctest.h"
 #include "engine/engine.h"
 #include "engine/nodes/step_codec.h"
+#include "free_port.h"
 
 using namespace sigmoe;
+using sigmoe::testing::free_port;
 
 namespace {
 
 const std::string kNano = std::string(SIGMOE_SOURCE_DIR) + "/models/nano";
-
-int free_port() {
-  const int fd = socket(AF_INET, SOCK_STREAM, 0);
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t size = sizeof address;
-  REQUIRE(bind(fd, reinterpret_cast<sockaddr*>(&address), size) == 0);
-  REQUIRE(getsockname(fd, reinterpret_cast<sockaddr*>(&address), &size) == 0);
-  close(fd);
-  return ntohs(address.sin_port);
-}
 
 NodeOptions node_options(int index, int count, int port, const std::string& secret = "s3cret") {
   NodeOptions options;
