@@ -92,9 +92,9 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int 
   const int width = args.weight.n / 2, first_column = weight_tile * 8 + group * kBlocks * 32 + warp * 8 + g;
   const int n_rows = round_up_8(s.items[info].n_rows), packed_row = s.items[info].packed_row;
   if (threadIdx.x == 0) bulk_store_read();  // the last result has left
-    // Past W's last row lies what shared memory held before. It may not even round the division that two columns share.
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block)
+    // Past W's last row lies what shared memory held before. It may not even round the division that two columns share.
     if (first_column + 32 * block >= width)
 #pragma unroll
       for (int i = 0; i < N / 2; ++i) sum[block][i] = 0.0f;

@@ -4,7 +4,7 @@
  */
 import { existsSync, readFileSync } from 'node:fs';
 import { describe, expect, test } from 'vitest';
-import { devices, Model, NotFoundError } from '../../lib/index.js';
+import { devices, Model, NotFoundError, selftest } from '../../lib/index.js';
 import { complaints, sigmoe } from '../cli/run.js';
 import { type GreedyPrompt, golden, nano } from '../helpers/files.js';
 
@@ -48,6 +48,13 @@ describe.skipIf(!twin)('the bundled model on the twin', () => {
     expect(model.info.weightFormat).toMatch(/kept as INT8, added error mean \d\.\d\d%, worst \d\.\d\d% \(model\.layers\./);
     const { tokens, finishReason } = await model.generate({ prompt: 'Fever', maxTokens: 8, temperature: 0 }).result;
     expect(tokens.length).toBe(finishReason === 'length' ? 8 : tokens.indexOf(model.info.vocabSize - 1) + 1);
+  });
+
+  test.each(['bfloat16', 'int8'] as const)('passes its self-test in %s', { timeout: 120_000 }, async (compute) => {
+    await using model = await Model.load(nano, { device: 'ascend-twin', compute });
+    const report = await selftest(model);
+    expect(report.problems.concat(...report.cases.map(({ problems }) => problems))).toEqual([]);
+    expect(report.passed).toBe(true);
   });
 
   test('a warm prefix, neighbours and drafts do not change an answer', { timeout: 120_000 }, async () => {

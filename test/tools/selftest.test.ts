@@ -147,9 +147,9 @@ describe('the judgement', () => {
   test('reduced: activations of 8 bits may be off by what their rounding costs', () => {
     const nano = { ...bfloat16, medianError: 0.0016, worstError: 0.0247, nearTieError: 0.0613 };
     expect(reducedBound(nano, 'wide')).toBeCloseTo(0.0082, 10);
-    expect(reducedBound(nano, 'fp8')).toBe(0.04);
-    expect(reducedBound(nano, 'int8')).toBe(0.02);
-    expect(reducedBound({ ...nano, medianError: 0.03 }, 'fp8')).toBeCloseTo(0.065, 10);
+    expect(reducedBound(nano, 'fp8')).toBe(0.08);
+    expect(reducedBound(nano, 'int8')).toBe(0.04);
+    expect(reducedBound({ ...nano, medianError: 0.05 }, 'fp8')).toBeCloseTo(0.105, 10);
     expect(reducedBound(null, 'wide')).toBe(0.04);
     const many = { ...recorded, tokens: Array(24).fill(best), scores: Array(24).fill(keep(logits)) };
     const by = (error: number) => ({ tokens: Array(24).fill(best), logits: Array(24).fill(off(error)) });
@@ -157,7 +157,7 @@ describe('the judgement', () => {
     expect(judge(many, rounded, 'reduced', nano, 'fp8').medianError).toBeGreaterThan(0.0082);
     expect(judge(many, rounded, 'reduced', nano, 'fp8').passed).toBe(true);
     expect(judge(many, rounded, 'reduced', nano, 'wide').passed).toBe(false);
-    expect(judge(many, by(0.3), 'reduced', nano, 'fp8').passed).toBe(false);
+    expect(judge(many, by(0.3), 'reduced', nano, 'fp8').problems.join()).toContain('median');
   });
 
   test('which devices round activations', () => {
