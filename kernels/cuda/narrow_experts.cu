@@ -118,6 +118,16 @@ __device__ void copy_tokens(const NarrowArgs& args, const stream::Lists& lists, 
   return value;
 }
 
+// A load's registers as the tensor core wants them, which is in another order. `zero` is: written as a copy, the swap would be
+// placed behind the load by the compiler, and wait for it there.
+[[maybe_unused]] __device__ inline uint4 arrived(const uint4& w, uint32_t zero) {
+  uint4 out;
+  asm volatile("xor.b32 %0, %4, %8;\nxor.b32 %1, %5, %8;\nxor.b32 %2, %6, %8;\nxor.b32 %3, %7, %8;"
+               : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
+               : "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w), "r"(zero));
+  return out;
+}
+
 using Sums = float[kBlocks][kTokens / 2];
 
 // SwiGLU, then packed for the down product: the place's 128 columns are one FP8 block.
@@ -243,6 +253,7 @@ __global__ void __launch_bounds__(kThreads, 1) narrow_kernel(const __grid_consta
       found.scale = {item.scales[low * any.scale_columns + lane], item.scales[high * any.scale_columns + lane]};
     return found;
   };
+  const uint32_t zero = n_groups >> 16;
   uint4 weights[kDepth][kBlocks][kChunks];
   const auto fetch = [&](int d, const uint4* tiles, int at) {
 #pragma unroll
@@ -280,11 +291,16 @@ __global__ void __launch_bounds__(kThreads, 1) narrow_kernel(const __grid_consta
         pin(part[0]);
         pin(part[1]);
         const uint64_t b = swizzled_operand(x + (first + d) * kXBytes);
+        uint4 a[kBlocks][kChunks];
+#pragma unroll
+        for (int block = 0; block < kBlocks; ++block)
+#pragma unroll
+          for (int c = 0; c < kChunks; ++c) a[block][c] = arrived(weights[d][block][c], zero);
         wgmma_fence();
 #pragma unroll
         for (int block = 0; block < kBlocks; ++block)
 #pragma unroll
-          for (int c = 0; c < kChunks; ++c) wgmma_fp8<kTokens>(part[block], weights[d][block][c], b + 2 * c, c > 0);
+          for (int c = 0; c < kChunks; ++c) wgmma_fp8<kTokens>(part[block], a[block][c], b + 2 * c, c > 0);
         wgmma_commit();
         wgmma_wait<0>();
         pin(part[0]);
