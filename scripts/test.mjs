@@ -123,12 +123,15 @@ await runMain(async () => {
   if (unknown !== undefined) throw new ScriptError(`no stage ${unknown}; there are ${Object.keys(stages).join(', ')}`);
   const [lines, failed] = [[], []];
   let total = 0;
+  let begin = Date.now();
   const count = (name, { passed, failures, note }) => {
     total += passed;
     failed.push(...failures.map((failure) => `  ${name.padEnd(8)}${failure}`));
-    lines.push(`  ${name.padEnd(8)}${passed} passed, ${failures.length} failed${note ? ` (${note})` : ''}`);
+    const took = `${Math.round((Date.now() - begin) / 1000)} s`;
+    lines.push(`  ${name.padEnd(8)}${passed} passed, ${failures.length} failed (${note ? `${note}, ` : ''}${took})`);
   };
   const attempt = async (name, body) => {
+    begin = Date.now();
     try {
       count(name, await body());
     } catch (error) {

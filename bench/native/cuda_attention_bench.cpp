@@ -20,7 +20,7 @@
 #include "cuda/attention_decode.h"
 #include "cuda/attention_prefill.h"
 #include "cuda/bench_kernels.h"
-#include "cuda/ops.h"
+#include "cuda/split_attention.h"
 
 using namespace sigmoe;
 using namespace sigmoe::cuda;
@@ -169,7 +169,7 @@ class Step {
       scratch_ = std::make_unique<Device<std::byte>>(split_partial_bytes(shape_, batch_.n_tokens, batch_.max_pages));
       arrivals_ = std::make_unique<Device<int32_t>>(std::vector<int32_t>(batch_.n_tokens * shape_.n_kv_heads));
     }
-    launch_split_attention(queue_, batch_, shape_, 0, batch_.n_tokens, q_->get(), kv(),
+    launch_split_attention(queue_, batch_, shape_, 0, 0, batch_.n_tokens, q_->get(), kv(),
                            {reinterpret_cast<float*>(scratch_->get()), arrivals_->get()}, out_->get(), nullptr);
   }
 

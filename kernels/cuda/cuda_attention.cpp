@@ -7,6 +7,7 @@
 #include "cuda/mma_attention.h"
 #include "cuda/ops.h"
 #include "cuda/qk_store_many.h"
+#include "cuda/split_attention.h"
 
 namespace sigmoe::cuda {
 namespace {
@@ -59,8 +60,7 @@ void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape,
   }
   const SplitScratch split = split_scratch(batch, shape, rows_at_once);
   for (int row = 0; row < n_rows; row += rows_at_once)
-    launch_split_attention_of_few(queue_, batch, shape, most_rows, row, std::min(rows_at_once, n_rows - row), q, kv, split, out,
-                                  twin);
+    launch_split_attention(queue_, batch, shape, most_rows, row, std::min(rows_at_once, n_rows - row), q, kv, split, out, twin);
 }
 
 SplitScratch CudaBackend::split_scratch(const BatchView& batch, const AttentionShape& shape, int n_rows) {

@@ -24,6 +24,7 @@
 #include "cuda/memory.h"
 #include "cuda/mma_gemm.h"
 #include "cuda/ops.h"
+#include "cuda/split_attention.h"
 #include "cuda/tensor_gemm.h"
 
 namespace sigmoe::cuda {

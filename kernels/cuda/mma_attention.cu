@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "cuda/device.cuh"
+#include "cuda/kernel_choice.h"
 #include "cuda/kv_address.cuh"
 #include "cuda/mma_attention.h"
 #include "cuda/step_tables.cuh"

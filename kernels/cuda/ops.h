@@ -20,21 +20,10 @@ void launch_to_bf16(const Queue& queue, const float* x, const int32_t* row_ids, 
 void launch_copy_rows(const Queue& queue, const float* from, const int32_t* from_ids, int64_t from_stride, float* to,
                       const int32_t* to_ids, int64_t to_stride, int n_rows, int width);
 
-// ---- attention.cu
+// ---- qk_store.cu
 void launch_qk_norm_rope_store(const Queue& queue, const BatchView& batch, const AttentionShape& shape, const float* qkv,
                                const float* q_norm, const float* k_norm, float eps, const float* cos, const float* sin,
                                const KvView& kv, float* q_out);
-
-// Split-KV attention over BF16 pages.
-struct SplitScratch {
-  float* partial = nullptr;     // split_partial_bytes of them
-  int32_t* arrivals = nullptr;  // (rows, G), zero between launches
-};
-int max_splits(int max_pages);
-size_t split_partial_bytes(const AttentionShape& shape, int n_rows, int max_pages);
-// twin (T, H * head_dim) BF16 or null: the result again, for the product that follows.
-void launch_split_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int first_row, int n_rows,
-                            const float* q, const KvView& kv, const SplitScratch& scratch, float* out, void* twin);
 
 // ---- exact.cu: everything in float32, one warp per result
 void launch_exact_linear(const Queue& queue, const float* x, const int32_t* row_ids, const WeightView& weight, int n_tokens,

@@ -1,4 +1,4 @@
-// Query and key norms, RoPE and the paged store for many rows, with the bits of attention.cu's kernel.
+// Query and key norms, RoPE and the paged store for many rows, with the bits of qk_store.cu's kernel.
 //
 // Bound: memory, qkv once in, queries in float32 and keys and values in the cache's type once out. A row is one block's work;
 // a warp takes several of its heads and loads them all before it works on the first. Lane l has dims l, l + 32, l + 64 and

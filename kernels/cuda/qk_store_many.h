@@ -1,4 +1,4 @@
-// Query and key norms, RoPE and the paged store for many rows: attention.cu's op where heads have a warp's shape.
+// Query and key norms, RoPE and the paged store for many rows: qk_store.cu's op where heads have a warp's shape.
 #pragma once
 
 #include "cuda/ops.h"
