@@ -20,6 +20,7 @@
 #include "cuda/attention_decode.h"
 #include "cuda/attention_prefill.h"
 #include "cuda/bench_kernels.h"
+#include "cuda/ops.h"
 #include "cuda/split_attention.h"
 
 using namespace sigmoe;
