@@ -30,36 +30,38 @@ __host__ __device__ inline int row_in_tile(const WeightView& w, int tile, int ro
   return row < 8 ? column : half + column;
 }
 
-// Byte offset of the 8-byte piece `piece` of row `row`: a row's k run is cut into pieces of 8 bytes, four to a chunk.
-__host__ __device__ inline size_t piece_offset(const WeightView& w, int tile, int row, int piece) {
+// k that one word of 4 bytes holds.
+__host__ __device__ inline int word_k(WeightFormat format) { return chunk_k(format) / 8; }
+
+// Byte offset of word `word` of row `row`: a row's k run is cut into words of 4 bytes, eight to a chunk and two to a lane.
+__host__ __device__ inline size_t word_offset(const WeightView& w, int tile, int row, int word) {
   const size_t n_chunks = static_cast<size_t>(w.n_groups) * (kGroup / chunk_k(w.format));
-  const int lane = (row % 8) * 4 + piece % 4;
-  return ((tile * n_chunks + piece / 4) * 32 + lane) * 16 + (row >= 8 ? 8 : 0);
+  const int lane = row % 8 * 4 + word / 2 % 4;
+  return ((tile * n_chunks + word / 8) * 32 + lane) * 16 + word % 2 * 8 + (row >= 8 ? 4 : 0);
 }
 
-// Within an 8-byte piece FP8 and INT8 bytes and INT4 nibbles are permuted, so that pairs of neighbours come out of a 32-bit
-// word by one mask: bytes (0, 2) and (1, 3), nibbles (0, 4), (1, 5), (2, 6) and (3, 7).
-__host__ __device__ inline int byte_place(int k) { return k % 4 == 1 ? k + 1 : k % 4 == 2 ? k - 1 : k; }
-__host__ __device__ inline int int4_place(int k) { return k / 8 * 8 + k % 8 / 2 + (k % 2) * 4; }
+// Within a word FP8 and INT8 bytes and INT4 nibbles are permuted, so that pairs of neighbours come out of it by one mask:
+// bytes (0, 2) and (1, 3), nibbles (0, 4), (1, 5), (2, 6) and (3, 7).
+__host__ __device__ inline int byte_place(int k) { return k == 1 ? 2 : k == 2 ? 1 : k; }
+__host__ __device__ inline int int4_place(int k) { return k / 2 + k % 2 * 4; }
 
 // Stored value of (n, k), before its scale.
 __device__ inline float stored_element(const WeightView& w, int tile, int row, int k) {
-  const int piece_k = chunk_k(w.format) / 4;
-  const auto* piece = reinterpret_cast<const uint8_t*>(w.tiles) + piece_offset(w, tile, row, k / piece_k);
-  const int i = k % piece_k;
+  const int i = k % word_k(w.format);
+  const auto* word = reinterpret_cast<const uint8_t*>(w.tiles) + word_offset(w, tile, row, k / word_k(w.format));
   switch (w.format) {
-    case WeightFormat::f32: return reinterpret_cast<const float*>(piece)[i];
-    case WeightFormat::bf16: return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(piece)[i]);
+    case WeightFormat::f32: return *reinterpret_cast<const float*>(word);
+    case WeightFormat::bf16: return __bfloat162float(reinterpret_cast<const __nv_bfloat16*>(word)[i]);
     case WeightFormat::fp8: {
       __nv_fp8_e4m3 value;
-      value.__x = piece[byte_place(i)];
+      value.__x = word[byte_place(i)];
       return static_cast<float>(value);
     }
     case WeightFormat::int4: {
       const int place = int4_place(i);
-      return static_cast<float>(((piece[place / 2] >> (place % 2 * 4)) & 15) - 8);
+      return static_cast<float>(((word[place / 2] >> (place % 2 * 4)) & 15) - 8);
     }
-    case WeightFormat::int8: return static_cast<float>(static_cast<int8_t>(piece[byte_place(i)]));
+    case WeightFormat::int8: return static_cast<float>(static_cast<int8_t>(word[byte_place(i)]));
   }
   return 0.0f;
 }

@@ -29,10 +29,10 @@ __device__ inline float2 logits_of_slice(const uint4 (&gate)[kGateVectors], cons
   for (int c = 0; c < kGateChunks; ++c) {
     const uint4 w = gate[c * 32 + lane];
     const float4 value = *reinterpret_cast<const float4*>(x + c * 4 * kLaneK + q * kLaneK);
-    low += value.x * bf16_low(w.x), high += value.x * bf16_low(w.z);
-    low += value.y * bf16_high(w.x), high += value.y * bf16_high(w.z);
-    low += value.z * bf16_low(w.y), high += value.z * bf16_low(w.w);
-    low += value.w * bf16_high(w.y), high += value.w * bf16_high(w.w);
+    low += value.x * bf16_low(w.x), high += value.x * bf16_low(w.y);
+    low += value.y * bf16_high(w.x), high += value.y * bf16_high(w.y);
+    low += value.z * bf16_low(w.z), high += value.z * bf16_low(w.w);
+    low += value.w * bf16_high(w.z), high += value.w * bf16_high(w.w);
   }
 #pragma unroll
   for (int step = 1; step <= 2; step *= 2) {

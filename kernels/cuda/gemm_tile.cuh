@@ -53,28 +53,28 @@ __device__ inline uint32_t int4_pair(uint32_t word, int i) {
 template <WeightFormat F>
 __device__ inline void unpack(const uint4& w, uint32_t (&a)[Stream<F>::kProducts][4]) {
   if constexpr (F == WeightFormat::fp8) {
-    a[0][0] = fp8_pair<false>(w.x), a[0][1] = fp8_pair<false>(w.z), a[0][2] = fp8_pair<true>(w.x),
-    a[0][3] = fp8_pair<true>(w.z);
-    a[1][0] = fp8_pair<false>(w.y), a[1][1] = fp8_pair<false>(w.w), a[1][2] = fp8_pair<true>(w.y),
+    a[0][0] = fp8_pair<false>(w.x), a[0][1] = fp8_pair<false>(w.y), a[0][2] = fp8_pair<true>(w.x),
+    a[0][3] = fp8_pair<true>(w.y);
+    a[1][0] = fp8_pair<false>(w.z), a[1][1] = fp8_pair<false>(w.w), a[1][2] = fp8_pair<true>(w.z),
     a[1][3] = fp8_pair<true>(w.w);
   } else if constexpr (F == WeightFormat::int8) {
-    a[0][0] = int8_pair<false>(w.x), a[0][1] = int8_pair<false>(w.z), a[0][2] = int8_pair<true>(w.x),
-    a[0][3] = int8_pair<true>(w.z);
-    a[1][0] = int8_pair<false>(w.y), a[1][1] = int8_pair<false>(w.w), a[1][2] = int8_pair<true>(w.y),
+    a[0][0] = int8_pair<false>(w.x), a[0][1] = int8_pair<false>(w.y), a[0][2] = int8_pair<true>(w.x),
+    a[0][3] = int8_pair<true>(w.y);
+    a[1][0] = int8_pair<false>(w.z), a[1][1] = int8_pair<false>(w.w), a[1][2] = int8_pair<true>(w.z),
     a[1][3] = int8_pair<true>(w.w);
   } else if constexpr (F == WeightFormat::bf16) {
-    a[0][0] = w.x, a[0][1] = w.z, a[0][2] = w.y, a[0][3] = w.w;
+    a[0][0] = w.x, a[0][1] = w.y, a[0][2] = w.z, a[0][3] = w.w;
   } else if constexpr (F == WeightFormat::int4) {
 #pragma unroll
     for (int m = 0; m < 4; ++m) {
-      const uint32_t low = m < 2 ? w.x : w.y, high = m < 2 ? w.z : w.w;
+      const uint32_t low = m < 2 ? w.x : w.z, high = m < 2 ? w.y : w.w;
       const int i = m % 2 * 2;
       a[m][0] = int4_pair(low, i), a[m][1] = int4_pair(high, i), a[m][2] = int4_pair(low, i + 1),
       a[m][3] = int4_pair(high, i + 1);
     }
   } else {
-    a[0][0] = pack_bf16(__uint_as_float(w.x), __uint_as_float(w.y));
-    a[0][1] = pack_bf16(__uint_as_float(w.z), __uint_as_float(w.w));
+    a[0][0] = pack_bf16(__uint_as_float(w.x), __uint_as_float(w.z));
+    a[0][1] = pack_bf16(__uint_as_float(w.y), __uint_as_float(w.w));
   }
 }
 

@@ -100,10 +100,10 @@ __device__ inline uint32_t fp8_pair_times(uint32_t word, uint32_t factor) {
 template <WeightFormat F>
 __device__ inline void expand(const uint4& w, uint32_t low, uint32_t high, uint32_t (&a)[Stream<F>::kProducts][4]) {
   if constexpr (F == WeightFormat::fp8) {
-    a[0][0] = fp8_pair_times<false>(w.x, low), a[0][1] = fp8_pair_times<false>(w.z, high);
-    a[0][2] = fp8_pair_times<true>(w.x, low), a[0][3] = fp8_pair_times<true>(w.z, high);
-    a[1][0] = fp8_pair_times<false>(w.y, low), a[1][1] = fp8_pair_times<false>(w.w, high);
-    a[1][2] = fp8_pair_times<true>(w.y, low), a[1][3] = fp8_pair_times<true>(w.w, high);
+    a[0][0] = fp8_pair_times<false>(w.x, low), a[0][1] = fp8_pair_times<false>(w.y, high);
+    a[0][2] = fp8_pair_times<true>(w.x, low), a[0][3] = fp8_pair_times<true>(w.y, high);
+    a[1][0] = fp8_pair_times<false>(w.z, low), a[1][1] = fp8_pair_times<false>(w.w, high);
+    a[1][2] = fp8_pair_times<true>(w.z, low), a[1][3] = fp8_pair_times<true>(w.w, high);
   } else {
     unpack<F>(w, a);
     if constexpr (F == WeightFormat::int4)

@@ -27,8 +27,8 @@ using namespace narrow;
   return value;
 }
 
-// A load's registers as the tensor core wants them, which is in another order. `zero` is: written as a copy, the swap would be
-// placed behind the load by the compiler, and wait for it there.
+// A load's registers, once it has arrived. Handed to the product as they are, all loads in flight share one of the hardware's
+// counters, and each product waits for the newest of them. `zero` is: the compiler would see through a copy.
 [[maybe_unused]] __device__ inline uint4 arrived(const uint4& w, uint32_t zero) {
   uint4 out;
   asm volatile("xor.b32 %0, %4, %8;\nxor.b32 %1, %5, %8;\nxor.b32 %2, %6, %8;\nxor.b32 %3, %7, %8;"

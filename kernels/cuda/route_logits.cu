@@ -24,7 +24,7 @@ struct LaneWeights {
   float rows[2][kLane];
 
   __device__ explicit LaneWeights(const uint4& w) {
-    const uint32_t words[2][2] = {{w.x, w.y}, {w.z, w.w}};
+    const uint32_t words[2][2] = {{w.x, w.z}, {w.y, w.w}};
 #pragma unroll
     for (int h = 0; h < 2; ++h)
 #pragma unroll

@@ -2,7 +2,7 @@
 //
 // Blocks of 256 rows of W stay and take the items (tile of rows of x, rows of W) of tensor_tile.cuh in turn; the row tiles of
 // an expert follow each other, so that W is read from memory once.
-#include "cuda/tensor_whole.cuh"
+#include "cuda/tensor_tile.cuh"
 
 namespace sigmoe::cuda {
 namespace {
@@ -196,13 +196,7 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int 
 template <WeightFormat F, GemmMode M, int N>
 __device__ void run_item(const TensorGemmArgs& args, Memory<M>& s, Position& at, int weight_tile, int info, bool last) {
   Sums<N, kBlocks> sum;
-  if constexpr (takes_any_16<F, M>) {
-    multiply_whole<N, M == GemmMode::gate_up>(s, at, KRange(args, F), sum);
-    if (!has_block_scales(args.weight))
-      scale_rows<N>(args, weight_of(args, s.items[info].expert).scales, weight_tile + threadIdx.x / 128 * kBlocks * 4, sum);
-  } else {
-    multiply<F, N>(args, s, at, s.items[info].expert, weight_tile, KRange(args, F), sum);
-  }
+  multiply<F, N, M == GemmMode::down>(args, s, at, s.items[info].expert, weight_tile, KRange(args, F), sum);
   if constexpr (M == GemmMode::gate_up)
     write_inner<F, N>(args, s, weight_tile, info, last, sum);
   else if constexpr (M == GemmMode::down)

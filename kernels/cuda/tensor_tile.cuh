@@ -11,13 +11,13 @@ using Sums = float[Blocks][N / 2];  // by block of 64 rows of W
 // The lane's part of a stage's 64 rows of W.
 struct Operand {
   uint4 chunks[4];
-  template <class S>
+  template <int begin = 0, int end = 4, class S>
   __device__ void load(const S& s, int stage, int block) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / 128;
     const uint4* tile =
         reinterpret_cast<const uint4*>(s.w[stage] + ((group * S::kBlocks + block) * 4 + warp) * kChunkRun) + lane;
 #pragma unroll
-    for (int c = 0; c < 4; ++c) chunks[c] = tile[32 * c];
+    for (int c = begin; c < end; ++c) chunks[c] = tile[32 * c];
   }
 };
 
@@ -27,61 +27,98 @@ __device__ inline void release(S& s, int stage) {
   if (threadIdx.x % 32 == 0) barrier_arrive(&s.empty[stage]);
 }
 
-// sum = the products of the item, FP8, without x's scales: rows have one each.
+// sum = the products of the item in FP8, but for scales that cover all of k. ScaledX: x has scales per row and 128 of k. Rows
+// 0-7 and 8-15 of a tile of W have scales of their own, as gate and up differ.
 //
-// A k block is some units of 64 rows of W by all or half of the rows of x. While one is multiplied the sums of the one before
-// are scaled and added; the other warpgroup fills what gaps are left.
-template <int N, class S>
+// One tensor-core product per 64 rows of W and k block: all rows of x at once, into one set of sums, which are then scaled and
+// added to float32. For that time a warpgroup leaves the tensor cores to the other one: they wait only if both take longer to
+// add than a product takes. So nothing else may stand between two products: W comes to registers while the product before
+// still runs, as soon as its first chunks have been read; so does the word that the next stage is full.
+template <int N, bool ScaledX, class S>
 __device__ void multiply_fp8(S& s, Position& at, const KRange& range, Sums<N, S::kBlocks>& sum) {
-  constexpr int Blocks = S::kBlocks, kParts = N >= 64 ? 2 : 1, kPart = N / kParts, kUnits = Blocks * kParts;
+  constexpr int Blocks = S::kBlocks;
+  const int q = threadIdx.x % 4, group = threadIdx.x / 128;
 #pragma unroll
   for (int b = 0; b < Blocks; ++b)
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) sum[b][i] = 0.0f;
-  float part[2][kPart / 2];
-  Operand a;  // a second one would not fit the registers
-  const auto start = [&](int stage, int unit) {
-    float(&to)[kPart / 2] = part[unit % 2];
-    const uint64_t b = swizzled_operand(s.x[stage] + unit % kParts * kPart * 128);
-    pin(to);
+  float part[N / 2];
+  uint32_t x_scales[N / 8];  // a pair of columns each
+  Operand a;
+  constexpr int kEarly = 3;  // chunks of W that come while the product before still runs
+  const auto start = [&](int stage) {
+    const uint64_t b = swizzled_operand(s.x[stage]);
+    pin(part);
     wgmma_fence();
 #pragma unroll
-    for (int c = 0; c < 4; ++c) wgmma_fp8<kPart>(to, a.chunks[c], b + 2 * c, c > 0);
+    for (int c = 0; c < 4; ++c) {
+      wgmma_fp8<N>(part, a.chunks[c], b + 2 * c, c > 0);
+      if (c + 1 == kEarly) wgmma_commit();
+    }
     wgmma_commit();
   };
-  const auto add = [&](int unit, float scale) {
-    float(&from)[kPart / 2] = part[unit % 2];
-    pin(from);
-    float* to = sum[unit / kParts] + unit % kParts * (kPart / 2);
+  const auto add = [&](float(&to)[N / 2], float2 scale) {
 #pragma unroll
-    for (int i = 0; i < kPart / 2; ++i) to[i] += from[i] * scale;
-#pragma unroll
-    for (int i = 0; i < kPart / 2; ++i) asm volatile("" : "+f"(to[i]));  // here, not after the next wait
-  };
-  for (int kb = range.begin; kb < range.end; ++kb) {
-    const int stage = at.stage;
-    barrier_wait(&s.full[stage], at.parity);
-    a.load(s, stage, 0);
-    const float scale = s.w_scales[stage][threadIdx.x / 128].x;
-    start(stage, 0);
-#pragma unroll
-    for (int unit = 0; unit < kUnits; ++unit) {
-      if (unit + 1 < kUnits && (unit + 1) % kParts != 0) {
-        start(stage, unit + 1);
-        wgmma_wait<1>();
-      } else {
-        wgmma_wait<0>();
-        if (unit + 1 < kUnits) {
-          a.load(s, stage, (unit + 1) / kParts);
-          start(stage, unit + 1);
-        } else {
-          release(s, stage);
-        }
+    for (int j = 0; j < N / 8; ++j) {
+      float2 low = {scale.x, scale.x}, high = {scale.y, scale.y};
+      if constexpr (ScaledX) {
+        low = {bf16_low(x_scales[j]) * scale.x, bf16_high(x_scales[j]) * scale.x};
+        high = low;
       }
-      add(unit, scale);
+      to[4 * j] += part[4 * j] * low.x;
+      to[4 * j + 1] += part[4 * j + 1] * low.y;
+      to[4 * j + 2] += part[4 * j + 2] * high.x;
+      to[4 * j + 3] += part[4 * j + 3] * high.y;
+    }
+  };
+  // Read once a k block, for shared memory is what these products wait for; but not all of them fit the registers while a
+  // product has W in its own.
+  constexpr int kFirst = N >= 128 ? 5 : N / 8;
+  const auto load_scales = [&](int stage, int begin, int end) {
+    if constexpr (ScaledX) {
+      const auto* pairs = reinterpret_cast<const uint32_t*>(s.x_scales[stage]) + q;
+#pragma unroll
+      for (int j = begin; j < end; ++j) x_scales[j] = pairs[4 * j];
+    }
+  };
+  const auto finish = [&](int stage, int next_stage, int next_block) {
+    wgmma_wait<1>();
+    a.load<0, kEarly>(s, next_stage, next_block);
+    wgmma_wait<0>();
+    pin(part);
+    a.load<kEarly, 4>(s, next_stage, next_block);
+    load_scales(stage, kFirst, N / 8);
+  };
+  barrier_wait(&s.full[at.stage], at.parity);
+  a.load(s, at.stage, 0);
+  float2 scale = s.w_scales[at.stage][group];
+  start(at.stage);
+  for (int kb = range.begin;; ++kb) {
+    const int stage = at.stage;
+    load_scales(stage, 0, kFirst);
+#pragma unroll
+    for (int block = 0; block + 1 < Blocks; ++block) {
+      finish(stage, stage, block + 1);
+      add(sum[block], scale);
+      start(stage);
     }
     at.next(S::kStages);
+    if (kb + 1 == range.end) {
+      wgmma_wait<0>();
+      pin(part);
+      load_scales(stage, kFirst, N / 8);
+      release(s, stage);
+      break;
+    }
+    barrier_wait(&s.full[at.stage], at.parity);
+    const float2 next_scale = s.w_scales[at.stage][group];
+    finish(stage, at.stage, 0);
+    release(s, stage);
+    add(sum[Blocks - 1], scale);
+    scale = next_scale;
+    start(at.stage);
   }
+  add(sum[Blocks - 1], scale);
 }
 
 // The same in BF16: the tensor core's own float32 sums are the result.
@@ -132,12 +169,12 @@ __device__ void scale_rows(const TensorGemmArgs& args, const float* scales, int 
     }
 }
 
-// sum = the products of the item, with all scales of W. The experts' FP8 ones are those of tensor_whole.cuh.
-template <WeightFormat F, int N, class S>
+// sum = the products of the item, with all scales of W.
+template <WeightFormat F, int N, bool ScaledX, class S>
 __device__ void multiply(const TensorGemmArgs& args, S& s, Position& at, int expert, int weight_tile, const KRange& range,
                          Sums<N, S::kBlocks>& sum) {
   if constexpr (F == WeightFormat::fp8) {
-    multiply_fp8<N>(s, at, range, sum);
+    multiply_fp8<N, ScaledX>(s, at, range, sum);
     if (!has_block_scales(args.weight))
       scale_rows<N>(args, weight_of(args, expert).scales, weight_tile + threadIdx.x / 128 * S::kBlocks * 4, sum);
   } else {

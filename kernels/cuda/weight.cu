@@ -13,37 +13,35 @@ namespace {
 
 // ---- kernels ---------------------------------------------------------------------------------------------------
 
-// True when one of the piece's elements is NaN or infinite.
-__device__ bool not_finite(uint2 piece, WeightFormat format) {
-  for (const uint32_t word : {piece.x, piece.y}) {
-    if (format == WeightFormat::f32 && (word & 0x7f800000u) == 0x7f800000u) return true;
-    if (format == WeightFormat::bf16 && ((word & 0x7f80u) == 0x7f80u || (word & 0x7f800000u) == 0x7f800000u)) return true;
-    if (format == WeightFormat::fp8)
-      for (int i = 0; i < 4; ++i)
-        if ((word >> (8 * i) & 0x7f) == 0x7f) return true;
-  }
+// True when one of the word's elements is NaN or infinite.
+__device__ bool not_finite(uint32_t word, WeightFormat format) {
+  if (format == WeightFormat::f32) return (word & 0x7f800000u) == 0x7f800000u;
+  if (format == WeightFormat::bf16) return (word & 0x7f80u) == 0x7f80u || (word & 0x7f800000u) == 0x7f800000u;
+  if (format == WeightFormat::fp8)
+    for (int i = 0; i < 4; ++i)
+      if ((word >> (8 * i) & 0x7f) == 0x7f) return true;
   return false;
 }
 
-// rows (n_rows, row_bytes) in checkpoint order -> pieces of rows [row0, row0 + n_rows). One thread per piece. The lowest row
+// rows (n_rows, row_bytes) in checkpoint order -> words of rows [row0, row0 + n_rows). One thread per word. The lowest row
 // that holds a NaN or an infinity goes to bad_row.
 __global__ void pack_rows(const uint8_t* rows, int row0, int n_rows, int row_bytes, WeightView w, uint8_t* tiles,
                           int* bad_row) {
-  const int n_pieces = (row_bytes + 7) / 8;
+  const int n_words = (row_bytes + 3) / 4;
   const int64_t index = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  if (index >= static_cast<int64_t>(n_rows) * n_pieces) return;
-  const int n = row0 + static_cast<int>(index / n_pieces), piece = static_cast<int>(index % n_pieces);
-  const uint8_t* source = rows + (n - row0) * static_cast<int64_t>(row_bytes) + piece * 8;
-  const int n_bytes = min(8, row_bytes - piece * 8);
-  uint8_t in[8] = {}, out[8] = {};
+  if (index >= static_cast<int64_t>(n_rows) * n_words) return;
+  const int n = row0 + static_cast<int>(index / n_words), word = static_cast<int>(index % n_words);
+  const uint8_t* source = rows + (n - row0) * static_cast<int64_t>(row_bytes) + word * 4;
+  const int n_bytes = min(4, row_bytes - word * 4);
+  alignas(4) uint8_t in[4] = {}, out[4] = {};
   for (int i = 0; i < n_bytes; ++i) in[i] = source[i];
-  if (not_finite(*reinterpret_cast<uint2*>(in), w.format)) atomicMin(bad_row, n);
-  for (int i = 0; i < 8; ++i) {
+  if (not_finite(*reinterpret_cast<uint32_t*>(in), w.format)) atomicMin(bad_row, n);
+  for (int i = 0; i < 4; ++i) {
     if (w.format == WeightFormat::fp8 || w.format == WeightFormat::int8)
       out[byte_place(i)] = in[i];
     else if (w.format == WeightFormat::int4)
       for (int k = 2 * i; k < 2 * i + 2; ++k) {
-        // a short last piece is padded with the code of zero
+        // a short last word is padded with the code of zero
         const int code = i < n_bytes ? in[i] >> (k % 2 * 4) & 15 : 8;
         out[int4_place(k) / 2] |= code << (int4_place(k) % 2 * 4);
       }
@@ -52,7 +50,7 @@ __global__ void pack_rows(const uint8_t* rows, int row0, int n_rows, int row_byt
   }
   int tile, row;
   locate_row(w, n, tile, row);
-  *reinterpret_cast<uint2*>(tiles + piece_offset(w, tile, row, piece)) = *reinterpret_cast<uint2*>(out);
+  *reinterpret_cast<uint32_t*>(tiles + word_offset(w, tile, row, word)) = *reinterpret_cast<uint32_t*>(out);
 }
 
 // target (F32 or BF16) <- source times its scales (n, n_blocks), where block b covers k in [bounds[b], bounds[b + 1]).
@@ -65,12 +63,12 @@ __global__ void expand(WeightView source, const float* scales, const int* bounds
   locate_row(source, n, tile, row);
   while (k >= bounds[block + 1]) ++block;
   const float value = stored_element(source, tile, row, k) * scales[static_cast<int64_t>(n) * n_blocks + block];
-  const int piece_k = chunk_k(target.format) / 4;
-  uint8_t* piece = tiles + piece_offset(target, tile, row, k / piece_k);
+  const int each = word_k(target.format);
+  uint8_t* word = tiles + word_offset(target, tile, row, k / each);
   if (target.format == WeightFormat::f32)
-    reinterpret_cast<float*>(piece)[k % piece_k] = value;
+    *reinterpret_cast<float*>(word) = value;
   else
-    reinterpret_cast<__nv_bfloat16*>(piece)[k % piece_k] = __float2bfloat16_rn(value);
+    reinterpret_cast<__nv_bfloat16*>(word)[k % each] = __float2bfloat16_rn(value);
 }
 
 __device__ uint64_t mix(uint64_t x) {  // splitmix64
@@ -157,8 +155,8 @@ class Builder : public LinearBuilder {
             for (int64_t i = 0; i < n; ++i) std::memcpy(pinned + i * row_bytes, source + (first + i) * stride_bytes, row_bytes);
           },
           [&](const std::byte* rows) {
-            const int64_t n_pieces = n * divide_up(row_bytes, 8);
-            launch({uploads_.stream()}, pack_rows, divide_up(n_pieces, 256), 256, 0, reinterpret_cast<const uint8_t*>(rows),
+            const int64_t n_words = n * divide_up(row_bytes, 4);
+            launch({uploads_.stream()}, pack_rows, divide_up(n_words, 256), 256, 0, reinterpret_cast<const uint8_t*>(rows),
                    static_cast<int>(row + first), static_cast<int>(n), static_cast<int>(row_bytes), weight_->view,
                    reinterpret_cast<uint8_t*>(weight_->tiles.data), reinterpret_cast<int*>(bad_row_.data));
           });

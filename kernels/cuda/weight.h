@@ -2,7 +2,9 @@
 //
 // A tile is 16 rows of W; along k it is a run of chunks of 32 bytes per row (8 k in F32, 16 in BF16, 32 in FP8 and INT8, 64 in
 // INT4). A chunk is 512 contiguous bytes: lane (g, q) of a warp owns bytes [8q, 8q+8) of rows g and g + 8, so one coalesced
-// 16-byte load per lane brings what the lane feeds the tensor core, and no shared memory is needed. k is padded to a multiple
+// 16-byte load per lane brings what the lane feeds the tensor core, and no shared memory is needed. Its words are in the tensor
+// core's order (four bytes of row g, of row g + 8, the next four of both), for products take them from where a load left them:
+// a copy of each between two products is what the tensor cores waited for. k is padded to a multiple
 // of 128 with zeros, rows to whole tiles. In a gate_up weight rows 0-7 of tile t are gate rows 8t.., rows 8-15 the up rows of
 // the same columns, so that SwiGLU happens in the registers of one lane.
 #pragma once

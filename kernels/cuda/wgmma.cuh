@@ -150,7 +150,7 @@ __device__ inline uint64_t swizzled_operand(const void* shared) {
   asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #S ", 0; wgmma.mma_async.sync.aligned." SHAPE ".f32." TYPES    \
                " {" SIGMOE_LIST_##N "}, {%" #A0 ",%" #A1 ",%" #A2 ",%" #A3 "}, %" #B ", p, 1, 1" TRANSPOSE "; }" \
                : SIGMOE_OUT_##N(0)                                                                               \
-               : "r"(a.x), "r"(a.z), "r"(a.y), "r"(a.w), "l"(b), "r"(static_cast<int>(accumulate)))
+               : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"(static_cast<int>(accumulate)))
 
 // d (64, N) = a b, plus d when `accumulate`. The warp's 16 rows of a come as the lane's 16 bytes of a stored chunk (weight.h);
 // b holds the same 32 bytes of k, in the order of packed_place(), of N rows. d as mma_bf16's c, 8 columns after the other.
