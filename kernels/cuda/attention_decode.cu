@@ -200,7 +200,6 @@ void launch_for(const Queue& queue, const ChainArgs& args) {
   int device = 0, n_blocks = 0;
   CUDA_CHECK(cudaGetDevice(&device));
   CUDA_CHECK(cudaDeviceGetAttribute(&n_blocks, cudaDevAttrMultiProcessorCount, device));
-  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
   CUtensorMap keys = {}, values = {};
   if (!kFp8) keys = kv_map(args.kv.k, HD, kTileKeys<HD>), values = kv_map(args.kv.v, HD, kTileKeys<HD>);
   launch(queue, kernel, n_blocks, kThreads, kSharedBytes, args, keys, values);

@@ -217,7 +217,6 @@ void launch_for(const Queue& queue, const PrefillArgs& args, const KvView& kv) {
   int device = 0, n_blocks = 0;
   CUDA_CHECK(cudaGetDevice(&device));
   CUDA_CHECK(cudaDeviceGetAttribute(&n_blocks, cudaDevAttrMultiProcessorCount, device));
-  CUDA_CHECK(cudaFuncSetAttribute(prefill_attention_kernel<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
   const int group = args.n_heads / args.n_kv_heads, tile_tokens = kGroups * (kTileRows / group);
   const int n_tiles = (args.batch.n_tokens / tile_tokens + args.n_seqs) * args.n_kv_heads;  // at most
   launch(queue, prefill_attention_kernel<HD>, std::min(n_tiles, n_blocks), kThreads, kSharedBytes, args,

@@ -220,18 +220,8 @@ __global__ void __launch_bounds__(kRowThreads)
 
 template <int kAtOnce, int kBlocks, int kVectors>
 void launch_one_shot(const Queue& queue, const PeerView& peers, const ExchangeLayout& at, const ReduceArgs& args) {
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim = {kBlocks, 1, 1};
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = args.n_tokens * kBlocks;
-  config.blockDim = kRowThreads / kBlocks;
-  config.stream = queue.stream;
-  config.attrs = kBlocks > 1 ? attributes : attributes + 1;
-  config.numAttrs = (kBlocks > 1 ? 1 : 0) + (queue.overlap ? 1 : 0);
-  CUDA_CHECK(cudaLaunchKernelEx(&config, one_shot_reduce_kernel<kAtOnce, kBlocks, kVectors>, peers, at, args));
+  launch_clusters(queue, kBlocks, one_shot_reduce_kernel<kAtOnce, kBlocks, kVectors>, args.n_tokens * kBlocks,
+                  kRowThreads / kBlocks, 0, peers, at, args);
 }
 
 template <int kAtOnce, int kBlocks>

@@ -218,7 +218,6 @@ template <typename X, Around kAround>
 void launch_kernel(const Queue& queue, const EarlyArgs& args) {
   const auto kernel = early_kernel<X, kAround>;
   const int bytes = kWarps * warp_bytes(args.n_tokens);
-  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   launch(queue, kernel, args.w.n_tiles, kWarps * 32, bytes, args);
 }
 

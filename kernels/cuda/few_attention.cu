@@ -85,21 +85,8 @@ void launch_few_attention(const Queue& queue, const BatchView& batch, const Atte
                            out,   n_buffers};
   const int shared_bytes =
       static_cast<int>(sizeof(AttentionShared) + n_buffers * sizeof(PageBuffer)) + most_parts(batch.max_pages) * kPartBytes;
-  CUDA_CHECK(cudaFuncSetAttribute(few_attention_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = kCluster;
-  attributes[1].val.clusterDim.y = attributes[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(kCluster, shape.n_kv_heads, batch.n_tokens);
-  config.blockDim = kThreads;
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = queue.stream;
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  CUDA_CHECK(cudaLaunchKernelEx(&config, few_attention_kernel, args));
+  launch_clusters(queue, kCluster, few_attention_kernel, dim3(kCluster, shape.n_kv_heads, batch.n_tokens), kThreads,
+                  shared_bytes, args);
 }
 
 }  // namespace sigmoe::cuda

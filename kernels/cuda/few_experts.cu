@@ -226,7 +226,6 @@ bool has_few_experts() {
 
 void launch_few_experts(const Queue& queue, const FewExperts& args) {
   launch(queue, few_gate_up_kernel, kSlots * args.gate_up.n_tiles / kTiles, kUpWarps * 32, 0, args);
-  CUDA_CHECK(cudaFuncSetAttribute(few_down_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(DownShared)));
   launch(queue, few_down_kernel, args.down.n_tiles, kSlots * 32, sizeof(DownShared), args);
 }
 

@@ -90,8 +90,6 @@ void launch_few_tiles(const Queue& queue, GemmArgs& args, int n_blocks) {
   const int n_groups = std::max(args.dense.tiles ? args.dense.n_groups : 0, args.routed.n > 0 ? args.routed.n_groups : 0);
   const size_t bytes = sizeof(__nv_bfloat16) * args.few_tokens * staged_stride(n_groups);
   const auto kernel = few_kernel<F, X, Tiles, Depth>;
-  if (bytes > (size_t{40} << 10))
-    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
   launch(queue, kernel, n_blocks, kWarps * 32, bytes, args);
 }
 

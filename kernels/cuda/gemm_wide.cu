@@ -88,7 +88,6 @@ __global__ void __launch_bounds__(kWarps * 32, 2) wide_kernel(const __grid_const
 
 template <WeightFormat F>
 void launch_format(const Queue& queue, GemmArgs& args) {
-  CUDA_CHECK(cudaFuncSetAttribute(wide_kernel<F>, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kWideBytes)));
   launch(queue, wide_kernel<F>, plan_blocks(args, kWideTiles, kWideTokens), kWarps * 32, kWideBytes, args);
 }
 

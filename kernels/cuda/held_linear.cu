@@ -127,7 +127,6 @@ template <int Slices, int Warps>
 void launch_blocks(const Queue& queue, const GemmArgs& gemm, int tiles) {
   const auto kernel = held_kernel<Slices, Warps>;
   const int bytes = divide_up(gemm.n_tokens, kTokens) * Slices * kXBytes;
-  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   launch(queue, kernel, divide_up(gemm.dense.n_tiles, tiles), tiles * Slices * 32, bytes,
          HeldArgs{gemm.dense, static_cast<const __nv_bfloat16*>(gemm.dense_x), gemm.row_ids,
                   static_cast<float*>(gemm.dense_out), gemm.n_tokens});

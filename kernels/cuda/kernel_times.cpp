@@ -112,7 +112,6 @@ class Timeline {
     if (type == cudaGraphNodeTypeKernel) {
       cudaKernelNodeParams params = {};
       CUDA_CHECK(cudaGraphKernelNodeGetParams(node, &params));
-      allow_shared_memory(params);
       CUDA_CHECK(cudaGraphAddKernelNode(&last_, graph_, &before, 1, &params));
       cudaLaunchAttributeValue value;
       CUDA_CHECK(cudaGraphKernelNodeGetAttribute(node, cudaLaunchAttributeClusterDimension, &value));
@@ -129,15 +128,6 @@ class Timeline {
       CUDA_CHECK(cudaGraphMemcpyNodeGetParams(node, &params));
       CUDA_CHECK(cudaGraphAddMemcpyNode(&last_, graph_, &before, 1, &params));
     }  // what else there is orders others, and all stand in a row here
-  }
-
-  // Launches of one kernel may each have asked for as much as they need: the last word may be less than this one's.
-  static void allow_shared_memory(const cudaKernelNodeParams& params) {
-    cudaFuncAttributes attributes;
-    CUDA_CHECK(cudaFuncGetAttributes(&attributes, params.func));
-    if (static_cast<int>(params.sharedMemBytes) > attributes.maxDynamicSharedSizeBytes)
-      CUDA_CHECK(cudaFuncSetAttribute(params.func, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      static_cast<int>(params.sharedMemBytes)));
   }
 
   std::vector<Event> events_;

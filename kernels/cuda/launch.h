@@ -26,19 +26,39 @@ struct Queue {
   bool overlap = false;
 };
 
+// Lets a block of the kernel have this much shared memory; beyond 48 KiB a kernel has to ask. It then asks for all that a block
+// can have: the limit belongs to the kernel on its device, and two engine threads on one GPU that each asked for their own
+// launch's size would lower it under one another between this call and the launch.
+void allow_shared_memory(const void* kernel, size_t bytes);
+
+// `cluster`: blocks of x that share their shared memory (sm_90), or 1.
 template <typename... Params, typename... Args>
-void launch(const Queue& queue, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Args&&... args) {
+void launch_clusters(const Queue& queue, int cluster, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+                     Args&&... args) {
+  if (shared_bytes > 0) allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);
+  cudaLaunchAttribute attributes[2] = {};
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = queue.stream;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = queue.overlap ? 1 : 0;
+  config.attrs = attributes;
+  if (queue.overlap) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  }
   CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(std::forward<Args>(args))...));
+}
+
+template <typename... Params, typename... Args>
+void launch(const Queue& queue, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Args&&... args) {
+  launch_clusters(queue, 1, kernel, grid, block, shared_bytes, std::forward<Args>(args)...);
 }
 
 constexpr int divide_up(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }

@@ -130,7 +130,6 @@ __global__ void __launch_bounds__(kThreads, 1) matrix_peak_kernel(MatrixPeak* pe
 
 template <bool kFp8>
 void launch_peak(const Queue& queue, int n_blocks, MatrixPeak* peak) {
-  CUDA_CHECK(cudaFuncSetAttribute(matrix_peak_kernel<kFp8>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes));
   launch(queue, matrix_peak_kernel<kFp8>, n_blocks, kThreads, kSharedBytes, peak);
 }
 

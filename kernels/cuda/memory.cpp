@@ -17,16 +17,6 @@ std::string megabytes(size_t bytes) { return std::to_string((bytes + (1 << 20) -
 
 }  // namespace
 
-void throw_cuda_error(cudaError_t status, const char* expression, const char* file, int line) {
-  const std::string where = std::string(file) + ":" + std::to_string(line);
-  throw EngineError(
-      ErrorCode::device,
-      std::string("CUDA error ") + cudaGetErrorName(status) + " (" + cudaGetErrorString(status) + ") from " + expression +
-          " at " + where,
-      "dispose the model; after a failed kernel this process cannot use the GPU again (device 'cpu' goes on): start "
-      "it anew, and if the error comes back, look at the driver's log (dmesg, nvidia-smi)");
-}
-
 void* device_malloc(size_t bytes, const char* what) {
   void* data = nullptr;
   const cudaError_t status = cudaMalloc(&data, std::max<size_t>(bytes, 1));

@@ -250,8 +250,6 @@ __global__ void __launch_bounds__(kThreads, 2) mma_attention_kernel(const __grid
 
 template <int HD>
 void launch_for(const Queue& queue, const MmaAttentionArgs& args) {
-  CUDA_CHECK(cudaFuncSetAttribute(mma_attention_kernel<HD>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(sizeof(Shared<HD>))));
   const int tile_tokens = kRows / (args.n_heads / args.n_kv_heads),
             n_slots = args.batch.n_tokens / tile_tokens + args.batch.n_seqs;
   launch(queue, mma_attention_kernel<HD>, dim3(args.n_kv_heads, n_slots), kThreads, sizeof(Shared<HD>), args);

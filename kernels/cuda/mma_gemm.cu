@@ -167,7 +167,6 @@ __global__ void __launch_bounds__(kThreads, 1) mma_gemm_kernel(const __grid_cons
 template <WeightFormat F>
 void launch_format(const Queue& queue, const MmaGemmArgs& args, int n_blocks) {
   const auto kernel = args.mode == GemmMode::gate_up ? mma_gemm_kernel<F, true> : mma_gemm_kernel<F, false>;
-  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(sizeof(Shared))));
   launch(queue, kernel, n_blocks, kThreads, sizeof(Shared), args);
 }
 

@@ -191,7 +191,6 @@ template <bool GateUp>
 void launch_mode(Queue queue, const NarrowArgs& args) {
   if (GateUp) queue.overlap = false;
   const int bytes = 1024 + 2 * buffer_bytes(args.gemm.routed.n_groups) + stream::lists_bytes(args.gemm.n_experts + 1);
-  CUDA_CHECK(cudaFuncSetAttribute(narrow_kernel<GateUp>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   launch(queue, narrow_kernel<GateUp>, n_blocks(), kThreads, bytes, args);
 }
 

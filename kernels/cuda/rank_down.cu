@@ -169,7 +169,6 @@ void launch_rank_down(const Queue& queue, const FewExperts& args, float* partial
   const DownArgs down{args, partial, push ? *push : RowExchange{}};
   with_part(args.down.format, args.down.k, args.shared_down.k, [&](auto part) {
     using P = decltype(part);
-    CUDA_CHECK(cudaFuncSetAttribute(rank_down_kernel<P>, cudaFuncAttributeMaxDynamicSharedMemorySize, sizeof(DownShared<P>)));
     launch(queue, rank_down_kernel<P>, args.down.n_tiles, kSlots * 32, sizeof(DownShared<P>), down);
   });
 }

@@ -204,7 +204,6 @@ __global__ void __launch_bounds__(kWarps * 32, 8 / kWarps) rank_out_kernel(const
 template <WeightFormat F, typename Args>
 void launch_slices(const Queue& queue, void (*kernel)(Args), int n_warps, const Args& args) {
   const int bytes = n_warps * static_cast<int>(sizeof(Slice<F>));
-  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   launch(queue, kernel, args.w.n_tiles, n_warps * 32, bytes, args);
 }
 

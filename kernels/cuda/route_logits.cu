@@ -130,7 +130,6 @@ template <WeightFormat F, int TokenBlock>
 void launch_tokens(const Queue& queue, const float* x, const WeightView& gate, int n_tokens, float* partial) {
   constexpr int kBytes = kLogitWarps * 2 * TokenBlock * kHeldChunks * chunk_k(F) * static_cast<int>(sizeof(float));
   const auto kernel = logits_kernel<F, TokenBlock>;
-  if (kBytes > 40 << 10) CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   constexpr int kRounds = 4;  // of tokens per warp; more of them go to further blocks
   const dim3 grid(gate.n_tiles, kRouterSlices, std::min(divide_up(n_tokens, kLogitWarps * TokenBlock * kRounds), 64));
   launch(queue, kernel, grid, kLogitWarps * 32, kBytes, x, gate, n_tokens, gate.k % 4 == 0, partial);

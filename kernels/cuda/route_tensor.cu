@@ -200,7 +200,6 @@ template <int N, int Blocks>
 void launch_tile(const Queue& queue, const LogitsArgs& args) {
   constexpr int kBytes = sizeof(Stages<N, Blocks>) + 1024;
   const auto kernel = tensor_logits_kernel<N, Blocks>;
-  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
   const dim3 grid(divide_up(args.n_tokens, N), args.whole ? 1 : kRouterSlices,
                   divide_up(args.gate.n_tiles, kGroups * Blocks * 4));
   launch(queue, kernel, grid, kBlockThreads, kBytes, args);

@@ -263,8 +263,6 @@ size_t group_bests_bytes(int n_rows) { return sizeof(uint64_t) * kGroups * n_row
 void launch_sample(const Queue& queue, const SampleArgs& args, float* penalised, uint64_t* group_bests) {
   launch(queue, penalise_kernel, dim3(kGroups / kPenaliseThreads, args.n_rows), kPenaliseThreads, 0, args, penalised,
          group_bests);
-  CUDA_CHECK(
-      cudaFuncSetAttribute(sample_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(sizeof(Shared))));
   launch(queue, sample_kernel, args.n_rows, kThreads, sizeof(Shared), args, penalised, group_bests);
 }
 

@@ -254,7 +254,6 @@ void launch_stream_gemm(const Queue& queue, const GemmArgs& gemm) {
   args.lists_at = 2 * kTokens * args.x_stride;
   const size_t bytes = args.lists_at + lists_bytes(routed ? gemm.n_experts + 1 : 1);
   const auto kernel = w.format == WeightFormat::fp8 ? stream_kernel<WeightFormat::fp8> : stream_kernel<WeightFormat::bf16>;
-  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
   // Gate-up starts when the kernel ahead is over: beside the last blocks of a linear, steps of 8 are 4% slower and of 32 2%
   // (measured; narrow_experts.cu has the likely cause).
   Queue own = queue;

@@ -271,7 +271,6 @@ void launch_tensor_gemm(const Queue& queue, TensorGemmArgs args) {
     if (args.n_splits > 1) return launch_tensor_split(queue, args);
   }
   const auto run = [&](auto kernel, size_t bytes) {
-    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes + 1024)));
     launch(queue, kernel, n_multiprocessors(), kThreads, bytes + 1024, args);
   };
   const auto run_format = [&]<WeightFormat F>() {

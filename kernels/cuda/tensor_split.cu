@@ -82,21 +82,8 @@ void launch_tensor_split(const Queue& queue, const TensorGemmArgs& args) {
   const auto kernel = args.weight.format == WeightFormat::fp8 ? tensor_split_kernel<WeightFormat::fp8>
                                                               : tensor_split_kernel<WeightFormat::bf16>;
   constexpr size_t kBytes = sizeof(Shared<kBlocks>) + 1024;
-  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(kBytes)));
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim.x = args.n_splits;
-  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = divide_up(args.weight.n_tiles, kWeightTiles<kBlocks>) * divide_up(args.n_rows, kTileRows) * args.n_splits;
-  config.blockDim = kThreads;
-  config.dynamicSmemBytes = kBytes;
-  config.stream = queue.stream;
-  config.attrs = attributes;
-  config.numAttrs = queue.overlap ? 2 : 1;
-  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, args));
+  const int n_tiles = divide_up(args.weight.n_tiles, kWeightTiles<kBlocks>) * divide_up(args.n_rows, kTileRows);
+  launch_clusters(queue, args.n_splits, kernel, n_tiles * args.n_splits, kThreads, kBytes, args);
 }
 
 }  // namespace sigmoe::cuda
