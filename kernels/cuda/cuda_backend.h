@@ -182,6 +182,7 @@ class CudaBackend : public Backend, public DecodeLayers {
                    int n_tokens, int n_slots, int width, const ClassChoice& rows, float* out);
 
   PackedRows packed_rows(Scratch& data, Scratch& scales, const WeightView& weight, int n_rows);
+  PackedRows inner_rows(const WeightView& down, int n_rows);
   void note(const char* op, int n_rows, const KernelChoice& choice);
   static ExpertShapes shapes_of(const ExpertWeights& weights, const ExpertTable& table, int n_active);
   void run_narrow_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing,

@@ -159,11 +159,11 @@ void CudaBackend::run_narrow_experts(const float* x, const ExpertWeights& weight
   const WeightView &wide = up.gemm.routed, &back = down.gemm.routed;
   const PackedRows* packed = packed_twin_of(x, n_tokens, wide);
   up.x = packed ? *packed : packed_rows(packed_, packed_scales_, wide, n_tokens);
-  up.inner = down.x = packed_rows(packed_inner_, inner_scales_, back,
-                                  narrow_packed_rows(n_tokens * n_active, common.n_experts, shared ? n_tokens : 0));
+  up.inner = down.x = inner_rows(back, narrow_packed_rows(n_tokens * n_active, common.n_experts, shared ? n_tokens : 0));
   down.slots = reinterpret_cast<__nv_bfloat16*>(out);
   if (!packed) launch_pack_rows(queue_, wide.format, x, nullptr, n_tokens, wide.k, up.x, {});
   launch_narrow_experts(queue_, up);
+  launch_row_scales(queue_, up.inner, back.n_groups);
   launch_narrow_experts(queue_, down);
 }
 
@@ -183,10 +183,11 @@ void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights,
                                       scratch<RowTile>(row_tiles_, n_tiles + 1));
   const PackedRows* packed = packed_twin_of(x, n_tokens, up.weight);
   up.x = packed ? *packed : packed_rows(packed_, packed_scales_, up.weight, n_tokens);
-  up.inner = down.x = packed_rows(packed_inner_, inner_scales_, down.weight, most_packed_rows(n_routed, n_experts, n_shared));
+  up.inner = down.x = inner_rows(down.weight, most_packed_rows(n_routed, n_experts, n_shared));
   down.slots = reinterpret_cast<__nv_bfloat16*>(out);
   launch_pack_rows(queue_, up.weight.format, x, nullptr, packed ? 0 : n_tokens, up.weight.k, up.x, plan);
   launch_tensor_gemm(queue_, up);
+  if (down.weight.format == WeightFormat::fp8) launch_row_scales(queue_, up.inner, down.weight.n_groups);
   launch_tensor_gemm(queue_, down);
 }
 

@@ -164,11 +164,22 @@ void CudaBackend::multiply(const char* op, const float* x, const int32_t* row_id
   note_kernel(launch_gemm(queue_, facts_, args, direct));
 }
 
+namespace {
+int packed_blocks(const WeightView& weight) { return weight.n_groups * kGroup / block_k(weight.format); }
+}  // namespace
+
 // Memory for n_rows of what `weight` multiplies.
 PackedRows CudaBackend::packed_rows(Scratch& data, Scratch& scales, const WeightView& weight, int n_rows) {
-  const int n_blocks = weight.n_groups * kGroup / block_k(weight.format), stride = round_up_8(n_rows);
-  return {scratch<uint8_t>(data, PackedRows::data_bytes(n_blocks, stride)),
-          scratch<float>(scales, PackedRows::n_scales(n_blocks, stride)), stride};
+  const int stride = round_up_8(n_rows);
+  return {scratch<uint8_t>(data, PackedRows::data_bytes(packed_blocks(weight), stride)), scratch<float>(scales, stride),
+          stride};
+}
+
+// The same between the two products of an expert.
+PackedRows CudaBackend::inner_rows(const WeightView& down, int n_rows) {
+  const int n_blocks = packed_blocks(down), stride = round_up_8(n_rows);
+  return PackedRows::of_inner(scratch<uint8_t>(packed_inner_, PackedRows::data_bytes(n_blocks, stride)),
+                              scratch<float>(inner_scales_, PackedRows::inner_scales(n_blocks, stride)), stride);
 }
 
 void CudaBackend::linear(const float* x, const LinearWeight& weight, int n_tokens, float* y) {

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads, 1) narrow_kernel(const __grid_consta
   uint8_t* buffers = raw + (1024 - shared_address(raw) % 1024) % 1024;
   const GemmArgs& gemm = args.gemm;
   const WeightView& any = gemm.routed;
-  const int lane = threadIdx.x % 32, group = threadIdx.x / 128, q = lane % 4;
+  const int lane = threadIdx.x % 32, group = threadIdx.x / 128;
   const int n_items = gemm.n_experts + 1, n_groups = any.n_groups;
   const stream::Lists lists(reinterpret_cast<char*>(buffers + 2 * buffer_bytes(n_groups)), n_items);
   if (threadIdx.x == 0) {
@@ -116,7 +116,6 @@ __global__ void __launch_bounds__(kThreads, 1) narrow_kernel(const __grid_consta
       barrier_wait(&s.full[index % 2], index / 2 % 2);
     }
     const uint8_t* x = buffers + index % 2 * buffer_bytes(n_groups);
-    [[maybe_unused]] const float* x_scales = reinterpret_cast<const float*>(x + n_groups * kXBytes) + 2 * q;
     Sums sum = {};
     for (int first = 0; first < n_groups; first += kDepth) {
       // The groups kDepth further on, or the next place's first; behind the last place these again, for nobody.
@@ -148,17 +147,12 @@ __global__ void __launch_bounds__(kThreads, 1) narrow_kernel(const __grid_consta
                               __shfl_sync(kAllLanes, place.scale.y, first + d)};
 #pragma unroll
         for (int j = 0; j < kTokens / 8; ++j) {
-          float2 low = {scale.x, scale.x}, high = {scale.y, scale.y};
-          if constexpr (!GateUp) {
-            const float2 of_x = *reinterpret_cast<const float2*>(x_scales + (first + d) * kTokens + 8 * j);
-            low = high = {of_x.x * scale.x, of_x.y * scale.x};
-          }
 #pragma unroll
           for (int block = 0; block < kBlocks; ++block) {
-            sum[block][4 * j] += part[block][4 * j] * low.x;
-            sum[block][4 * j + 1] += part[block][4 * j + 1] * low.y;
-            sum[block][4 * j + 2] += part[block][4 * j + 2] * high.x;
-            sum[block][4 * j + 3] += part[block][4 * j + 3] * high.y;
+            sum[block][4 * j] += part[block][4 * j] * scale.x;
+            sum[block][4 * j + 1] += part[block][4 * j + 1] * scale.x;
+            sum[block][4 * j + 2] += part[block][4 * j + 2] * scale.y;
+            sum[block][4 * j + 3] += part[block][4 * j + 3] * scale.y;
           }
         }
       }

@@ -11,8 +11,8 @@ namespace sigmoe::cuda {
 
 struct NarrowArgs {
   GemmArgs gemm;     // the lists and weights of a gate_up or down launch; its activations and outputs are these instead:
-  PackedRows x;      // gate_up: (T); down: as gate_up left them, narrow_packed_rows() of them
-  PackedRows inner;  // gate_up: silu(gate x) * up x
+  PackedRows x;      // gate_up: (T); down: as gate_up and launch_row_scales left them, narrow_packed_rows() of them
+  PackedRows inner;  // gate_up: silu(gate x) * up x, scales per block
   __nv_bfloat16* slots = nullptr;  // down: (T, slots, n), weighted
 };
 

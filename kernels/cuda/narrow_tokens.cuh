@@ -25,7 +25,7 @@ using Cursor = stream::Cursor<kTokens, kPlaceTiles>;
 struct TokenBlock {
   int count, packed_row;
   int out_rows[kTokens];
-  float factors[kTokens];  // of the sums: x's scale, or the slot's weight
+  float factors[kTokens];  // of the sums: x's scale, for down times the slot's weight
 };
 
 struct Shared {
@@ -36,8 +36,8 @@ struct Shared {
   uint64_t full[2], empty[2];
 };
 
-// Bytes of a buffer of tokens: codes, then scales, by group.
-__host__ __device__ constexpr int buffer_bytes(int n_groups) { return n_groups * kXBytes + 32 * kTokens * 4; }
+// Bytes of a buffer of tokens, by group.
+__host__ __device__ constexpr int buffer_bytes(int n_groups) { return n_groups * kXBytes; }
 
 // One warp brings each block of tokens of [begin, end) when its buffer is free.
 template <bool GateUp>
@@ -62,15 +62,14 @@ __device__ void copy_tokens(const NarrowArgs& args, const stream::Lists& lists, 
       out_row = token * gemm.n_slots + slot % gemm.n_active;
       if (!GateUp) factor = gemm.slot_weights[slot];
     }
-    if (GateUp) factor = args.x.scales[token];
     // Blocks of tokens before this one, each with rows of its own between the two products.
     const int packed_row = (at.item_start / at.tiles + at.block) * kTokens;
+    factor *= args.x.scales[GateUp ? token : packed_row + lane % kTokens];
     if (index >= 2) barrier_wait(&s.empty[index % 2], (index / 2 - 1) % 2);
     TokenBlock& tokens = s.token_blocks[index % 2];
     if (lane < kTokens) tokens.out_rows[lane] = out_row, tokens.factors[lane] = factor;
     if (lane == 0) tokens.count = count, tokens.packed_row = packed_row;
     uint8_t* to = buffers + index % 2 * buffer_bytes(n_groups);
-    [[maybe_unused]] float* to_scales = reinterpret_cast<float*>(to + n_groups * kXBytes);
     if constexpr (GateUp) {
       int rows[kTokens / 4];
 #pragma unroll
@@ -88,13 +87,11 @@ __device__ void copy_tokens(const NarrowArgs& args, const stream::Lists& lists, 
     } else {
       uint64_t* full = &s.full[index % 2];
       __syncwarp();
-      if (lane == 0) barrier_expect(full, n_groups * (kXBytes + kTokens * 4));
+      if (lane == 0) barrier_expect(full, n_groups * kXBytes);
       __syncwarp();
-      if (lane < n_groups) {
-        const size_t row = static_cast<size_t>(lane) * args.x.stride + packed_row;
-        bulk_load(to + lane * kXBytes, args.x.data + row * 128, kXBytes, full);
-        bulk_load(to_scales + lane * kTokens, args.x.scales + row, kTokens * 4, full);
-      }
+      if (lane < n_groups)
+        bulk_load(to + lane * kXBytes, args.x.data + (static_cast<size_t>(lane) * args.x.stride + packed_row) * 128, kXBytes,
+                  full);
     }
   }
 }
@@ -133,7 +130,7 @@ __device__ inline void write_inner(const NarrowArgs& args, Shared& s, const Toke
     for (int i = 0; i < kWarps; ++i) largest = fmaxf(largest, s.largest[i][threadIdx.x]);
     const float2 scale = fp8_scale_of_two(largest);
     s.inverse[threadIdx.x] = scale.y;
-    args.inner.scales[first_row + threadIdx.x] = scale.x;
+    args.inner.block_scales[first_row + threadIdx.x] = __float2bfloat16_rn(scale.x);
   }
   meet<kMultipliers, kWarps * 32>();
 #pragma unroll

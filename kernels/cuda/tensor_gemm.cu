@@ -137,8 +137,8 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int 
       const float2 scale = fp8_scale_of_two(most);
       s.inverse[threadIdx.x] = scale.y;
       if (static_cast<int>(threadIdx.x) < n_rows)
-        args.inner.block_scales()[static_cast<int64_t>(weight_tile / kWeightTiles<kBlocks>) * args.inner.stride + packed_row +
-                                  threadIdx.x] = __float2bfloat16_rn(scale.x);
+        args.inner.block_scales[static_cast<int64_t>(weight_tile / kWeightTiles<kBlocks>) * args.inner.stride + packed_row +
+                                threadIdx.x] = __float2bfloat16_rn(scale.x);
     }
     meet<kConsumers, kGroups * 128>();
 #pragma unroll
@@ -196,7 +196,7 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int 
 template <WeightFormat F, GemmMode M, int N>
 __device__ void run_item(const TensorGemmArgs& args, Memory<M>& s, Position& at, int weight_tile, int info, bool last) {
   Sums<N, kBlocks> sum;
-  multiply<F, N, M == GemmMode::down>(args, s, at, s.items[info].expert, weight_tile, KRange(args, F), sum);
+  multiply<F, N>(args, s, at, s.items[info].expert, weight_tile, KRange(args, F), sum);
   if constexpr (M == GemmMode::gate_up)
     write_inner<F, N>(args, s, weight_tile, info, last, sum);
   else if constexpr (M == GemmMode::down)
@@ -270,9 +270,7 @@ void launch_tensor_gemm(const Queue& queue, TensorGemmArgs args) {
     args.n_splits = tensor_splits(n_multiprocessors(), shape_of(args.weight), args.n_rows);
     if (args.n_splits > 1) return launch_tensor_split(queue, args);
   }
-  const auto run = [&](auto kernel, size_t bytes) {
-    launch(queue, kernel, n_multiprocessors(), kThreads, bytes + 1024, args);
-  };
+  const auto run = [&](auto kernel, size_t bytes) { launch(queue, kernel, n_multiprocessors(), kThreads, bytes + 1024, args); };
   const auto run_format = [&]<WeightFormat F>() {
     switch (args.mode) {
       case GemmMode::linear: return run(tensor_gemm_kernel<F, GemmMode::linear>, sizeof(Memory<GemmMode::linear>));

@@ -12,7 +12,7 @@ namespace sigmoe::cuda {
 struct TensorGemmArgs {
   GemmMode mode = GemmMode::linear;
   WeightView weight;  // of every expert; tiles and scales are the shared expert's, or the only weight's
-  PackedRows x;       // linear: (rows); gate_up: (T), gathered; down: as gate_up left them, scales per block of k
+  PackedRows x;       // linear: (rows); gate_up: (T), gathered; down: as gate_up and launch_row_scales left them
 
   // linear: no list, all rows meet the one weight
   int n_rows = 0;
@@ -28,7 +28,7 @@ struct TensorGemmArgs {
 
   float* out = nullptr;            // linear: (rows, n) f32
   __nv_bfloat16* slots = nullptr;  // down: (T, slots, n) bf16, weighted
-  PackedRows inner;                // gate_up: silu(gate x) * up x
+  PackedRows inner;                // gate_up: silu(gate x) * up x, in FP8 with scales per block
 
   // Filled by launch_tensor_gemm:
   int n_splits = 1;  // blocks that divide k

@@ -34,12 +34,11 @@ struct Shared {
   uint8_t x[Stages][kTileRows * 128];
   uint8_t w[Stages][kWeightTiles<Blocks> * kChunkRun];
   uint8_t out[OutBytes];
-  __nv_bfloat16 x_scales[Stages][kTileRows];  // down
-  float2 w_scales[Stages][kGroups];           // of a warpgroup's rows 0-7 and 8-15 of its tiles: gate and up differ
-  float largest[kGroups * 4][kTileRows];      // gate_up: per warp
+  float2 w_scales[Stages][kGroups];       // of a warpgroup's rows 0-7 and 8-15 of its tiles: gate and up differ
+  float largest[kGroups * 4][kTileRows];  // gate_up: per warp
   float inverse[kTileRows];
   int32_t out_rows[kInfos][kTileRows];
-  float factors[kInfos][kTileRows];  // of a row's results: its scale in x, or its expert's weight
+  float factors[kInfos][kTileRows];  // of a row's results: its scale in x, for down times its expert's weight
   RowTile items[kInfos];
   int32_t weight_tiles[kInfos];  // first, of an item
   int32_t tokens[kTileRows];
@@ -125,7 +124,7 @@ template <WeightFormat F, GemmMode M = GemmMode::linear, class S>
 __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
   constexpr int Blocks = S::kBlocks;
   const int thread = threadIdx.x - kGroups * 128, lane = thread % 32, warp = thread / 32;
-  constexpr bool scaled = F == WeightFormat::fp8 && M == GemmMode::down, gathered = M == GemmMode::gate_up;
+  constexpr bool gathered = M == GemmMode::gate_up;
   const int n_blocks = args.weight.n_groups * (kGroup / block_k(F)), n_items = count_items<Blocks>(args);
   Position at;
   int info = 0, pending[2] = {-1, -1};  // stages whose 16-byte copies have not been awaited, newest first
@@ -135,7 +134,8 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
     const int n_operand = operand_rows<takes_any_16<F, M>>(rows.n_rows);
 
     // Rows past the last repeat it; nobody writes their results.
-    int32_t token = rows.first + min(thread, rows.n_rows - 1), out_row = token;
+    const int own_row = min(thread, rows.n_rows - 1);
+    int32_t token = rows.first + own_row, out_row = token;
     float factor = 1.0f;
     if (M != GemmMode::linear) {
       if (rows.expert < args.n_experts) {
@@ -147,7 +147,7 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
         out_row = token * args.n_slots + args.n_active;
       }
     }
-    if (F == WeightFormat::fp8 && M != GemmMode::down) factor = args.x.scales[token];
+    if (F == WeightFormat::fp8) factor *= args.x.scales[M == GemmMode::down ? rows.packed_row + own_row : token];
     uint32_t places[kTileRows / 16];  // in a k block of x, of the pieces that this thread gathers
     if (gathered) {
       meet<kProducers, 128>();  // the last item's tokens have been read
@@ -156,13 +156,12 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
 #pragma unroll
       for (int i = 0; i < kTileRows / 16; ++i) places[i] = swizzled(s.tokens[thread / 8 + 16 * i], thread % 8);
     }
-    // A bulk copy costs its thread some hundred cycles, so each warp has a part of them: some tiles of W, and x or its scales.
+    // A bulk copy costs its thread some hundred cycles, so each warp has a part of them: some tiles of W, and one has x.
     constexpr int kOwn = kWeightTiles<Blocks> / 4;
     const int n_own = max(0, min(kOwn, args.weight.n_tiles - item.weight_tile - kOwn * warp));
-    const bool takes_x = !gathered && warp == 0, takes_scales = scaled && warp == 1;
+    const bool takes_x = !gathered && warp == 0;
     uint32_t own_bytes = n_own * kChunkRun;
     if (takes_x) own_bytes += n_operand * 128;
-    if (takes_scales) own_bytes += n_operand * 2;
     const uint8_t* source = reinterpret_cast<const uint8_t*>(weight_of(args, rows.expert).tiles) +
                             static_cast<size_t>(item.weight_tile + kOwn * warp + lane) * n_blocks * kChunkRun;
     uint32_t source_step = kChunkRun, bytes = lane < n_own ? kChunkRun : 0;
@@ -171,9 +170,6 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
     if (lane == kOwn && takes_x) {
       source = args.x.data + static_cast<size_t>(rows.packed_row) * 128, source_step = args.x.stride * 128;
       target = s.x[0], target_step = kTileRows * 128, bytes = n_operand * 128;
-    } else if (lane == kOwn && takes_scales) {
-      source = reinterpret_cast<const uint8_t*>(args.x.block_scales() + rows.packed_row), source_step = args.x.stride * 2;
-      target = reinterpret_cast<uint8_t*>(s.x_scales[0]), target_step = kTileRows * 2, bytes = n_operand * 2;
     }
     source += static_cast<size_t>(range.begin) * source_step;
     // The scales of W: four threads have one each, a k block ahead.

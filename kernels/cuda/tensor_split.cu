@@ -17,7 +17,7 @@ static_assert(kWeightTiles<kBlocks> == kSplitTiles);
 template <WeightFormat F, int N>
 __device__ void run_item(const TensorGemmArgs& args, Shared<kBlocks>& s, Position& at, const Item& item) {
   Sums<N, kBlocks> sum;
-  multiply<F, N, false>(args, s, at, item.rows.expert, item.weight_tile, KRange(args, F), sum);
+  multiply<F, N>(args, s, at, item.rows.expert, item.weight_tile, KRange(args, F), sum);
   meet<kConsumers, kGroups * 128>();             // nobody reads the stages any more, nor are any on their way
   float* parts = reinterpret_cast<float*>(s.x);  // (N / 2, threads)
 #pragma unroll

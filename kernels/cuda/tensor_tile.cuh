@@ -27,23 +27,22 @@ __device__ inline void release(S& s, int stage) {
   if (threadIdx.x % 32 == 0) barrier_arrive(&s.empty[stage]);
 }
 
-// sum = the products of the item in FP8, but for scales that cover all of k. ScaledX: x has scales per row and 128 of k. Rows
-// 0-7 and 8-15 of a tile of W have scales of their own, as gate and up differ.
+// sum = the products of the item in FP8, but for scales that cover all of k. Rows 0-7 and 8-15 of a tile of W have scales of
+// their own, as gate and up differ.
 //
 // One tensor-core product per 64 rows of W and k block: all rows of x at once, into one set of sums, which are then scaled and
 // added to float32. For that time a warpgroup leaves the tensor cores to the other one: they wait only if both take longer to
 // add than a product takes. So nothing else may stand between two products: W comes to registers while the product before
 // still runs, as soon as its first chunks have been read; so does the word that the next stage is full.
-template <int N, bool ScaledX, class S>
+template <int N, class S>
 __device__ void multiply_fp8(S& s, Position& at, const KRange& range, Sums<N, S::kBlocks>& sum) {
   constexpr int Blocks = S::kBlocks;
-  const int q = threadIdx.x % 4, group = threadIdx.x / 128;
+  const int group = threadIdx.x / 128;
 #pragma unroll
   for (int b = 0; b < Blocks; ++b)
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) sum[b][i] = 0.0f;
   float part[N / 2];
-  uint32_t x_scales[N / 8];  // a pair of columns each
   Operand a;
   constexpr int kEarly = 3;  // chunks of W that come while the product before still runs
   const auto start = [&](int stage) {
@@ -60,34 +59,18 @@ __device__ void multiply_fp8(S& s, Position& at, const KRange& range, Sums<N, S:
   const auto add = [&](float(&to)[N / 2], float2 scale) {
 #pragma unroll
     for (int j = 0; j < N / 8; ++j) {
-      float2 low = {scale.x, scale.x}, high = {scale.y, scale.y};
-      if constexpr (ScaledX) {
-        low = {bf16_low(x_scales[j]) * scale.x, bf16_high(x_scales[j]) * scale.x};
-        high = low;
-      }
-      to[4 * j] += part[4 * j] * low.x;
-      to[4 * j + 1] += part[4 * j + 1] * low.y;
-      to[4 * j + 2] += part[4 * j + 2] * high.x;
-      to[4 * j + 3] += part[4 * j + 3] * high.y;
+      to[4 * j] += part[4 * j] * scale.x;
+      to[4 * j + 1] += part[4 * j + 1] * scale.x;
+      to[4 * j + 2] += part[4 * j + 2] * scale.y;
+      to[4 * j + 3] += part[4 * j + 3] * scale.y;
     }
   };
-  // Read once a k block, for shared memory is what these products wait for; but not all of them fit the registers while a
-  // product has W in its own.
-  constexpr int kFirst = N >= 128 ? 5 : N / 8;
-  const auto load_scales = [&](int stage, int begin, int end) {
-    if constexpr (ScaledX) {
-      const auto* pairs = reinterpret_cast<const uint32_t*>(s.x_scales[stage]) + q;
-#pragma unroll
-      for (int j = begin; j < end; ++j) x_scales[j] = pairs[4 * j];
-    }
-  };
-  const auto finish = [&](int stage, int next_stage, int next_block) {
+  const auto finish = [&](int next_stage, int next_block) {
     wgmma_wait<1>();
     a.load<0, kEarly>(s, next_stage, next_block);
     wgmma_wait<0>();
     pin(part);
     a.load<kEarly, 4>(s, next_stage, next_block);
-    load_scales(stage, kFirst, N / 8);
   };
   barrier_wait(&s.full[at.stage], at.parity);
   a.load(s, at.stage, 0);
@@ -95,10 +78,9 @@ __device__ void multiply_fp8(S& s, Position& at, const KRange& range, Sums<N, S:
   start(at.stage);
   for (int kb = range.begin;; ++kb) {
     const int stage = at.stage;
-    load_scales(stage, 0, kFirst);
 #pragma unroll
     for (int block = 0; block + 1 < Blocks; ++block) {
-      finish(stage, stage, block + 1);
+      finish(stage, block + 1);
       add(sum[block], scale);
       start(stage);
     }
@@ -106,13 +88,12 @@ __device__ void multiply_fp8(S& s, Position& at, const KRange& range, Sums<N, S:
     if (kb + 1 == range.end) {
       wgmma_wait<0>();
       pin(part);
-      load_scales(stage, kFirst, N / 8);
       release(s, stage);
       break;
     }
     barrier_wait(&s.full[at.stage], at.parity);
     const float2 next_scale = s.w_scales[at.stage][group];
-    finish(stage, at.stage, 0);
+    finish(at.stage, 0);
     release(s, stage);
     add(sum[Blocks - 1], scale);
     scale = next_scale;
@@ -170,11 +151,11 @@ __device__ void scale_rows(const TensorGemmArgs& args, const float* scales, int 
 }
 
 // sum = the products of the item, with all scales of W.
-template <WeightFormat F, int N, bool ScaledX, class S>
+template <WeightFormat F, int N, class S>
 __device__ void multiply(const TensorGemmArgs& args, S& s, Position& at, int expert, int weight_tile, const KRange& range,
                          Sums<N, S::kBlocks>& sum) {
   if constexpr (F == WeightFormat::fp8) {
-    multiply_fp8<N, ScaledX>(s, at, range, sum);
+    multiply_fp8<N>(s, at, range, sum);
     if (!has_block_scales(args.weight))
       scale_rows<N>(args, weight_of(args, expert).scales, weight_tile + threadIdx.x / 128 * S::kBlocks * 4, sum);
   } else {
