@@ -67,14 +67,14 @@ float round_fp8(float v) {
   return std::copysign(values[above], v);
 }
 
-// What the kernels read instead of x (rows, k), one scale per `block` of a row, rounded up to a power of two or not.
-std::vector<float> as_packed(WeightFormat format, std::vector<float> x, int k, int block, bool power_of_two) {
+// What the kernels read instead of x (rows, k), one scale per `block` of a row, rounded up to a power of 16 or not.
+std::vector<float> as_packed(WeightFormat format, std::vector<float> x, int k, int block, bool power_of_16) {
   for (size_t row = 0; row < x.size(); row += k)
     for (int first = 0; first < k; first += block) {
       const int last = std::min(k, first + block);
       float largest = 1e-10f;
       for (int i = first; i < last; ++i) largest = std::max(largest, std::fabs(x[row + i]));
-      if (power_of_two) largest = std::exp2(std::ceil(std::log2(largest / 448.0f))) * 448.0f;
+      if (power_of_16) largest = std::exp2(4 * std::ceil(std::log2(largest / 448.0f) / 4)) * 448.0f;
       for (int i = first; i < last; ++i)
         x[row + i] = format == WeightFormat::fp8 ? round_fp8(x[row + i] * (448.0f / largest)) * (largest / 448.0f)
                                                  : bf16_to_f32(f32_to_bf16(x[row + i]));

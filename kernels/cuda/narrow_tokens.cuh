@@ -128,7 +128,7 @@ __device__ inline void write_inner(const NarrowArgs& args, Shared& s, const Toke
     float largest = 0.0f;
 #pragma unroll
     for (int i = 0; i < kWarps; ++i) largest = fmaxf(largest, s.largest[i][threadIdx.x]);
-    const float2 scale = fp8_scale_of_two(largest);
+    const float2 scale = fp8_scale_of_16(largest);
     s.inverse[threadIdx.x] = scale.y;
     args.inner.block_scales[first_row + threadIdx.x] = __float2bfloat16_rn(scale.x);
   }

@@ -4,7 +4,7 @@
 // block k is in the order of the tensor core's operand (packed_place), and 16-byte pieces are swizzled by r % 8, so that 8 or
 // more consecutive rows from a multiple of 8 on are an operand as they lie. FP8: x = code * scale, with one scale per row: E4M3
 // keeps its precision over the 14 binades below a row's largest value. Between the two products of an expert the blocks of a
-// row are made apart from each other, each with a power of two of its own, until launch_row_scales gives the row one.
+// row are made apart from each other, each with a power of 16 of its own, until launch_row_scales gives the row one.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -25,7 +25,7 @@ struct PackedRows {
   uint8_t* data = nullptr;  // (k blocks, stride, 128 bytes)
   float* scales = nullptr;  // (stride) f32; null for BF16
   int stride = 0;           // rows of a k block, a multiple of 8
-  // Between an expert's products: (k blocks, stride), powers of two, exact in BF16.
+  // Between an expert's products: (k blocks, stride), powers of 16, exact in BF16.
   __nv_bfloat16* block_scales = nullptr;
 
   // Tiles read whole even where rows end: kMostTileRows more than there are.

@@ -1,10 +1,10 @@
 // One scale per row for what gate-up leaves, in place of one per row and 128 columns: the down product then scales its sums
 // once instead of once per 128 of k, which takes it 100 of its 670 us at 8,192 tokens.
 //
-// Scales are powers of two, so a code that stays in E4M3's normal range keeps its bits but for the exponent; of blocks a few
-// binades below the row's largest, only codes that are small in their own block lose some.
+// Scales are powers of 16, so a code that stays in E4M3's normal range keeps its bits but for the exponent; in blocks below the
+// row's largest, only codes that are small in their own block lose some.
 //
-// Bound: memory, once in and out what lies in blocks with a smaller scale than the row's (of random activations half).
+// Bound: memory, once in and out what lies in blocks with a smaller scale than the row's.
 #include <cuda_fp8.h>
 
 #include "cuda/packed.cuh"

@@ -134,7 +134,7 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int 
       float most = 0.0f;
 #pragma unroll
       for (int i = 0; i < kGroups * 4; ++i) most = fmaxf(most, s.largest[i][threadIdx.x]);
-      const float2 scale = fp8_scale_of_two(most);
+      const float2 scale = fp8_scale_of_16(most);
       s.inverse[threadIdx.x] = scale.y;
       if (static_cast<int>(threadIdx.x) < n_rows)
         args.inner.block_scales[static_cast<int64_t>(weight_tile / kWeightTiles<kBlocks>) * args.inner.stride + packed_row +
