@@ -181,6 +181,7 @@ void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights,
   TensorGemmArgs up, down;
   const TilePlan plan = plan_products(up, down, weights, table, routing, shared, n_active, n_slots, n_experts, n_shared,
                                       scratch<RowTile>(row_tiles_, n_tiles + 1));
+  up.rows_each = down.rows_each = n_experts > 0 ? n_routed / n_experts : n_shared;
   const PackedRows* packed = packed_twin_of(x, n_tokens, up.weight);
   up.x = packed ? *packed : packed_rows(packed_, packed_scales_, up.weight, n_tokens);
   up.inner = down.x = inner_rows(down.weight, most_packed_rows(n_routed, n_experts, n_shared));

@@ -56,6 +56,24 @@ void launch_clusters(const Queue& queue, int cluster, void (*kernel)(Params...),
   CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(std::forward<Args>(args))...));
 }
 
+// Clusters of `cluster` blocks that the device runs at once.
+template <typename... Params>
+int clusters_at_once(void (*kernel)(Params...), int cluster, dim3 block, size_t shared_bytes) {
+  allow_shared_memory(reinterpret_cast<const void*>(kernel), shared_bytes);
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = cluster;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int n = 0;
+  CUDA_CHECK(cudaOccupancyMaxActiveClusters(&n, kernel, &config));
+  return n;
+}
+
 template <typename... Params, typename... Args>
 void launch(const Queue& queue, void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Args&&... args) {
   launch_clusters(queue, 1, kernel, grid, block, shared_bytes, std::forward<Args>(args)...);

@@ -1,5 +1,5 @@
 // One scale per row for what gate-up leaves, in place of one per row and 128 columns: the down product then scales its sums
-// once instead of once per 128 of k, which takes it 100 of its 670 us at 8,192 tokens.
+// once instead of once per 128 of k, which took it 100 of its 670 us at 8,192 tokens.
 //
 // Scales are powers of 16, so a code that stays in E4M3's normal range keeps its bits but for the exponent; in blocks below the
 // row's largest, only codes that are small in their own block lose some.

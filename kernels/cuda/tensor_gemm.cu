@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_gemm_kernel(const __grid_c
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
   let_next_start();
-  Memory<M>& s = prepare<Memory<M>, M == GemmMode::gate_up>(raw);
+  Memory<M>& s = prepare<Memory<M>, M == GemmMode::gate_up>(raw, args.n_paired);
   wait_for_previous();
   if (threadIdx.x >= kGroups * 128) {
     give_registers<40>();
@@ -218,12 +218,13 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_gemm_kernel(const __grid_c
   } else {
     take_registers<232>();
     Position at;
+    at.n_paired = args.n_paired;
     int info = 0;
-    const int n_items = count_items<kBlocks>(args);
-    for (int index = blockIdx.x; index < n_items; index += gridDim.x) {
+    const int n_items = count_items<kBlocks>(args), step = gridDim.x / args.n_paired;
+    for (int index = blockIdx.x / args.n_paired; index < n_items; index += step) {
       barrier_wait(&s.full[at.stage], at.parity);  // with its first stage the producers have said what the item is
       const int weight_tile = s.weight_tiles[info];
-      const bool last = index + static_cast<int>(gridDim.x) >= n_items;
+      const bool last = index + step >= n_items;
       const auto run = [&]<int N>() { run_item<F, M, N>(args, s, at, weight_tile, info, last); };
       constexpr bool kFine = takes_any_16<F, M>;
       switch (operand_rows<kFine>(s.items[info].n_rows)) {
@@ -239,9 +240,24 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_gemm_kernel(const __grid_c
       if (++info == kInfos) info = 0;
     }
   }
+  if (args.n_paired == 2) cluster_meet();  // whose memory the other still fills or tells must not go
 #elif __CUDA_ARCH__ == 900
 #error "Hopper's code needs the target 90a"
 #endif
+}
+
+// Pairs of blocks that run at once: not half of the multiprocessors where a part of the device has an odd number of them.
+int pairs_at_once() {
+  static const int n = clusters_at_once(tensor_gemm_kernel<WeightFormat::fp8, GemmMode::down>, 2, kThreads,
+                                        sizeof(Memory<GemmMode::down>) + 1024);
+  return n;
+}
+
+// Whether pairs are worth it: most weights have two row tiles, their rows come out even, and few multiprocessors stay idle.
+bool wants_pairs(const TensorGemmArgs& args) {
+  const int n_rows = args.mode == GemmMode::linear ? args.n_rows : args.rows_each;
+  return n_rows > kTileRows && divide_up(args.weight.n_tiles, kWeightTiles<kBlocks>) % 2 == 0 &&
+         64 * pairs_at_once() >= 31 * n_multiprocessors();
 }
 
 }  // namespace
@@ -270,7 +286,11 @@ void launch_tensor_gemm(const Queue& queue, TensorGemmArgs args) {
     args.n_splits = tensor_splits(n_multiprocessors(), shape_of(args.weight), args.n_rows);
     if (args.n_splits > 1) return launch_tensor_split(queue, args);
   }
-  const auto run = [&](auto kernel, size_t bytes) { launch(queue, kernel, n_multiprocessors(), kThreads, bytes + 1024, args); };
+  if (wants_pairs(args)) args.n_paired = 2;
+  const int n_blocks = args.n_paired == 2 ? 2 * pairs_at_once() : n_multiprocessors();
+  const auto run = [&](auto kernel, size_t bytes) {
+    launch_clusters(queue, args.n_paired, kernel, n_blocks, kThreads, bytes + 1024, args);
+  };
   const auto run_format = [&]<WeightFormat F>() {
     switch (args.mode) {
       case GemmMode::linear: return run(tensor_gemm_kernel<F, GemmMode::linear>, sizeof(Memory<GemmMode::linear>));

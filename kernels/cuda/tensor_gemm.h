@@ -25,6 +25,7 @@ struct TensorGemmArgs {
   const int32_t* slot_order = nullptr;
   const float* slot_weights = nullptr;  // (T, A)
   int n_active = 0, n_slots = 0;
+  int rows_each = 0;  // of an expert, on the average
 
   float* out = nullptr;            // linear: (rows, n) f32
   __nv_bfloat16* slots = nullptr;  // down: (T, slots, n) bf16, weighted
@@ -32,6 +33,7 @@ struct TensorGemmArgs {
 
   // Filled by launch_tensor_gemm:
   int n_splits = 1;  // blocks that divide k
+  int n_paired = 1;  // blocks that bring W to each other: 2, or 1 for none
 };
 
 // Whether the device and this build have the kernels.

@@ -5,8 +5,10 @@
 // registers; up to 128 rows of x are the narrow one and come from shared memory. A block of rows of W and a tile of rows of x
 // walks k in blocks of 128 bytes: four producer warps fill the stages (W by bulk copies; x by bulk copies, or gathered by token
 // with 16-byte copies), two warpgroups multiply half of the rows of W each. FP8 sums are kept for 128 of k in the tensor core,
-// then scaled into float32 registers while the next product runs. A column of the result depends on its row of x and W alone: a
-// row's bits depend neither on its neighbours nor on how many there are.
+// then scaled into float32 registers while the next product runs. Two blocks may be a pair, with two tiles of rows of x for the
+// same rows of W: each brings half of W to both, a third less from the cache. In a burst that gains little, but prompts are
+// read at the card's power limit, and bytes are power. A column of the result depends on its row of x and W alone: a row's bits
+// depend neither on its neighbours nor on how many there are.
 #pragma once
 
 #include "cuda/packed.cuh"
@@ -49,29 +51,47 @@ struct Shared {
 struct Item {
   RowTile rows;
   int weight_tile;  // first
+  bool shared;      // the other block of the pair has the same W, or else one of its own
 };
 
 template <int Blocks>
 __device__ inline int count_items(const TensorGemmArgs& args) {
   const int per_rows = (args.weight.n_tiles + kWeightTiles<Blocks> - 1) / kWeightTiles<Blocks>;
-  return per_rows * (args.tiles ? *args.n_tiles : (args.n_rows + kTileRows - 1) / kTileRows);
+  return per_rows * (args.tiles ? *args.n_tiles : (args.n_rows + kTileRows - 1) / kTileRows) / args.n_paired;
 }
 
+// Of a block, or of a pair of them, for which the blocks of rows of W come out even.
 template <int Blocks>
 __device__ inline Item find_item(const TensorGemmArgs& args, int index) {
   const int per_rows = (args.weight.n_tiles + kWeightTiles<Blocks> - 1) / kWeightTiles<Blocks>;
+  const int per_tile = per_rows / args.n_paired;  // items, for every row tile
   Item item;
+  int n_tiles, first_tile = 0;
   if (args.tiles) {
-    RowTile any = args.tiles[index / per_rows];
-    const int within = index - any.first_tile * per_rows;
-    item.rows = args.tiles[any.first_tile + within % any.n_tiles];
-    item.weight_tile = within / any.n_tiles * kWeightTiles<Blocks>;
+    item.rows = args.tiles[index / per_tile];
+    n_tiles = item.rows.n_tiles, first_tile = item.rows.first_tile;
   } else {
-    const int n_tiles = (args.n_rows + kTileRows - 1) / kTileRows;
+    n_tiles = (args.n_rows + kTileRows - 1) / kTileRows;
+  }
+  const int within = index - first_tile * per_tile;
+  int tile = within % n_tiles, weight = within / n_tiles;
+  item.shared = false;
+  if (args.n_paired == 2) {
+    // n_tiles items are two blocks of rows of W, the first half of them one block with the row tiles in pairs, the second half
+    // the other. Between them, where n_tiles is odd, comes the last row tile, with a block of W for each of the pair.
+    const int rank = blockIdx.x % 2, n_pairs = n_tiles / 2, own = tile;
+    item.shared = n_tiles % 2 == 0 || own != n_pairs;
+    const bool second = own >= n_tiles - n_pairs;
+    tile = item.shared ? (second ? own - (n_tiles - n_pairs) : own) * 2 + rank : n_tiles - 1;
+    weight = weight * 2 + (item.shared ? second : rank);
+  }
+  item.weight_tile = weight * kWeightTiles<Blocks>;
+  if (args.tiles) {
+    item.rows = args.tiles[first_tile + tile];
+  } else {
     const int size = ((args.n_rows + n_tiles - 1) / n_tiles + 15) / 16 * 16;
-    item.weight_tile = index / n_tiles * kWeightTiles<Blocks>;
     item.rows.expert = args.n_experts;
-    item.rows.first = item.rows.packed_row = index % n_tiles * size;
+    item.rows.first = item.rows.packed_row = tile * size;
     item.rows.n_rows = min(size, args.n_rows - item.rows.first);
   }
   return item;
@@ -91,6 +111,7 @@ constexpr bool takes_any_16 = F == WeightFormat::fp8&& M != GemmMode::linear;
 struct Position {
   int stage = 0;
   uint32_t parity = 0;
+  int n_paired = 1;  // blocks that fill this one's stages: a stage that has been left is theirs
   __device__ void next(int n_stages) {
     if (++stage == n_stages) stage = 0, parity ^= 1;
   }
@@ -128,7 +149,8 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
   const int n_blocks = args.weight.n_groups * (kGroup / block_k(F)), n_items = count_items<Blocks>(args);
   Position at;
   int info = 0, pending[2] = {-1, -1};  // stages whose 16-byte copies have not been awaited, newest first
-  for (int index = blockIdx.x / args.n_splits; index < n_items; index += gridDim.x) {
+  const int n_cluster = args.n_splits * args.n_paired;
+  for (int index = blockIdx.x / n_cluster; index < n_items; index += gridDim.x / n_cluster) {
     const Item item = find_item<Blocks>(args, index);
     const RowTile& rows = item.rows;
     const int n_operand = operand_rows<takes_any_16<F, M>>(rows.n_rows);
@@ -164,7 +186,8 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
     if (takes_x) own_bytes += n_operand * 128;
     const uint8_t* source = reinterpret_cast<const uint8_t*>(weight_of(args, rows.expert).tiles) +
                             static_cast<size_t>(item.weight_tile + kOwn * warp + lane) * n_blocks * kChunkRun;
-    uint32_t source_step = kChunkRun, bytes = lane < n_own ? kChunkRun : 0;
+    const bool to_both = item.shared && lane < kOwn;
+    uint32_t source_step = kChunkRun, bytes = lane < n_own && (!to_both || lane % 2 == blockIdx.x % 2) ? kChunkRun : 0;
     uint8_t* target = s.w[0] + (kOwn * warp + lane) * kChunkRun;
     uint32_t target_step = kWeightTiles<Blocks> * kChunkRun;
     if (lane == kOwn && takes_x) {
@@ -193,7 +216,10 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
       uint64_t* full = &s.full[at.stage];
       __syncwarp();
       if (lane == 0) barrier_expect(full, own_bytes);
-      if (bytes > 0) bulk_load(target + at.stage * target_step, source, bytes, full);
+      if (bytes > 0 && to_both)
+        bulk_load_both(target + at.stage * target_step, source, bytes, full);
+      else if (bytes > 0)
+        bulk_load(target + at.stage * target_step, source, bytes, full);
       source += source_step;
       if (gathered) {
         const uint8_t* x_block = args.x.data + static_cast<size_t>(kb) * args.x.stride * 128;
@@ -226,16 +252,17 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
 
 // Start of a kernel: the block's shared memory with its barriers.
 template <class S, bool Gathered>
-__device__ S& prepare(uint8_t* raw) {
+__device__ S& prepare(uint8_t* raw, int n_paired) {
   S& s = *reinterpret_cast<S*>(raw + (1024 - shared_address(raw) % 1024) % 1024);
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::kStages; ++i) {
       barrier_init(&s.full[i], Gathered ? 8 : 4);
-      barrier_init(&s.empty[i], kGroups * 4);
+      barrier_init(&s.empty[i], kGroups * 4 * n_paired);
     }
     publish_to_async();
   }
   __syncthreads();
+  if (n_paired == 2) cluster_meet();  // the other's barriers are there, too
   return s;
 }
 

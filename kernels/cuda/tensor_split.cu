@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_split_kernel(const __grid_
                 "the sums take the place of x");
   extern __shared__ uint8_t raw[];
   let_next_start();
-  Shared<kBlocks>& s = prepare<Shared<kBlocks>, false>(raw);
+  Shared<kBlocks>& s = prepare<Shared<kBlocks>, false>(raw, 1);
   wait_for_previous();
   if (threadIdx.x >= kGroups * 128) {
     give_registers<40>();

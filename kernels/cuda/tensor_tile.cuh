@@ -22,9 +22,14 @@ struct Operand {
 };
 
 template <class S>
-__device__ inline void release(S& s, int stage) {
+__device__ inline void release(S& s, const Position& at, int stage) {
   __syncwarp();
-  if (threadIdx.x % 32 == 0) barrier_arrive(&s.empty[stage]);
+  const int lane = threadIdx.x % 32;
+  if (at.n_paired == 1) {
+    if (lane == 0) barrier_arrive(&s.empty[stage]);
+  } else if (lane < 2) {
+    barrier_arrive_at(&s.empty[stage], lane);
+  }
 }
 
 // sum = the products of the item in FP8, but for scales that cover all of k. Rows 0-7 and 8-15 of a tile of W have scales of
@@ -88,13 +93,13 @@ __device__ void multiply_fp8(S& s, Position& at, const KRange& range, Sums<N, S:
     if (kb + 1 == range.end) {
       wgmma_wait<0>();
       pin(part);
-      release(s, stage);
+      release(s, at, stage);
       break;
     }
     barrier_wait(&s.full[at.stage], at.parity);
     const float2 next_scale = s.w_scales[at.stage][group];
     finish(at.stage, 0);
-    release(s, stage);
+    release(s, at, stage);
     add(sum[Blocks - 1], scale);
     scale = next_scale;
     start(at.stage);
@@ -126,7 +131,7 @@ __device__ void multiply_bf16(S& s, Position& at, const KRange& range, Sums<N, S
       wgmma_wait<0>();
       pin(sum[block]);
     }
-    release(s, stage);
+    release(s, at, stage);
     at.next(S::kStages);
   }
 }

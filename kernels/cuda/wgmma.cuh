@@ -41,6 +41,13 @@ __device__ inline void barrier_wait(uint64_t* barrier, uint32_t parity) {
     if (now - begin > 2000000000ull) __trap();
   }
 }
+// One arrival at the barrier that block `rank` of the cluster, which may be this one, has where this one has `barrier`. It
+// releases no writes to the cluster (that would wait for all of this thread's): it says that reads are over.
+__device__ inline void barrier_arrive_at(uint64_t* barrier, int rank) {
+  uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(address) : "r"(shared_address(barrier)), "r"(rank));
+  asm volatile("mbarrier.arrive.shared::cluster.b64 _, [%0];" ::"r"(address) : "memory");
+}
 // `n_threads` of the block meet; 0 is __syncthreads()'s.
 template <int id, int n_threads>
 __device__ inline void meet() {
@@ -71,6 +78,15 @@ __device__ inline void bulk_load(void* shared, const void* global, uint32_t byte
   asm volatile(
       "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(shared)),
       "l"(global), "r"(bytes), "r"(shared_address(barrier))
+      : "memory");
+}
+// The same to both blocks of a cluster of two, at the same place in each and with the barrier that each has there.
+__device__ inline void bulk_load_both(void* shared, const void* global, uint32_t bytes, uint64_t* barrier) {
+  constexpr uint16_t kBoth = 3;
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(
+          shared_address(shared)),
+      "l"(global), "r"(bytes), "r"(shared_address(barrier)), "h"(kBoth)
       : "memory");
 }
 // Shared memory to global; bulk_store_read() before the shared bytes change.

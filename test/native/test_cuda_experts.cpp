@@ -153,6 +153,7 @@ TEST_CASE("cuda experts: formats, shared experts, empty and crowded lists, missi
           ExpertCase{"fp8 real width", 1024, 512, 512, 8, 2, fp8, fp8, false},
           ExpertCase{"fp8 four slices of k", 4096, 512, 0, 2, 1, fp8, fp8, false},
           ExpertCase{"bf16 four slices of k", 4096, 256, 0, 2, 1, bf16, bf16, false},
+          ExpertCase{"fp8 pairs of blocks", 512, 256, 256, 2, 2, fp8, fp8, false},
           ExpertCase{"fp8 missing shares", 512, 512, 512, 6, 2, fp8, fp8, true},
           ExpertCase{"fp8 ragged", 192, 160, 160, 8, 3, fp8, fp8, false},
           ExpertCase{"fp8 scaled by rows", 192, 160, 32, 8, 3, fp8, fp8, false, true},
