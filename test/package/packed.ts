@@ -1,6 +1,16 @@
 /** The package as a user gets it: packed once, installed offline into an empty project, run without compilers. */
 import { spawnSync } from 'node:child_process';
-import { copyFileSync, mkdirSync, mkdtempSync, readdirSync, realpathSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  copyFileSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { root } from '../helpers/files.js';
@@ -32,6 +42,19 @@ function npmScript(): string | undefined {
   }
 }
 
+/**
+ * The versions of this repository's lockfile for what the package depends on: npm then asks its cache for tarballs alone, which
+ * `npm ci` has left there. Without it npm asks for every package's list of versions, which the cache may hold in another form.
+ */
+function consumerLock(): string {
+  const { packages } = JSON.parse(readFileSync(join(root, 'package-lock.json'), 'utf8'));
+  type Entry = [path: string, entry: { dev?: boolean; devOptional?: boolean; link?: boolean }];
+  const needed = (Object.entries(packages) as Entry[]).filter(
+    ([path, { dev, devOptional, link }]) => path.startsWith('node_modules/') && !dev && !devOptional && !link,
+  );
+  return JSON.stringify({ name: 'consumer', lockfileVersion: 3, requires: true, packages: Object.fromEntries(needed) });
+}
+
 /** Packs and installs, or says why that cannot be done here. */
 export function install(): Installed | string {
   const npm = npmScript();
@@ -51,6 +74,7 @@ export function install(): Installed | string {
   const [project, programs] = [join(folder, 'project'), join(folder, 'bin')];
   for (const path of [project, programs]) mkdirSync(path);
   writeFileSync(join(project, 'package.json'), '{ "name": "consumer", "private": true }\n');
+  writeFileSync(join(project, 'package-lock.json'), consumerLock());
   symlinkSync(process.execPath, join(programs, 'node'));
   for (const name of ['npm', 'npx']) symlinkSync(join(dirname(npm), `${name}-cli.js`), join(programs, name));
   symlinkSync(realpathSync('/bin/sh'), join(programs, 'sh'));
@@ -63,12 +87,13 @@ export function install(): Installed | string {
     return { status, stdout, stderr };
   };
   const began = performance.now();
-  const options = ['--ignore-scripts', '--offline', '--no-audit', '--no-fund'];
+  // Errors are asked for by name: npm run by a silent npm is silent.
+  const options = ['--ignore-scripts', '--offline', '--no-audit', '--no-fund', '--loglevel=error'];
   const { status, stderr } = run('npm', 'install', tarball, model, ...options);
   if (status !== 0) {
     remove();
     if (/ENOTCACHED|ENOTFOUND|EAI_AGAIN/.test(stderr)) return "npm's cache does not hold the dependencies of the package";
-    throw new Error(`npm install: ${stderr}`);
+    throw new Error(`npm install, exit ${status}: ${stderr}`);
   }
   const seconds = (performance.now() - began) / 1000;
   const consumer = join(root, 'test/package/consumer');
