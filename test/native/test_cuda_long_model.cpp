@@ -1,6 +1,6 @@
 // A whole model at the longest context (long_model.h) on a GPU: a prompt of 131,072 tokens read in chunks, by the CUDA kernels
 // in BF16, against what the CPU computed in float32 and test/reference keeps; and CUDA's own float32 mode against the same at
-// 2,048 tokens. Half a minute on a GPU: SIGMOE_TEST_LONG=1 asks for it, without that and without a device the case prints why
+// 2,048 tokens. Seconds on a GPU: SIGMOE_TEST_LONG=1 asks for it, without that and without a device the case prints why
 // and returns.
 #include "cuda_testing.h"
 #include "long_model.h"
