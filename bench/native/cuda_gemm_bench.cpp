@@ -1,4 +1,5 @@
-// sigmoe_cuda_gemm_bench: the many-row products of the CUDA backend, checked (cuda_gemm_check.cpp) and timed at the model's shapes beside the read stream measured in the same run.
+// sigmoe_cuda_gemm_bench: the many-row products of the CUDA backend, checked (cuda_gemm_check.cpp) and timed at the model's
+// shapes beside the read stream measured in the same run.
 //
 //   sigmoe_cuda_gemm_bench check            every case must pass: error 1 - 2<x,y> / (|x|^2 + |y|^2) below 1e-5
 //   sigmoe_cuda_gemm_bench time [PEAK [quick]]   PEAK: TFLOPS of a large FP8 product measured in the same job, for the

@@ -167,8 +167,8 @@ void CudaBackend::run_narrow_experts(const float* x, const ExpertWeights& weight
   launch_narrow_experts(queue_, down);
 }
 
-// Packing and the list of row tiles, gate-up with SwiGLU, in FP8 one scale per row, down: four launches, for the routed experts,
-// the shared one or both.
+// Packing and the list of row tiles, gate-up with SwiGLU, in FP8 one scale per row, down: four launches, for the routed
+// experts, the shared one or both.
 void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table,
                                    const Routing& routing, bool routed, bool shared, int n_active, int n_tokens, int n_slots,
                                    float* out) {
