@@ -30,7 +30,7 @@ const cppRules = [
   { folder: 'kernels/cpu', allowed: [/^backend\//, /^cpu\//] },
   { folder: 'kernels/cuda', allowed: [/^backend\//, /^cuda\//] },
   { folder: 'kernels/ascend', allowed: [/^backend\//, /^ascend\//, /^kernel_operator\.h$/] },
-  { folder: 'bench/native', allowed: [/^backend\//, /^engine\//, /^cuda\//, json] },
+  { folder: 'bench/native', allowed: [/^backend\//, /^engine\//, /^cuda\//, json, /^[^/]+\.h$/] },
   {
     folder: 'test/native',
     allowed: [/^backend\//, /^engine\//, /^cpu\//, /^cuda\//, /^ascend\//, json, /^doctest\//, /^[^/]+\.h$/],
