@@ -60,7 +60,7 @@ async function ensureAddon() {
   const tools = findBuildTools();
   const began = new Date();
   await runStep(
-    `compiling the native addon with ${tools.compiler} (once; a minute or two, it holds a kernel set per CPU generation)`,
+    `compiling the native addon with ${tools.compiler} (once; some three minutes on two cores, it holds a kernel set per CPU generation)`,
     process.execPath,
     [join(root, 'node_modules/cmake-js/bin/cmake-js'), 'build', '--generator', cmakeGenerator(join(root, 'build'), tools)],
     { log: join(root, 'build/addon.log'), env: tools.env },
