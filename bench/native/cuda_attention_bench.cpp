@@ -146,7 +146,8 @@ class Step {
 
   void naive() { launch_exact_attention(queue_, batch_, shape_, q_->get(), kv(), out_->get()); }
   void prefill(int least_rows = 1) {
-    launch_prefill_attention(queue_, batch_, shape_, least_rows, 0, batch_.n_seqs, false, q_->get(), kv(), out_->get());
+    launch_prefill_attention(queue_, batch_, shape_, least_rows, 0, batch_.n_seqs, false, q_->get(), nullptr, kv(),
+                             out_->get());
   }
   void chain() { chain_part(batch_, 0); }
   // Rows from first_row on, which are those of `batch`.
@@ -163,7 +164,7 @@ class Step {
   }
   void prefill_part(const BatchView& batch, int first_row) {
     const size_t at = static_cast<size_t>(first_row) * shape_.n_heads * shape_.head_dim;
-    launch_prefill_attention(queue_, batch, shape_, 1, 0, batch.n_seqs, false, q_->get() + at, kv(), out_->get() + at);
+    launch_prefill_attention(queue_, batch, shape_, 1, 0, batch.n_seqs, false, q_->get() + at, nullptr, kv(), out_->get() + at);
   }
   void split() {
     if (!scratch_) {

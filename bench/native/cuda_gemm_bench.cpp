@@ -94,7 +94,7 @@ int sustain(CudaBackend& backend) {
     const ExpertRun run(backend, WeightFormat::fp8, layer, lists, kWidth, kInner);
     run.pack();
     run.gate_up();
-    run.rescale();
+    run.pack_inner();
     const auto us = [&](const std::function<void()>& work) {
       const double once = median_us(backend, 1, [&](int) { work(); });
       return median_us(backend, std::max(1, static_cast<int>(1e6 / once) / 13), [&](int) { work(); });
@@ -112,7 +112,7 @@ int time(CudaBackend& backend, double peak, bool quick) {
     if (quick && format == WeightFormat::bf16) continue;
     const double bytes_each = format == WeightFormat::fp8 ? 1 : 2;
     std::printf(
-        "experts, %s: rows | pack us | gate_up us TFLOPS %%peak TB/s %%stream | down us (of them rescaling) TFLOPS %%peak TB/s "
+        "experts, %s: rows | pack us | gate_up us TFLOPS %%peak TB/s %%stream | down us (of them packing) TFLOPS %%peak TB/s "
         "%%stream\n",
         weight_format_name(format));
     const ExpertLayer layer = model_layer(backend, format);
@@ -124,16 +124,14 @@ int time(CudaBackend& backend, double peak, bool quick) {
       const double slots = static_cast<double>(lists.order.size());
       const double pack = median_us(backend, 1, [&](int) { run.pack(); });
       const double up = median_us(backend, 1, [&](int) { run.gate_up(); });
-      const double rescale = median_us(backend, 1, [&](int) { run.rescale(); });  // once more each time: codes end as zeros
-      run.gate_up();
-      run.rescale();
-      const double down = rescale + median_us(backend, 1, [&](int) { run.project_down(); });
+      const double pack_inner = median_us(backend, 1, [&](int) { run.pack_inner(); });
+      const double down = pack_inner + median_us(backend, 1, [&](int) { run.project_down(); });
       const double up_flop = 2.0 * slots * 2 * kInner * kWidth, down_flop = 2.0 * slots * kInner * kWidth;
       const double up_bytes = bytes_each * (2.0 * kInner * kWidth * kExperts + lists.n_tokens * kWidth + slots * kInner);
       const double down_bytes = bytes_each * (1.0 * kInner * kWidth * kExperts + slots * kInner) + 2.0 * slots * kWidth;
       std::printf("%4d | %6.1f | %7.1f %6.0f %3.0f%% %5.2f %3.0f%% | %7.1f (%.1f) %6.0f %3.0f%% %5.2f %3.0f%%\n", rows, pack,
                   up, up_flop / up / 1e6, up_flop / up / 1e4 / peak, up_bytes / up / 1e6, up_bytes / up / 1e4 / stream, down,
-                  rescale, down_flop / down / 1e6, down_flop / down / 1e4 / peak, down_bytes / down / 1e6,
+                  pack_inner, down_flop / down / 1e6, down_flop / down / 1e4 / peak, down_bytes / down / 1e6,
                   down_bytes / down / 1e4 / stream);
     }
   }
@@ -173,7 +171,7 @@ int profile(CudaBackend& backend) {
   const ExpertRun run(backend, WeightFormat::fp8, layer, lists, kWidth, kInner);
   run.pack();
   run.gate_up();
-  run.rescale();
+  run.pack_inner();
   run.project_down();
   backend.synchronize();
   return 0;

@@ -31,18 +31,15 @@ float round_fp8(float v) {
   return std::copysign(values[above], v);
 }
 
-// What the kernels read instead of x (rows, k), one scale per `block` of a row, rounded up to a power of 16 or not.
-std::vector<float> as_packed(WeightFormat format, std::vector<float> x, int k, int block, bool power_of_16) {
-  for (size_t row = 0; row < x.size(); row += k)
-    for (int first = 0; first < k; first += block) {
-      const int last = std::min(k, first + block);
-      float largest = 1e-10f;
-      for (int i = first; i < last; ++i) largest = std::max(largest, std::fabs(x[row + i]));
-      if (power_of_16) largest = std::exp2(4 * std::ceil(std::log2(largest / 448.0f) / 4)) * 448.0f;
-      for (int i = first; i < last; ++i)
-        x[row + i] = format == WeightFormat::fp8 ? round_fp8(x[row + i] * (448.0f / largest)) * (largest / 448.0f)
-                                                 : bf16_to_f32(f32_to_bf16(x[row + i]));
-    }
+// What the kernels read instead of x (rows, k).
+std::vector<float> as_packed(WeightFormat format, std::vector<float> x, int k) {
+  for (size_t row = 0; row < x.size(); row += k) {
+    float largest = 1e-10f;
+    for (int i = 0; i < k; ++i) largest = std::max(largest, std::fabs(x[row + i]));
+    for (int i = 0; i < k; ++i)
+      x[row + i] = format == WeightFormat::fp8 ? round_fp8(x[row + i] * (448.0f / largest)) * (largest / 448.0f)
+                                               : bf16_to_f32(f32_to_bf16(x[row + i]));
+  }
   return x;
 }
 
@@ -160,8 +157,7 @@ void probe(CudaBackend& backend, WeightFormat format) {
 bool check_linear(CudaBackend& backend, WeightFormat format, int rows, int n, int k, int block_n) {
   const auto weight = host_weight(backend, format, n, k, false, block_n, n + k + rows);
   const std::vector<float> x = gaussian(static_cast<size_t>(rows) * k, 5);
-  const Array<float> in(backend, x), exact_in(backend, as_packed(format, x, k, k, false)),
-      want(backend, static_cast<size_t>(rows) * n);
+  const Array<float> in(backend, x), exact_in(backend, as_packed(format, x, k)), want(backend, static_cast<size_t>(rows) * n);
   const Array<float> got(backend, std::vector<float>(static_cast<size_t>(rows) * n, -12345.0f));
   launch_exact_linear(backend.queue(), exact_in.get(), nullptr, view_of(*weight), rows, want.get());
   const Packed packed(backend, format, rows, k);
@@ -191,7 +187,7 @@ bool check_experts(CudaBackend& backend, WeightFormat format, const std::vector<
                      run.out.n * sizeof(uint16_t));
   run.pack();
   run.gate_up();
-  run.rescale();
+  run.pack_inner();
   run.project_down();
   std::vector<float> out;
   for (const uint16_t bits : run.out.read()) out.push_back(bf16_to_f32(bits));
@@ -199,7 +195,7 @@ bool check_experts(CudaBackend& backend, WeightFormat format, const std::vector<
   const std::vector<float> scales = run.packed_inner.scales.read();
   const int n_tiles = run.n_tiles.read()[0];
   const std::vector<RowTile> tiles = run.tiles.read();
-  const Array<float> exact_x(backend, as_packed(format, run.x.read(), width, width, false));
+  const Array<float> exact_x(backend, as_packed(format, run.x.read(), width));
   std::vector<float> inner_got, inner_want, out_got, out_want;
   std::vector<char> written(out.size() / width);
   for (int i = 0; i < n_tiles; ++i) {
@@ -224,7 +220,7 @@ bool check_experts(CudaBackend& backend, WeightFormat format, const std::vector<
         const float gate = products[(2 * r) * inner + f], up = products[(2 * r + 1) * inner + f];
         want[r * inner + f] = gate / (1 + std::exp(-gate)) * up;
       }
-    want = as_packed(format, as_packed(format, want, inner, 128, true), inner, inner, true);
+    want = as_packed(format, as_packed(WeightFormat::bf16, want, inner), inner);
     inner_want.insert(inner_want.end(), want.begin(), want.end());
     inner_got.insert(inner_got.end(), own.begin(), own.end());
     launch_exact_linear(backend.queue(), own_x.get(), nullptr,

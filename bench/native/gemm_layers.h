@@ -47,9 +47,8 @@ struct Packed {
       : n_blocks((k + 127) / 128 * 128 / block_k(format)),
         stride(round_up_8(n_rows)),
         data(backend, PackedRows::data_bytes(n_blocks, stride)),
-        scales(backend, PackedRows::inner_scales(n_blocks, stride)) {}
+        scales(backend, stride) {}
   PackedRows view() const { return {data.get(), scales.get(), stride}; }
-  PackedRows inner() const { return PackedRows::of_inner(data.get(), scales.get(), stride); }
   int n_blocks, stride;
   Array<uint8_t> data;
   Array<float> scales;
@@ -108,6 +107,7 @@ struct ExpertRun {
         weights(backend, lists.weights),
         packed(backend, format, lists.n_tokens, width),
         packed_inner(backend, format, most_packed_rows(lists.order.size(), lists.n_experts, n_shared), inner),
+        inner_rows(backend, static_cast<size_t>(packed_inner.stride) * ((inner + 127) / 128 * 128)),
         tiles(backend, most_tiles(lists.order.size(), lists.n_experts, n_shared)),
         n_tiles(backend, 1),
         out(backend, static_cast<size_t>(lists.n_tokens) * n_slots * width) {
@@ -134,13 +134,14 @@ struct ExpertRun {
       args->rows_each = static_cast<int>(lists.order.size()) / lists.n_experts;
     }
     up.x = packed.view();
-    up.inner = down.x = packed_inner.inner();
+    up.inner = down.x = packed_inner.view();
+    up.inner_rows = inner_rows.get();
     down.slots = reinterpret_cast<__nv_bfloat16*>(out.get());
   }
   void pack() const { launch_pack_rows(backend.queue(), format, x.get(), nullptr, lists.n_tokens, width, packed.view(), plan); }
   void gate_up() const { launch_tensor_gemm(backend.queue(), up); }
-  void rescale() const {
-    if (format == WeightFormat::fp8) launch_row_scales(backend.queue(), up.inner, packed_inner.n_blocks);
+  void pack_inner() const {
+    if (format == WeightFormat::fp8) launch_pack_inner(backend.queue(), up.inner_rows, packed_inner.n_blocks, down.x);
   }
   void project_down() const { launch_tensor_gemm(backend.queue(), down); }
 
@@ -152,6 +153,7 @@ struct ExpertRun {
   Array<int32_t> offsets, order;
   Array<float> weights;
   Packed packed, packed_inner;
+  Array<__nv_bfloat16> inner_rows;
   Array<RowTile> tiles;
   Array<int32_t> n_tiles;
   Array<uint16_t> out;  // BF16

@@ -26,6 +26,7 @@ struct PrefillArgs {
   int first_seq, n_seqs;  // of this launch
   bool tables_expanded;   // page i of sequence b is page b * max_pages + i, b counting from first_seq
   const float* q;
+  const __nv_bfloat16* brief_q;
   float* out;
 };
 
@@ -137,7 +138,10 @@ __global__ void __launch_bounds__(kThreads, 1)
         last_key[h] = tile.first_position + min(token, tile.n_rows - 1);
         at[h] = (static_cast<int64_t>(tile.row + token) * args.n_heads + tile.kv_head * group + r % group) * HD;
       }
-      rows.begin({valid[0] ? args.q + at[0] : nullptr, valid[1] ? args.q + at[1] : nullptr});
+      const auto begin = [&]<typename T>(const T* q) {
+        rows.template begin<T>({valid[0] ? q + at[0] : nullptr, valid[1] ? q + at[1] : nullptr});
+      };
+      args.brief_q ? begin(args.brief_q) : begin(args.q);
       const int last_position = tile.first_position + tile.n_rows - 1;
       const auto release = [&](uint64_t* barrier) {
         if (lane == 0) barrier_arrive(barrier);
@@ -226,11 +230,19 @@ void launch_for(const Queue& queue, const PrefillArgs& args, const KvView& kv) {
 }  // namespace
 
 void launch_prefill_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int least_rows,
-                              int first_seq, int n_seqs, bool tables_expanded, const float* q, const KvView& kv, float* out) {
+                              int first_seq, int n_seqs, bool tables_expanded, const float* q, const __nv_bfloat16* brief_q,
+                              const KvView& kv, float* out) {
   for (int b = first_seq; b < first_seq + n_seqs; b += kTableSeqs) {
-    const PrefillArgs args{
-        batch, shape.n_heads, shape.n_kv_heads, least_rows, b, std::min(kTableSeqs, first_seq + n_seqs - b), tables_expanded, q,
-        out};
+    const PrefillArgs args{batch,
+                           shape.n_heads,
+                           shape.n_kv_heads,
+                           least_rows,
+                           b,
+                           std::min(kTableSeqs, first_seq + n_seqs - b),
+                           tables_expanded,
+                           q,
+                           brief_q,
+                           out};
     if (shape.head_dim == 128)
       launch_for<128>(queue, args, kv);
     else

@@ -15,6 +15,7 @@
 #include "cuda/hopper.cuh"
 #include "cuda/kernel_choice.h"
 #include "cuda/kv_fp8.cuh"
+#include "cuda/ops.h"
 
 namespace sigmoe::cuda::hopper {
 
@@ -35,17 +36,25 @@ struct RowTile {
   float sum[HD / 2];
   float top[2], total[2];  // total: of this thread's columns
 
-  // from[h]: the query of row g + 8 h, null for a row that is padding.
-  __device__ void begin(const float* const (&from)[2]) {
-    const float scale = 1.44269504f / sqrtf(static_cast<float>(HD));
+  // from[h]: the query of row g + 8 h, null for a row that is padding; in BF16 times query_factor(HD).
+  template <typename T>
+  __device__ void begin(const T* const (&from)[2]) {
+    const float scale = query_factor(HD);
     const int q = threadIdx.x % 4;
 #pragma unroll
     for (int s = 0; s < HD / 16; ++s)
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float* at = from[i % 2];
-        const float2 pair = at ? *reinterpret_cast<const float2*>(at + 16 * s + 8 * (i / 2) + 2 * q) : float2{0.0f, 0.0f};
-        query[s][i] = pack_bf16(pair.x * scale, pair.y * scale);
+        const T* at = from[i % 2];
+        query[s][i] = 0;
+        if (!at) continue;
+        at += 16 * s + 8 * (i / 2) + 2 * q;
+        if constexpr (sizeof(T) == 2) {
+          query[s][i] = *reinterpret_cast<const uint32_t*>(at);
+        } else {
+          const float2 pair = *reinterpret_cast<const float2*>(at);
+          query[s][i] = pack_bf16(pair.x * scale, pair.y * scale);
+        }
       }
 #pragma unroll
     for (int i = 0; i < HD / 2; ++i) sum[i] = 0.0f;

@@ -197,8 +197,7 @@ KernelChoice choose_gemm(const Facts& facts, const GemmShape& gemm, bool x_is_fl
 }
 
 int tensor_splits(int n_sms, const WeightShape& weight, int n_rows) {
-  constexpr int kMostRows = 1024;
-  if (n_rows >= kMostRows) return 1;
+  if (n_rows >= kBriefRows) return 1;
   return std::clamp(std::min(n_sms / divide_up(weight.n_tiles, kSplitTiles), weight.n_groups / 2), 1, kMostSplits);
 }
 

@@ -25,8 +25,18 @@ void CudaBackend::qk_norm_rope_store(const BatchView& batch, const AttentionShap
   if (batch.n_tokens == 0) return;
   const KernelChoice choice = choose_qk_store(facts_, batch.n_tokens, shape, kv.dtype);
   note("norm, rope, store", batch.n_tokens, choice);
-  if (choice.kernel == Kernel::qk_store_many)
-    return launch_many_qk_norm_rope_store(queue_, batch, shape, qkv, q_norm, k_norm, eps, cos, sin, kv, q_out);
+  if (choice.kernel == Kernel::qk_store_many) {
+    // Attention of prompts rounds queries as they are rounded here, whichever way they come.
+    const AttentionChoice next = choose_attention(facts_, batch.n_tokens, batch.n_seqs, shape, kv.dtype);
+    const bool brief = batch.n_tokens >= kBriefRows && next.few.kernel == Kernel::none;
+    const float factor = query_factor(shape.head_dim);
+    if (!is_brief(qkv)) floats(qkv);
+    launch_many_qk_norm_rope_store(queue_, batch, shape, qkv, is_brief(qkv), q_norm, k_norm, eps, cos, sin, kv, q_out, factor,
+                                   brief ? reinterpret_cast<__nv_bfloat16*>(q_out) : nullptr);
+    if (brief) leave_brief(q_out, static_cast<size_t>(batch.n_tokens) * shape.n_heads * shape.head_dim, factor);
+    return;
+  }
+  floats(qkv);
   launch_qk_norm_rope_store(queue_, batch, shape, qkv, q_norm, k_norm, eps, cos, sin, kv, q_out);
 }
 
@@ -41,6 +51,8 @@ void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape,
                       "use KV cache type bfloat16");
   if (few != Kernel::none) note("attention", batch.n_tokens, choice.few);
   if (many != Kernel::none) note("attention", batch.n_tokens, choice.many);
+  const bool brief = few == Kernel::none && many == Kernel::prefill_attention && is_brief(q);
+  if (!brief) floats(q);
   if (few == Kernel::exact_attention) return launch_exact_attention(queue_, batch, shape, q, kv, out);
   if (few == Kernel::chain_attention || many == Kernel::prefill_attention)
     return attention_by_rows(batch, shape, choice, q, kv, out);
@@ -92,8 +104,9 @@ void CudaBackend::attention_by_rows(const BatchView& batch, const AttentionShape
   }
   if (choice.many.kernel != Kernel::prefill_attention) return;
   const int least_rows = kMostChainRows + 1;
+  const auto* brief_q = is_brief(q) ? reinterpret_cast<const __nv_bfloat16*>(q) : nullptr;
   if (kv.dtype != DType::f8_e4m3)
-    return launch_prefill_attention(queue_, batch, shape, least_rows, 0, batch.n_seqs, false, q, kv, out);
+    return launch_prefill_attention(queue_, batch, shape, least_rows, 0, batch.n_seqs, false, q, brief_q, kv, out);
   const size_t seq_bytes = static_cast<size_t>(batch.max_pages) * shape.n_kv_heads * kPageTokens * shape.head_dim * 2;
   const int n_at_once = static_cast<int>(std::clamp<size_t>(kMaxExpandedBytes / (2 * seq_bytes), 1, batch.n_seqs));
   std::byte* pages = scratch<std::byte>(expanded_, 2 * n_at_once * seq_bytes);
@@ -101,7 +114,7 @@ void CudaBackend::attention_by_rows(const BatchView& batch, const AttentionShape
   for (int b = 0; b < batch.n_seqs; b += n_at_once) {
     const int n = std::min(n_at_once, batch.n_seqs - b);
     launch_expand_pages(queue_, batch, shape, least_rows, b, n, kv, expanded.k, expanded.v);
-    launch_prefill_attention(queue_, batch, shape, least_rows, b, n, true, q, expanded, out);
+    launch_prefill_attention(queue_, batch, shape, least_rows, b, n, true, q, brief_q, expanded, out);
   }
 }
 

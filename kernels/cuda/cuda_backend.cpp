@@ -115,7 +115,13 @@ void CudaBackend::note(const char* op, int n_rows, const KernelChoice& choice) {
 DeviceBuffer CudaBackend::alloc(size_t bytes, const char* what) {
   enter();
   void* data = device_malloc(bytes, what);
-  DeviceBuffer buffer(data, bytes, [](void* memory, size_t) { cudaFree(memory); });
+  DeviceBuffer buffer(data, bytes, [brief = std::weak_ptr(brief_)](void* memory, size_t n_bytes) {
+    if (const auto rows = brief.lock())  // what comes to lie here next is not theirs
+      std::erase_if(*rows, [&](const BriefRows& each) {
+        return each.data >= memory && each.data < static_cast<std::byte*>(memory) + n_bytes;
+      });
+    cudaFree(memory);
+  });
   writes(data);
   CUDA_CHECK(cudaMemsetAsync(data, 0, bytes, queue_.stream));
   return buffer;
@@ -139,7 +145,7 @@ void CudaBackend::copy_by_kernel(const void* from, void* to, size_t bytes) {
 
 void CudaBackend::download(void* host, const void* device, size_t bytes) {
   enter();
-  if (slots_.holds(device)) expand_slots();
+  floats(device);
   const bool small = bytes <= kLandingBytes;
   CUDA_CHECK(cudaMemcpyAsync(small ? landing_ : host, device, bytes, cudaMemcpyDeviceToHost, queue_.stream));
   synchronize();
@@ -150,6 +156,7 @@ void CudaBackend::start_download(int place, const void* device, size_t bytes) {
   enter();
   SIGMOE_CHECK(bytes <= kMostDownloadBytes, "a download is larger than its place");
   SIGMOE_CHECK(bytes % sizeof(float) == 0, "a download of part of a word");
+  floats(device);
   if (bytes > 0) copy_by_kernel(device, landings_[place].host, bytes);
   CUDA_CHECK(cudaEventRecord(landings_[place].landed, queue_.stream));
 }
@@ -217,10 +224,10 @@ void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
     const cudaError_t status = cudaGraphInstantiate(&recorded_[key].graph, graph, 0);
     cudaGraphDestroy(graph);
     CUDA_CHECK(status);
-    recorded_[key].slots = slots_;
+    recorded_[key].brief = *brief_;
   }
   CUDA_CHECK(cudaGraphLaunch(recorded_[key].graph, queue_.stream));
-  slots_ = recorded_[key].slots;
+  *brief_ = recorded_[key].brief;
 }
 
 bool CudaBackend::would_replay(uint64_t key) const {

@@ -135,16 +135,18 @@ class CudaBackend : public Backend, public DecodeLayers {
   const PackedRows* packed_twin_of(const float* x, int n_rows, const WeightView& weight);  // likewise
   const void* to_bf16(const float* x, const int32_t* row_ids, int n_rows, int width);
 
-  // What experts() of many rows left at its output: BF16, half the bytes of the floats that the seam speaks of. The sum over
-  // slots reads them so; for anyone else they are expanded first.
-  struct Slots {
+  // What many rows left at an op's output in BF16, half the bytes of the floats that the seam speaks of: experts() its slots,
+  // linear() its products, qk_norm_rope_store() its queries, scaled as attention wants them. The op that reads them next in a
+  // layer takes them so; for anyone else they become floats first (floats()).
+  struct BriefRows {
     void* data = nullptr;
-    size_t bytes = 0;
-    bool holds(const void* address) const {
-      return data && address >= data && address < static_cast<const std::byte*>(data) + bytes;
-    }
+    size_t n = 0;         // of them, in room for as many floats
+    float factor = 1.0f;  // that the values were multiplied by
+    bool holds(const void* address) const { return address >= data && address < static_cast<const float*>(data) + n; }
   };
-  void expand_slots();
+  void leave_brief(float* out, size_t n, float factor = 1.0f) { brief_->push_back({out, n, factor}); }
+  bool is_brief(const void* rows) const;  // from their first on
+  void floats(const void* address);
 
   // One row of partial results that the kernel which made them has pushed to the other ranks, and where the residual stream is
   // meanwhile: the sum over ranks is due, by the next layer or by reduce_add_rms_norm.
@@ -177,12 +179,12 @@ class CudaBackend : public Backend, public DecodeLayers {
   RowExperts row_experts(const DecodeLayer& layer, const ExpertTable& table);
   void attention_by_rows(const BatchView& batch, const AttentionShape& shape, const AttentionChoice& choice, const float* q,
                          const KvView& kv, float* out);
-  void multiply(const char* op, const float* x, const int32_t* row_ids, int n_rows, const WeightView& weight, float* y);
+  void multiply(const char* op, const float* x, const int32_t* row_ids, int n_rows, const WeightView& weight, float* y,
+                bool may_be_brief = false);
   void run_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing, int n_active,
                    int n_tokens, int n_slots, int width, const ClassChoice& rows, float* out);
 
   PackedRows packed_rows(Scratch& data, Scratch& scales, const WeightView& weight, int n_rows);
-  PackedRows inner_rows(const WeightView& down, int n_rows);
   void note(const char* op, int n_rows, const KernelChoice& choice);
   static ExpertShapes shapes_of(const ExpertWeights& weights, const ExpertTable& table, int n_active);
   void run_narrow_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing,
@@ -208,7 +210,7 @@ class CudaBackend : public Backend, public DecodeLayers {
   std::array<Landing, kDownloads> landings_{};
 
   Twin twin_;
-  Slots slots_;
+  std::shared_ptr<std::vector<BriefRows>> brief_ = std::make_shared<std::vector<BriefRows>>();  // buffers see to it, too
   Pushed pushed_;
   std::map<const LinearWeight*, bool> ranks_push_;  // by a layer's router
   std::optional<WeightFormat> packs_;  // the format of the last weight that met many rows: what the next norm packs for
@@ -224,7 +226,7 @@ class CudaBackend : public Backend, public DecodeLayers {
   struct Recorded {
     int n_runs = 0;
     cudaGraphExec_t graph = nullptr;
-    Slots slots;  // as a replay leaves them
+    std::vector<BriefRows> brief;  // as a replay leaves them
   };
   std::map<uint64_t, Recorded> recorded_;
   std::array<cudaEvent_t, kMarks> marks_{};

@@ -81,6 +81,7 @@ const CudaBackend::ExpertTable& CudaBackend::table_of(const ExpertWeights& weigh
 void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Routing& routing, int n_active, int n_tokens,
                           int width, float* out) {
   writes(out);
+  floats(x);
   if (n_tokens == 0) return;
   const ExpertTable& table = table_of(weights);
   const int n_slots = n_active + (n_active == 0 || weights.shared_gate_up ? 1 : 0);
@@ -99,8 +100,7 @@ void CudaBackend::experts(const float* x, const ExpertWeights& weights, const Ro
     if (routed) (this->*run)(x, weights, table, routing, true, alike, n_active, n_tokens, n_slots, out);
     if (shared && !alike) (this->*run)(x, weights, table, routing, false, true, n_active, n_tokens, n_slots, out);
     // A rank without a share of any expert takes every kernel, at any number of rows, and writes nothing: its zeros are floats.
-    if (by_tensor && n_tokens >= kManyExpertRows)
-      slots_ = {out, static_cast<size_t>(n_tokens) * n_slots * width * sizeof(uint16_t)};
+    if (by_tensor && n_tokens >= kManyExpertRows) leave_brief(out, static_cast<size_t>(n_tokens) * n_slots * width);
     return;
   }
   if (choice.rows == RowClass::few)
@@ -159,15 +159,17 @@ void CudaBackend::run_narrow_experts(const float* x, const ExpertWeights& weight
   const WeightView &wide = up.gemm.routed, &back = down.gemm.routed;
   const PackedRows* packed = packed_twin_of(x, n_tokens, wide);
   up.x = packed ? *packed : packed_rows(packed_, packed_scales_, wide, n_tokens);
-  up.inner = down.x = inner_rows(back, narrow_packed_rows(n_tokens * n_active, common.n_experts, shared ? n_tokens : 0));
+  const int n_inner = narrow_packed_rows(n_tokens * n_active, common.n_experts, shared ? n_tokens : 0);
+  down.x = packed_rows(packed_inner_, inner_scales_, back, n_inner);
+  up.inner_rows = scratch<__nv_bfloat16>(inner_, static_cast<size_t>(down.x.stride) * back.n_groups * kGroup);
   down.slots = reinterpret_cast<__nv_bfloat16*>(out);
   if (!packed) launch_pack_rows(queue_, wide.format, x, nullptr, n_tokens, wide.k, up.x, {});
   launch_narrow_experts(queue_, up);
-  launch_row_scales(queue_, up.inner, back.n_groups);
+  launch_pack_inner(queue_, up.inner_rows, back.n_groups, down.x);
   launch_narrow_experts(queue_, down);
 }
 
-// Packing and the list of row tiles, gate-up with SwiGLU, in FP8 one scale per row, down: four launches, for the routed
+// Packing and the list of row tiles, gate-up with SwiGLU, in FP8 packing again, down: four launches, for the routed
 // experts, the shared one or both.
 void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table,
                                    const Routing& routing, bool routed, bool shared, int n_active, int n_tokens, int n_slots,
@@ -185,11 +187,14 @@ void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights,
   up.rows_each = down.rows_each = n_experts > 0 ? n_routed / n_experts : n_shared;
   const PackedRows* packed = packed_twin_of(x, n_tokens, up.weight);
   up.x = packed ? *packed : packed_rows(packed_, packed_scales_, up.weight, n_tokens);
-  up.inner = down.x = inner_rows(down.weight, most_packed_rows(n_routed, n_experts, n_shared));
+  up.inner = down.x = packed_rows(packed_inner_, inner_scales_, down.weight, most_packed_rows(n_routed, n_experts, n_shared));
+  const bool packs_later = down.weight.format == WeightFormat::fp8;
+  if (packs_later)
+    up.inner_rows = scratch<__nv_bfloat16>(inner_, static_cast<size_t>(down.x.stride) * down.weight.n_groups * kGroup);
   down.slots = reinterpret_cast<__nv_bfloat16*>(out);
   launch_pack_rows(queue_, up.weight.format, x, nullptr, packed ? 0 : n_tokens, up.weight.k, up.x, plan);
   launch_tensor_gemm(queue_, up);
-  if (down.weight.format == WeightFormat::fp8) launch_row_scales(queue_, up.inner, down.weight.n_groups);
+  if (packs_later) launch_pack_inner(queue_, up.inner_rows, down.weight.n_groups, down.x);
   launch_tensor_gemm(queue_, down);
 }
 

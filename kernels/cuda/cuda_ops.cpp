@@ -16,6 +16,7 @@ void CudaBackend::embed(const Tensor& table, const int32_t* ids, int n_tokens, f
 void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slots, Comm* comm, const float* weight, float eps,
                                       int n_tokens, int width, float* out) {
   if (n_tokens == 0 || (!addend && !out)) return;
+  floats(residual);
   writes(residual);
   if (out) writes(out);
   if (addend && addend == pushed_.partial) {  // under way already
@@ -29,7 +30,8 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
                                                 : choose_norm(facts_, n_tokens, width, out && packs_);
   if (out) note(sums_ranks ? "sum over ranks and norm" : "norm", n_tokens, choice);
   const bool packs = choice.kernel == Kernel::norm_many || choice.kernel == Kernel::many_reduce;
-  const bool addend_is_bf16 = addend && slots_.holds(addend);
+  const bool addend_is_bf16 = addend && is_brief(addend);
+  if (!addend_is_bf16) floats(addend);
   if (addend_is_bf16 && !packs) {  // the other kernels read float32
     float* sums = scratch<float>(slot_sums_, static_cast<size_t>(n_tokens) * width);
     launch_sum_slots(queue_, addend, true, n_slots, n_tokens, width, sums);
@@ -83,17 +85,23 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
 void CudaBackend::writes(const void* address) {
   const float* at = static_cast<const float*>(address);
   if (twin_.rows && at >= twin_.rows && at < twin_.rows + static_cast<size_t>(twin_.n_rows) * twin_.width) twin_ = {};
-  if (slots_.holds(address)) slots_ = {};
+  std::erase_if(*brief_, [&](const BriefRows& rows) { return rows.data == address; });
+  floats(address);  // those of which a part is written
   if (address == pushed_.partial) pushed_ = {};
 }
 
-// Whoever reads the slots sees floats.
-void CudaBackend::expand_slots() {
-  const size_t n = slots_.bytes / sizeof(uint16_t);
-  float* floats = scratch<float>(slot_sums_, n);
-  launch_sum_slots(queue_, slots_.data, true, 1, 1, static_cast<int>(n), floats);
-  CUDA_CHECK(cudaMemcpyAsync(slots_.data, floats, n * sizeof(float), cudaMemcpyDeviceToDevice, queue_.stream));
-  slots_ = {};
+bool CudaBackend::is_brief(const void* rows) const {
+  return std::ranges::any_of(*brief_, [&](const BriefRows& each) { return each.data == rows; });
+}
+
+// Whoever reads at `address` sees floats.
+void CudaBackend::floats(const void* address) {
+  const auto rows = std::ranges::find_if(*brief_, [&](const BriefRows& each) { return each.holds(address); });
+  if (rows == brief_->end()) return;
+  float* wide = scratch<float>(slot_sums_, rows->n);
+  launch_widen(queue_, rows->data, rows->n, 1.0f / rows->factor, wide);
+  CUDA_CHECK(cudaMemcpyAsync(rows->data, wide, rows->n * sizeof(float), cudaMemcpyDeviceToDevice, queue_.stream));
+  brief_->erase(rows);
 }
 
 const void* CudaBackend::twin_of(const float* x, int n_rows, int width) const {
@@ -112,9 +120,10 @@ const void* CudaBackend::to_bf16(const float* x, const int32_t* row_ids, int n_r
   return converted;
 }
 
-// y (n_rows, n) = rows of x, picked by row_ids when given, times weight^T.
+// y (n_rows, n) = rows of x, picked by row_ids when given, times weight^T; in BF16 if it may be and there are many.
 void CudaBackend::multiply(const char* op, const float* x, const int32_t* row_ids, int n_rows, const WeightView& weight,
-                           float* y) {
+                           float* y, bool may_be_brief) {
+  floats(x);
   writes(y);
   if (n_rows == 0) return;
   const WeightShape shape = shape_of(weight);
@@ -134,7 +143,12 @@ void CudaBackend::multiply(const char* op, const float* x, const int32_t* row_id
     TensorGemmArgs args;
     args.weight = weight;
     args.n_rows = n_rows;
-    args.out = y;
+    if (may_be_brief && n_rows >= kBriefRows && !splits) {
+      args.brief_out = reinterpret_cast<__nv_bfloat16*>(y);
+      leave_brief(y, static_cast<size_t>(n_rows) * weight.n);
+    } else {
+      args.out = y;
+    }
     if (const PackedRows* packed = row_ids ? nullptr : packed_twin_of(x, n_rows, weight)) {
       args.x = *packed;
     } else {
@@ -175,15 +189,10 @@ PackedRows CudaBackend::packed_rows(Scratch& data, Scratch& scales, const Weight
           stride};
 }
 
-// The same between the two products of an expert.
-PackedRows CudaBackend::inner_rows(const WeightView& down, int n_rows) {
-  const int n_blocks = packed_blocks(down), stride = round_up_8(n_rows);
-  return PackedRows::of_inner(scratch<uint8_t>(packed_inner_, PackedRows::data_bytes(n_blocks, stride)),
-                              scratch<float>(inner_scales_, PackedRows::inner_scales(n_blocks, stride)), stride);
-}
-
 void CudaBackend::linear(const float* x, const LinearWeight& weight, int n_tokens, float* y) {
-  multiply("linear", x, nullptr, n_tokens, view_of(weight), y);
+  // Sums over ranks are told what partial results are in by their op (cuda_experts.cpp), not by each rank's linear layer.
+  const bool may_be_brief = !world_ && !meets_on_host_;
+  multiply("linear", x, nullptr, n_tokens, view_of(weight), y, may_be_brief);
 }
 
 void CudaBackend::route(const float* x, const LinearWeight& gate, const float* bias, const RouterShape& shape, int n_tokens,
@@ -195,6 +204,7 @@ void CudaBackend::route(const float* x, const LinearWeight& gate, const float* b
                                                   std::to_string(shape.n_active) + " active, weights in " +
                                                   weight_format_name(view.format) +
                                                   ": the CUDA kernel takes 1024 experts, 32 groups, 32 active, F32 or BF16");
+  floats(x);
   if (n_tokens == 0) {
     zero(out.expert_offsets, (shape.n_experts + 1) * sizeof(int32_t));
     return;
@@ -253,12 +263,14 @@ void CudaBackend::reset_counts(uint32_t* counts_row, int vocab_size, const int32
 
 void CudaBackend::join_norms(const float* embedding, const float* embedding_norm, const float* hidden, const float* hidden_norm,
                              float eps, int n_tokens, int width, float* out) {
+  floats(embedding), floats(hidden);
   writes(out);
   if (n_tokens > 0) launch_join_norms(queue_, embedding, embedding_norm, hidden, hidden_norm, eps, n_tokens, width, out);
 }
 
 void CudaBackend::copy_rows(const float* from, const int32_t* from_ids, int64_t from_stride, float* to, const int32_t* to_ids,
                             int64_t to_stride, int n_rows, int width) {
+  floats(from);
   writes(to);
   if (n_rows > 0) launch_copy_rows(queue_, from, from_ids, from_stride, to, to_ids, to_stride, n_rows, width);
 }

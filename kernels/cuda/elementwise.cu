@@ -112,6 +112,14 @@ __global__ void sum_slots_kernel(const T* addend, int n_slots, int width, float*
   }
 }
 
+__global__ void widen_kernel(const __nv_bfloat16* rows, int64_t n, float factor, float* out) {
+  let_next_start();
+  wait_for_previous();
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < n;
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x)
+    out[i] = static_cast<float>(rows[i]) * factor;
+}
+
 __global__ void join_norms_kernel(const float* embedding, const float* embedding_norm, const float* hidden,
                                   const float* hidden_norm, float eps, int width, float* out) {
   let_next_start();
@@ -177,6 +185,12 @@ void launch_sum_slots(const Queue& queue, const void* addend, bool is_bf16, int 
            n_slots, width, out);
   else
     launch(queue, sum_slots_kernel<float>, grid, threads_for(width), 0, static_cast<const float*>(addend), n_slots, width, out);
+}
+
+void launch_widen(const Queue& queue, const void* rows, size_t n, float factor, float* out) {
+  const int n_blocks = static_cast<int>(std::min<size_t>((n + kRowThreads - 1) / kRowThreads, 65535));
+  launch(queue, widen_kernel, n_blocks, kRowThreads, 0, static_cast<const __nv_bfloat16*>(rows), static_cast<int64_t>(n),
+         factor, out);
 }
 
 void launch_join_norms(const Queue& queue, const float* embedding, const float* embedding_norm, const float* hidden,

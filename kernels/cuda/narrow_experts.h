@@ -10,10 +10,10 @@
 namespace sigmoe::cuda {
 
 struct NarrowArgs {
-  GemmArgs gemm;     // the lists and weights of a gate_up or down launch; its activations and outputs are these instead:
-  PackedRows x;      // gate_up: (T); down: as gate_up and launch_row_scales left them, narrow_packed_rows() of them
-  PackedRows inner;  // gate_up: silu(gate x) * up x, scales per block
-  __nv_bfloat16* slots = nullptr;  // down: (T, slots, n), weighted
+  GemmArgs gemm;  // the lists and weights of a gate_up or down launch; its activations and outputs are these instead:
+  PackedRows x;   // gate_up: (T); down: what gate_up left, packed
+  __nv_bfloat16* inner_rows = nullptr;  // gate_up: silu(gate x) * up x, (narrow_packed_rows(), k of down)
+  __nv_bfloat16* slots = nullptr;       // down: (T, slots, n), weighted
 };
 
 // Rows between the products of n_slots routed slots over n_experts and n_shared tokens at the shared expert, at most.

@@ -12,7 +12,8 @@ namespace sigmoe::cuda::narrow {
 constexpr int kGroups = 2, kBlocks = 2;  // warpgroups, and 64-row operands of each
 constexpr int kWarps = kGroups * 4, kThreads = kWarps * 32 + 128;
 constexpr int kTokens = 16;
-constexpr int kPlaceTiles = kGroups * kBlocks * 4;
+constexpr int kPlaceTiles = kGroups * kBlocks * 4, kInnerColumns = kPlaceTiles * 8;
+static_assert(kTokens * kInnerColumns / 8 == kWarps * 32);
 static_assert(kPlaceTiles * 16 == limits::narrow::kPlaceRows);
 using limits::narrow::kDepth;
 constexpr int kChunks = 4;              // of 32 bytes of k in a group
@@ -29,9 +30,7 @@ struct TokenBlock {
 };
 
 struct Shared {
-  uint8_t packed[kXBytes];  // gate_up: the result on its way out
-  float largest[kWarps][kTokens];
-  float inverse[kTokens];
+  alignas(16) __nv_bfloat16 inner[kTokens][kInnerColumns + 8];  // gate_up: the result on its way out
   TokenBlock token_blocks[2];
   uint64_t full[2], empty[2];
 };
@@ -98,55 +97,39 @@ __device__ void copy_tokens(const NarrowArgs& args, const stream::Lists& lists, 
 
 using Sums = float[kBlocks][kTokens / 2];
 
-// SwiGLU, then packed for the down product: the place's 128 columns are one FP8 block.
+// SwiGLU, in BF16: the place's 128 columns of 16 rows.
 __device__ inline void write_inner(const NarrowArgs& args, Shared& s, const TokenBlock& tokens, int place_tile, Sums& sum) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / 128, g = lane / 4, q = lane % 4;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / 128, q = lane % 4;
+  uint32_t pairs[kBlocks][kTokens / 8];
 #pragma unroll
-  for (int i = 0; i < kTokens / 4; ++i) {  // token 8 (i / 2) + 2 q + i % 2
-    const float factor = tokens.factors[i / 2 * 8 + 2 * q + i % 2];
-    float gate[kBlocks], one[kBlocks], largest = 0.0f;
+  for (int j = 0; j < kTokens / 8; ++j) {
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      gate[block] = sum[block][i / 2 * 4 + i % 2] * factor;
-      one[block] = 1.0f + __expf(fminf(-gate[block], 40.0f));  // beyond, the result is 0 to all digits that count
+    for (int odd = 0; odd < 2; ++odd) {
+      const float factor = tokens.factors[8 * j + 2 * q + odd];
+      float gate[kBlocks], one[kBlocks];
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block) {
+        gate[block] = sum[block][4 * j + odd] * factor;
+        one[block] = 1.0f + __expf(fminf(-gate[block], 40.0f));  // beyond, the result is 0 to all digits that count
+      }
+      const float inverse = __fdividef(1.0f, one[0] * one[1]);  // one division for both
+      const float silu[kBlocks] = {gate[0] * inverse * one[1], gate[1] * inverse * one[0]};
+#pragma unroll
+      for (int block = 0; block < kBlocks; ++block)
+        sum[block][4 * j + odd] = silu[block] * (sum[block][4 * j + odd + 2] * factor);
     }
-    const float inverse = __fdividef(1.0f, one[0] * one[1]);  // one division for both
-    const float silu[kBlocks] = {gate[0] * inverse * one[1], gate[1] * inverse * one[0]};
 #pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      float& result = sum[block][i / 2 * 4 + i % 2];
-      result = silu[block] * (sum[block][i / 2 * 4 + i % 2 + 2] * factor);
-      largest = fmaxf(largest, fabsf(result));
-    }
-#pragma unroll
-    for (int step = 4; step < 32; step *= 2) largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
-    if (g == 0) s.largest[group * 4 + warp][i / 2 * 8 + 2 * q + i % 2] = largest;
+    for (int block = 0; block < kBlocks; ++block) pairs[block][j] = pack_bf16(sum[block][4 * j], sum[block][4 * j + 1]);
   }
+  const int to_block = lane / 16;     // this lane's address is of a row of that block's columns
+  meet<kMultipliers, kWarps * 32>();  // what lay here has been read
+  store_transposed(s.inner[lane % 16] + (group * kBlocks + to_block) * 32 + warp * 8, pairs[0][0], pairs[0][1], pairs[1][0],
+                   pairs[1][1]);
   meet<kMultipliers, kWarps * 32>();
-  const int64_t first_row = static_cast<int64_t>(place_tile) * args.inner.stride + tokens.packed_row;
-  if (threadIdx.x < kTokens) {
-    float largest = 0.0f;
-#pragma unroll
-    for (int i = 0; i < kWarps; ++i) largest = fmaxf(largest, s.largest[i][threadIdx.x]);
-    const float2 scale = fp8_scale_of_16(largest);
-    s.inverse[threadIdx.x] = scale.y;
-    args.inner.block_scales[first_row + threadIdx.x] = __float2bfloat16_rn(scale.x);
-  }
-  meet<kMultipliers, kWarps * 32>();
-#pragma unroll
-  for (int i = 0; i < kTokens / 4; ++i) {
-    const int r = i / 2 * 8 + 2 * q + i % 2;
-#pragma unroll
-    for (int block = 0; block < kBlocks; ++block) {
-      const int place = packed_place_fp8(warp * 8 + g);
-      s.packed[swizzled(r, (group * kBlocks + block) * 2 + place / 16) + place % 16] =
-          static_cast<uint8_t>(pack_fp8(sum[block][i / 2 * 4 + i % 2] * s.inverse[r], 0.0f));
-    }
-  }
-  meet<kMultipliers, kWarps * 32>();
-  if (threadIdx.x < kXBytes / 16)
-    reinterpret_cast<uint4*>(args.inner.data + first_row * 128)[threadIdx.x] =
-        reinterpret_cast<const uint4*>(s.packed)[threadIdx.x];
+  const int row = threadIdx.x / (kInnerColumns / 8), piece = threadIdx.x % (kInnerColumns / 8);
+  const int64_t columns = static_cast<int64_t>((args.gemm.routed.n_tiles + kPlaceTiles - 1) / kPlaceTiles) * kInnerColumns;
+  reinterpret_cast<uint4*>(args.inner_rows + (tokens.packed_row + row) * columns + place_tile * kInnerColumns)[piece] =
+      reinterpret_cast<const uint4*>(s.inner[row])[piece];
 }
 
 __device__ inline void write_rows(const NarrowArgs& args, const TokenBlock& tokens, int n, int place_tile, const Sums& sum) {

@@ -1,6 +1,8 @@
 // Kernel launchers that the backend is made of, one group per file.
 #pragma once
 
+#include <cmath>
+
 #include "backend/backend.h"
 #include "cuda/kernel_choice.h"
 #include "cuda/launch.h"
@@ -8,11 +10,16 @@
 
 namespace sigmoe::cuda {
 
+// What queries are multiplied by before they meet keys: softmax's exponents are then of two.
+__host__ __device__ inline float query_factor(int head_dim) { return 1.44269504f / sqrtf(static_cast<float>(head_dim)); }
+
 // ---- elementwise.cu
 void launch_embed(const Queue& queue, const Tensor& table, const int32_t* ids, int n_tokens, float* out);
 // twin (T, width) BF16 or null: the result again, for the products that follow; only where norm_has_twin(), which is row_norm.
 void launch_reduce_add_rms_norm(const Queue& queue, float* residual, const float* addend, int n_slots, const float* weight,
                                 float eps, int n_tokens, int width, float* out, void* twin);
+// out (n) f32 = factor * rows (n) bf16.
+void launch_widen(const Queue& queue, const void* rows, size_t n, float factor, float* out);
 void launch_sum_slots(const Queue& queue, const void* addend, bool is_bf16, int n_slots, int n_tokens, int width, float* out);
 void launch_join_norms(const Queue& queue, const float* embedding, const float* embedding_norm, const float* hidden,
                        const float* hidden_norm, float eps, int n_tokens, int width, float* out);

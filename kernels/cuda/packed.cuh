@@ -41,14 +41,6 @@ __device__ inline float2 fp8_scale(float largest) {
   return {most / kFp8Largest, kFp8Largest / most};
 }
 
-// The same, the scale a power of sixteen: most blocks of a row then have the same one and need no rescaling, and of E4M3's 14
-// binades 11 are left below the largest value.
-__device__ inline float2 fp8_scale_of_16(float largest) {
-  const uint32_t above = (__float_as_uint(fmaxf(largest, 1e-10f) / kFp8Largest) + 0x7fffffu) >> 23;
-  const uint32_t power = min(above + (127 - above) % 4, 251u);  // biased: 127 is 16^0
-  return {__uint_as_float(power << 23), __uint_as_float((254 - power) << 23)};
-}
-
 // Row r's values of one group of 128 columns, packed by a warp: lane l brings columns 4l .. 4l + 3. `inverse` of the row's
 // scale.
 __device__ inline void pack_group_fp8(const PackedRows& out, int r, int group, const float4& v, float inverse) {

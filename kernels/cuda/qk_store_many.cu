@@ -1,8 +1,8 @@
 // Query and key norms, RoPE and the paged store for many rows, with the bits of qk_store.cu's kernel.
 //
-// Bound: memory, qkv once in, queries in float32 and keys and values in the cache's type once out. A row is one block's work;
-// a warp takes several of its heads and loads them all before it works on the first. Lane l has dims l, l + 32, l + 64 and
-// l + 96 of a head, so both halves of a rotation are its own.
+// Bound: memory, qkv once in, queries in float32 or BF16 and keys and values in the cache's type once out. A row is one block's
+// work; a warp takes several of its heads and loads them all before it works on the first. Lane l has dims l, l + 32, l + 64
+// and l + 96 of a head, so both halves of a rotation are its own.
 #include "cuda/device.cuh"
 #include "cuda/kv_address.cuh"
 #include "cuda/kv_fp8.cuh"
@@ -16,10 +16,11 @@ constexpr int kDims = kHeadDim / 32;       // of a lane
 constexpr int kWarps = 8;
 constexpr int kAtOnce = 5;  // heads of a warp: the model has 40
 
+template <typename T>
 __global__ void __launch_bounds__(kWarps * 32)
-    many_qk_norm_rope_store_kernel(BatchView batch, AttentionShape shape, const float* qkv, const float* q_norm,
-                                   const float* k_norm, float eps, const float* cos, const float* sin, KvView kv,
-                                   float* q_out) {
+    many_qk_norm_rope_store_kernel(BatchView batch, AttentionShape shape, const T* qkv, const float* q_norm,
+                                   const float* k_norm, float eps, const float* cos, const float* sin, KvView kv, float* q_out,
+                                   float q_factor, __nv_bfloat16* brief_q) {
   let_next_start();
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, t = blockIdx.x;
   const int n_heads = shape.n_heads, n_kv = shape.n_kv_heads, n_all = n_heads + 2 * n_kv;
@@ -30,7 +31,7 @@ __global__ void __launch_bounds__(kWarps * 32)
     k_scale[d] = k_norm ? k_norm[lane + 32 * d] : 1.0f;
   }
   wait_for_previous();
-  const float* row = qkv + static_cast<int64_t>(t) * n_all * kHeadDim + lane;
+  const T* row = qkv + static_cast<int64_t>(t) * n_all * kHeadDim + lane;
   const int position = batch.positions[t];
   const float c = cos[static_cast<int64_t>(position) * kHalf + lane], s = sin[static_cast<int64_t>(position) * kHalf + lane];
   const int32_t* pages = batch.page_tables + static_cast<int64_t>(sequence_of(batch, t)) * batch.max_pages;
@@ -40,7 +41,7 @@ __global__ void __launch_bounds__(kWarps * 32)
     for (int i = 0; i < kAtOnce; ++i)
       if (const int h = first + i * kWarps; h < n_all)
 #pragma unroll
-        for (int d = 0; d < kDims; ++d) heads[i][d] = row[h * kHeadDim + 32 * d];
+        for (int d = 0; d < kDims; ++d) heads[i][d] = static_cast<float>(row[h * kHeadDim + 32 * d]);
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
       const int h = first + i * kWarps;
@@ -61,9 +62,13 @@ __global__ void __launch_bounds__(kWarps * 32)
         v[1] = b * c + a * s;
       }
       if (is_query) {
-        float* out = q_out + (static_cast<int64_t>(t) * n_heads + h) * kHeadDim + lane;
+        const int64_t at = (static_cast<int64_t>(t) * n_heads + h) * kHeadDim + lane;
 #pragma unroll
-        for (int d = 0; d < kDims; ++d) out[32 * d] = v[d];
+        for (int d = 0; d < kDims; ++d)
+          if (brief_q)
+            brief_q[at + 32 * d] = __float2bfloat16_rn(v[d] * q_factor);
+          else
+            q_out[at + 32 * d] = v[d];
         continue;
       }
       const int64_t at = kv_offset(pages, position, (h - n_heads) % n_kv, n_kv, kHeadDim);
@@ -88,11 +93,14 @@ __global__ void __launch_bounds__(kWarps * 32)
 
 }  // namespace
 
-void launch_many_qk_norm_rope_store(const Queue& queue, const BatchView& batch, const AttentionShape& shape, const float* qkv,
-                                    const float* q_norm, const float* k_norm, float eps, const float* cos, const float* sin,
-                                    const KvView& kv, float* q_out) {
-  launch(queue, many_qk_norm_rope_store_kernel, batch.n_tokens, kWarps * 32, 0, batch, shape, qkv, q_norm, k_norm, eps, cos,
-         sin, kv, q_out);
+void launch_many_qk_norm_rope_store(const Queue& queue, const BatchView& batch, const AttentionShape& shape, const void* qkv,
+                                    bool qkv_is_bf16, const float* q_norm, const float* k_norm, float eps, const float* cos,
+                                    const float* sin, const KvView& kv, float* q_out, float q_factor, __nv_bfloat16* brief_q) {
+  const auto run = [&]<typename T>(const T* rows) {
+    launch(queue, many_qk_norm_rope_store_kernel<T>, batch.n_tokens, kWarps * 32, 0, batch, shape, rows, q_norm, k_norm, eps,
+           cos, sin, kv, q_out, q_factor, brief_q);
+  };
+  qkv_is_bf16 ? run(static_cast<const __nv_bfloat16*>(qkv)) : run(static_cast<const float*>(qkv));
 }
 
 }  // namespace sigmoe::cuda

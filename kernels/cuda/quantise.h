@@ -3,8 +3,7 @@
 // Blocks of 128 bytes of k (128 FP8 values or 64 BF16), k-block major: block kb of row r at (kb * stride + r) * 128. Within a
 // block k is in the order of the tensor core's operand (packed_place), and 16-byte pieces are swizzled by r % 8, so that 8 or
 // more consecutive rows from a multiple of 8 on are an operand as they lie. FP8: x = code * scale, with one scale per row: E4M3
-// keeps its precision over the 14 binades below a row's largest value. Between the two products of an expert the blocks of a
-// row are made apart from each other, each with a power of 16 of its own, until launch_row_scales gives the row one.
+// keeps its precision over the 14 binades below a row's largest value, which is exact.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -25,16 +24,9 @@ struct PackedRows {
   uint8_t* data = nullptr;  // (k blocks, stride, 128 bytes)
   float* scales = nullptr;  // (stride) f32; null for BF16
   int stride = 0;           // rows of a k block, a multiple of 8
-  // Between an expert's products: (k blocks, stride), powers of 16, exact in BF16.
-  __nv_bfloat16* block_scales = nullptr;
 
   // Tiles read whole even where rows end: kMostTileRows more than there are.
   static size_t data_bytes(int n_blocks, int stride) { return (static_cast<size_t>(n_blocks) * stride + kMostTileRows) * 128; }
-  // The rows of an expert's n_blocks blocks between its products, in floats: one scale per row, then those of the blocks.
-  static size_t inner_scales(int n_blocks, int stride) { return stride + (static_cast<size_t>(n_blocks) * stride + 1) / 2; }
-  static PackedRows of_inner(uint8_t* data, float* scales, int stride) {
-    return {data, scales, stride, reinterpret_cast<__nv_bfloat16*>(scales + stride)};
-  }
 };
 
 // A run of rows that meet one expert.
@@ -73,8 +65,7 @@ struct TilePlan {
 void launch_pack_rows(const Queue& queue, WeightFormat format, const float* x, const int32_t* row_ids, int n_rows, int k,
                       const PackedRows& out, const TilePlan& plan);
 
-// rows.scales = the largest of each row's n_blocks block scales, and the codes of the other blocks rounded to it
-// (row_scales.cu).
-void launch_row_scales(const Queue& queue, const PackedRows& rows, int n_blocks);
+// FP8: packs what gate_up left, (out.stride, n_groups * 128) bf16, for the down product (pack_inner.cu).
+void launch_pack_inner(const Queue& queue, const __nv_bfloat16* rows, int n_groups, const PackedRows& out);
 
 }  // namespace sigmoe::cuda

@@ -15,8 +15,14 @@ constexpr int kRunStride = 128 * sizeof(T) + 16;  // the padding spreads a fragm
 constexpr int kGroupOut = kTileRows * kRunStride<__nv_bfloat16>;
 static_assert(kGroupOut >= kTileRows / 2 * kRunStride<float>);
 
+// Those of gate-up likewise, 64 columns of a warpgroup in BF16.
+constexpr int kInnerColumns = kBlocks * 32, kInnerPass = kTileRows / 2, kInnerStride = kInnerColumns * 2 + 16;
+constexpr int kGroupInner = kInnerPass * kInnerStride;
+static_assert(kGroups * kGroupInner >= kTileRows * 128);  // BF16 weights: a block of 128 bytes of a tile's rows
+
+using GateUpMemory = Shared<kBlocks, 4, kGroups * kGroupInner>;
 template <GemmMode M>
-using Memory = std::conditional_t<M == GemmMode::gate_up, Shared<kBlocks>, Shared<kBlocks, 3, kGroups * kGroupOut>>;
+using Memory = std::conditional_t<M == GemmMode::gate_up, GateUpMemory, Shared<kBlocks, 3, kGroups * kGroupOut>>;
 
 // Sums times their row's factor to out, rows picked by out_rows.
 template <typename T, int N, class S>
@@ -70,35 +76,20 @@ __device__ void write_rows(const TensorGemmArgs& args, S& s, T* out, int weight_
   }
 }
 
-// Of n columns' values, half go to the lane that differs in `mask`, the others become the larger ones of both. Returns where
-// the kept half begins. The halves of an odd number share the middle.
-template <int mask, int n, int width>
-__device__ __forceinline__ int keep_largest(float (&values)[width]) {
-  constexpr int kept = (n + 1) / 2, second = n - kept;
-  const bool upper = threadIdx.x & mask;
-#pragma unroll
-  for (int i = 0; i < kept; ++i) {
-    const float given = __shfl_xor_sync(kAllLanes, upper ? values[i] : values[second + i], mask);
-    values[i] = fmaxf(upper ? values[second + i] : values[i], given);
-  }
-  return upper ? second : 0;
-}
-
-// SwiGLU, then packed for the down product: the block's 128 columns are one FP8 block (two of BF16).
+// SwiGLU. FP8: rows in BF16, from which launch_pack_inner makes those of the down product. BF16: packed for it at once.
 template <WeightFormat F, int N>
-__device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int weight_tile, int info, bool last,
+__device__ void write_inner(const TensorGemmArgs& args, GateUpMemory& s, int weight_tile, int info, bool last,
                             Sums<N, kBlocks>& sum) {
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / 128, g = lane / 4, q = lane % 4;
+  const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, group = threadIdx.x / 128, g = lane / 4,
+            q = lane % 4;
   const int width = args.weight.n / 2, first_column = weight_tile * 8 + group * kBlocks * 32 + warp * 8 + g;
   const int n_rows = round_up_8(s.items[info].n_rows), packed_row = s.items[info].packed_row;
-  if (threadIdx.x == 0) bulk_store_read();  // the last result has left
 #pragma unroll
   for (int block = 0; block < kBlocks; ++block)
     // Past W's last row lies what shared memory held before. It may not even round the division that two columns share.
     if (first_column + 32 * block >= width)
 #pragma unroll
       for (int i = 0; i < N / 2; ++i) sum[block][i] = 0.0f;
-  float largest[N / 4];
 #pragma unroll
   for (int j = 0; j < N / 8; ++j) {
     const float2 factors = *reinterpret_cast<const float2*>(&s.factors[info][8 * j + 2 * q]);
@@ -118,50 +109,43 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int 
         float& result = sum[block][4 * j + odd];
         result = silu[block] * (sum[block][4 * j + odd + 2] * factor);
       }
-      largest[2 * j + odd] = fmaxf(fabsf(sum[0][4 * j + odd]), fabsf(sum[1][4 * j + odd]));
     }
   }
-  if constexpr (F == WeightFormat::fp8) {
-    // over the eight lanes that share q: each gets an eighth of the columns
-    constexpr int kHalf = N / 8, kQuarter = (kHalf + 1) / 2, kEighth = (kQuarter + 1) / 2;
-    int first = keep_largest<16, N / 4>(largest);
-    first += keep_largest<8, kHalf>(largest);
-    first += keep_largest<4, kQuarter>(largest);
+  if constexpr (F == WeightFormat::fp8) {  // as write_rows(), but of 16 rows of W eight are left
+    uint8_t* own = s.out + group * kGroupInner;
+    const int64_t columns = static_cast<int64_t>((args.weight.n_tiles + 15) / 16) * kGroup;
+    __nv_bfloat16* out = args.inner_rows + packed_row * columns + weight_tile * 8 + group * kInnerColumns;
 #pragma unroll
-    for (int i = 0; i < kEighth; ++i) s.largest[group * 4 + warp][(first + i) / 2 * 8 + 2 * q + (first + i) % 2] = largest[i];
-    meet<kConsumers, kGroups * 128>();
-    if (threadIdx.x < N) {
-      float most = 0.0f;
+    for (int begin = 0; begin < N; begin += kInnerPass) {
+      const int n_pass = min(N - begin, kInnerPass);
+      meet_group(group);  // what lay here has been read
 #pragma unroll
-      for (int i = 0; i < kGroups * 4; ++i) most = fmaxf(most, s.largest[i][threadIdx.x]);
-      const float2 scale = fp8_scale_of_16(most);
-      s.inverse[threadIdx.x] = scale.y;
-      if (static_cast<int>(threadIdx.x) < n_rows)
-        args.inner.block_scales[static_cast<int64_t>(weight_tile / kWeightTiles<kBlocks>) * args.inner.stride + packed_row +
-                                threadIdx.x] = __float2bfloat16_rn(scale.x);
-    }
-    meet<kConsumers, kGroups * 128>();
+      for (int j = 0; j < n_pass / 8; j += 4) {
 #pragma unroll
-    for (int j = 0; j < N / 8; ++j) {
-      const float2 inverse = *reinterpret_cast<const float2*>(&s.inverse[8 * j + 2 * q]);
+        for (int block = 0; block < kBlocks; ++block) {
+          uint8_t* to = own + (8 * j + lane) * kInnerStride + (block * 32 + warp * 8) * 2;
+          const auto pair = [&](int i) {
+            const float* from = sum[block] + begin / 2 + 4 * (j + i);
+            return pack_bf16(from[0], from[1]);
+          };
+          if (j + 2 < n_pass / 8)
+            store_transposed(to, pair(0), pair(1), pair(2), pair(3));
+          else
+            store_transposed(to, pair(0), pair(1));
+        }
+      }
+      meet_group(group);
+      constexpr int kPieces = kInnerColumns * 2 / 16;  // of a row
 #pragma unroll
-      for (int odd = 0; odd < 2; ++odd) {
-        const int r = 8 * j + 2 * q + odd, place = packed_place_fp8(warp * 8 + g);
-        const float factor = odd ? inverse.y : inverse.x;
-        const uint32_t codes = pack_fp8(sum[0][4 * j + odd] * factor, sum[1][4 * j + odd] * factor);
-#pragma unroll
-        for (int block = 0; block < kBlocks; ++block)
-          s.out[swizzled(r, (group * kBlocks + block) * 2 + place / 16) + place % 16] =
-              static_cast<uint8_t>(codes >> 8 * block);
+      for (int i = 0; i < n_pass * kPieces / 128; ++i) {
+        const int row = i * (128 / kPieces) + thread / kPieces, piece = thread % kPieces;
+        if (begin + row < n_rows)
+          reinterpret_cast<uint4*>(out + (begin + row) * columns)[piece] =
+              *reinterpret_cast<const uint4*>(own + row * kInnerStride + piece * 16);
       }
     }
-    publish_to_async();
-    meet<kConsumers, kGroups * 128>();
-    if (threadIdx.x == 0)
-      bulk_store(
-          args.inner.data + (static_cast<int64_t>(weight_tile / kWeightTiles<kBlocks>) * args.inner.stride + packed_row) * 128,
-          s.out, n_rows * 128);
   } else {  // a warpgroup's 64 columns are a block: half of it per block of 64 rows of W; one warpgroup after the other
+    if (threadIdx.x == 0) bulk_store_read();  // the last result has left
     for (int turn = 0; turn < kGroups; ++turn) {
       meet<kConsumers, kGroups * 128>();
       if (turn == group) {
@@ -190,7 +174,7 @@ __device__ void write_inner(const TensorGemmArgs& args, Shared<kBlocks>& s, int 
       }
     }
   }
-  if (last && threadIdx.x == 0) bulk_store_done();
+  if (F == WeightFormat::bf16 && last && threadIdx.x == 0) bulk_store_done();
 }
 
 template <WeightFormat F, GemmMode M, int N>
@@ -201,6 +185,8 @@ __device__ void run_item(const TensorGemmArgs& args, Memory<M>& s, Position& at,
     write_inner<F, N>(args, s, weight_tile, info, last, sum);
   else if constexpr (M == GemmMode::down)
     write_rows<__nv_bfloat16, N>(args, s, args.slots, weight_tile, info, sum);
+  else if (args.brief_out)
+    write_rows<__nv_bfloat16, N>(args, s, args.brief_out, weight_tile, info, sum);
   else
     write_rows<float, N>(args, s, args.out, weight_tile, info, sum);
 }

@@ -12,7 +12,7 @@ namespace sigmoe::cuda {
 struct TensorGemmArgs {
   GemmMode mode = GemmMode::linear;
   WeightView weight;  // of every expert; tiles and scales are the shared expert's, or the only weight's
-  PackedRows x;       // linear: (rows); gate_up: (T), gathered; down: as gate_up and launch_row_scales left them
+  PackedRows x;       // linear: (rows); gate_up: (T), gathered; down: what gate_up left, packed
 
   // linear: no list, all rows meet the one weight
   int n_rows = 0;
@@ -27,9 +27,12 @@ struct TensorGemmArgs {
   int n_active = 0, n_slots = 0;
   int rows_each = 0;  // of an expert, on the average
 
-  float* out = nullptr;            // linear: (rows, n) f32
+  float* out = nullptr;  // linear: (rows, n) f32, or
+  __nv_bfloat16* brief_out = nullptr;
   __nv_bfloat16* slots = nullptr;  // down: (T, slots, n) bf16, weighted
-  PackedRows inner;                // gate_up: silu(gate x) * up x, in FP8 with scales per block
+  // gate_up: silu(gate x) * up x, for BF16 weights packed, for FP8 (packed rows, k of down) bf16 for launch_pack_inner
+  PackedRows inner;
+  __nv_bfloat16* inner_rows = nullptr;
 
   // Filled by launch_tensor_gemm:
   int n_splits = 1;  // blocks that divide k

@@ -29,16 +29,14 @@ template <int Blocks>
 constexpr int kWeightTiles = kGroups* Blocks * 4;
 
 // Blocks: times 64 rows of W, per warpgroup. Stages of the ring; OutBytes: room for results on their way out.
-template <int Blocks, int Stages = 4, int OutBytes = kTileRows * 128>
+template <int Blocks, int Stages = 4, int OutBytes = 16>
 struct Shared {
   static constexpr int kBlocks = Blocks, kStages = Stages;
   static_assert(Stages < kInfos);
   uint8_t x[Stages][kTileRows * 128];
   uint8_t w[Stages][kWeightTiles<Blocks> * kChunkRun];
   uint8_t out[OutBytes];
-  float2 w_scales[Stages][kGroups];       // of a warpgroup's rows 0-7 and 8-15 of its tiles: gate and up differ
-  float largest[kGroups * 4][kTileRows];  // gate_up: per warp
-  float inverse[kTileRows];
+  float2 w_scales[Stages][kGroups];  // of a warpgroup's rows 0-7 and 8-15 of its tiles: gate and up differ
   int32_t out_rows[kInfos][kTileRows];
   float factors[kInfos][kTileRows];  // of a row's results: its scale in x, for down times its expert's weight
   RowTile items[kInfos];

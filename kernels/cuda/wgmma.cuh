@@ -112,6 +112,11 @@ __device__ inline void store_transposed(void* shared, uint32_t a, uint32_t b, ui
                "r"(b), "r"(c), "r"(d)
                : "memory");
 }
+// Two of them: lanes 0 to 15 have the addresses.
+__device__ inline void store_transposed(void* shared, uint32_t a, uint32_t b) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1, %2};" ::"r"(shared_address(shared)), "r"(a), "r"(b)
+               : "memory");
+}
 // Shared memory written by this thread becomes visible to bulk stores and to the tensor cores.
 __device__ inline void publish_to_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 

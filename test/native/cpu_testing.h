@@ -16,6 +16,7 @@ namespace sigmoe::testing {
 // Relative error ||a - b|| / ||b|| that an op of a path may have against the reference, and why.
 struct Tolerance {
   static constexpr double kFloat32 = 2e-5;        // float32 sums in another order, some thousand terms
+  static constexpr double kBf16Result = 2e-3;     // results rounded to BF16: 2^-9 at most each
   static constexpr double kBf16Linear = 4e-3;     // activations rounded to BF16: 2^-9 at most each, averaged over k
   static constexpr double kBf16Experts = 6e-3;    // two such layers one after the other
   static constexpr double kBf16Attention = 6e-3;  // queries and probabilities rounded to BF16

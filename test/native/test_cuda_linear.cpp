@@ -109,7 +109,8 @@ TEST_CASE("cuda linear: hundreds of rows and thousands, k divided among blocks o
       const std::vector<float> thousand = first_rows(1024), hundreds = first_rows(1023), hundred = first_rows(140);
       CHECK(std::equal(thousand.begin(), thousand.end(), together.begin()));
       CHECK(std::equal(hundred.begin(), hundred.end(), hundreds.begin()));
-      CHECK(relative_error(hundreds, {together.begin(), together.begin() + 1023 * n}) < Tolerance::kFloat32);
+      // from 1,024 rows on results are handed on in BF16
+      CHECK(relative_error(hundreds, {together.begin(), together.begin() + 1023 * n}) < Tolerance::kBf16Result);
     }
   });
 }
