@@ -99,8 +99,10 @@ int sustain(CudaBackend& backend) {
       const double once = median_us(backend, 1, [&](int) { work(); });
       return median_us(backend, std::max(1, static_cast<int>(1e6 / once) / 13), [&](int) { work(); });
     };
-    std::printf("%d rows, sustained: gate_up %.1f us, down %.1f us\n", rows, us([&] { run.gate_up(); }),
-                us([&] { run.project_down(); }));
+    const double up = us([&] { run.gate_up(); }), pack = us([&] { run.pack_inner(); }), down = us([&] { run.project_down(); });
+    const double flop = 2.0 * lists.order.size() * kInner * kWidth;
+    std::printf("%d rows, sustained: gate_up %.1f us %.0f TFLOPS, packing %.1f us, down %.1f us, with packing %.0f TFLOPS\n",
+                rows, up, 2 * flop / up / 1e6, pack, down, flop / (pack + down) / 1e6);
   }
   return 0;
 }

@@ -10,7 +10,7 @@ namespace {
 // A host's caches want short chunks; a GPU's matrix units want long ones.
 int chunk_of(const BenchModel& model, const Options& options) {
   if (options.chunk > 0) return options.chunk;
-  return model.backend->info().device == "cpu" ? 512 : 8192;
+  return model.backend->info().device == "cpu" ? 512 : 16384;
 }
 
 constexpr int kLongChunks = 4;        // prompts of more take seconds
