@@ -143,7 +143,7 @@ void CudaBackend::multiply(const char* op, const float* x, const int32_t* row_id
     TensorGemmArgs args;
     args.weight = weight;
     args.n_rows = n_rows;
-    if (may_be_brief && n_rows >= kBriefRows && !splits) {
+    if (may_be_brief && n_rows >= kBriefRows) {
       args.brief_out = reinterpret_cast<__nv_bfloat16*>(y);
       leave_brief(y, static_cast<size_t>(n_rows) * weight.n);
     } else {
