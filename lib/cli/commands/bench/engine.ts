@@ -26,7 +26,7 @@ export function benchDecodeCommand(): Command {
 export function benchPrefillCommand(): Command {
   return engineCommand('prefill', 'measure prompts from an empty cache, and their parts')
     .option('--tokens <lengths>', 'tokens of the prompts, such as 512,2048,8192', list)
-    .option('--chunk <tokens>', 'tokens of one step; default: 512 on a CPU, 8192 elsewhere', integer)
+    .option('--chunk <tokens>', 'tokens of one step; default: 512 on a CPU, 16384 elsewhere', integer)
     .addHelpText('after', '\nExample:\n  sigmoe bench prefill --shape ling-mini-2.0:3 --tokens 512 --repeats 3');
 }
 
