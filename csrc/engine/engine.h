@@ -32,7 +32,7 @@ struct EngineOptions {
   NodeOptions node;               // the tensor_parallel ranks are spread evenly over as many processes
   int64_t max_model_len = 0;      // tokens; 0 = the model's context
   int max_num_seqs = 32;          // sequences in one step of one copy
-  int max_batched_tokens = 512;   // token budget of one step: prefill is cut into chunks of at most this
+  int max_batched_tokens = 0;     // token budget of one step: prefill is cut into chunks of this; 0 = chosen for the device
   int64_t kv_cache_tokens = 0;    // capacity over all sequences; 0 = chosen from max_model_len and memory_utilization
   double memory_utilization = 0;  // share of the free memory that weights and KV cache may take; 0 = the device's default
   int max_waiting = 1024;         // requests beyond those running that are accepted before submit says busy
@@ -69,7 +69,8 @@ struct EngineInfo {
   std::vector<PartBytes> parts;
   uint64_t checkpoint_bytes = 0, weight_bytes = 0, kv_bytes_per_token = 0, kv_bytes = 0, workspace_bytes = 0;
   int64_t kv_cache_tokens = 0;
-  int n_threads = 0, tensor_parallel = 1, data_parallel = 1, max_batched_tokens = 0;
+  int n_threads = 0, tensor_parallel = 1, data_parallel = 1;
+  int max_batched_tokens = 0;        // of copies that chose differently, the least
   int max_num_seqs = 0;              // over all copies, like kv_cache_tokens and the bytes above
   std::string speculation = "none";  // the method that runs
   int max_draft = 0;

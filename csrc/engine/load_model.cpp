@@ -64,7 +64,7 @@ void check_options(const EngineOptions& options) {
                       "use a multiple of the number of nodes");
   in_range(options.max_model_len, 0, int64_t{1} << 31, "maxModelLen");
   in_range(options.max_num_seqs, 1, 4096, "maxNumSeqs");
-  in_range(options.max_batched_tokens, 1, 65536, "maxBatchedTokens");
+  in_range(options.max_batched_tokens, 0, 65536, "maxBatchedTokens");
   in_range(options.kv_cache_tokens, 0, int64_t{1} << 40, "kvCacheTokens");
   in_range(options.max_waiting, 1, 1 << 20, "maxWaiting");
   in_range(options.max_draft, 0, kMaxDraftDepth, "speculative.maxDepth");
@@ -127,33 +127,6 @@ DraftPlan plan_drafting(const ModelFolder& model, const EngineOptions& options) 
 
 }  // namespace
 
-MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, uint64_t bytes_per_token, uint64_t kv_bytes) {
-  MemoryPlan plan;
-  plan.context = config.context;
-  if (options.max_model_len > 0) {
-    if (options.max_model_len > config.context)
-      throw EngineError(ErrorCode::invalid_argument,
-                        "maxModelLen " + std::to_string(options.max_model_len) + " asked for; the model's context is " +
-                            std::to_string(config.context),
-                        "lower it, or add a YaRN rope_scaling entry to config.json");
-    plan.context = options.max_model_len;
-  }
-  const int64_t one_context = pages_for(plan.context) * kPageTokens;
-  if (options.kv_cache_tokens > 0) {
-    plan.kv_cache_tokens = pages_for(options.kv_cache_tokens) * kPageTokens;
-    if (plan.kv_cache_tokens < one_context)
-      throw EngineError(ErrorCode::invalid_argument,
-                        "kvCacheTokens " + std::to_string(options.kv_cache_tokens) + " asked for; one sequence may hold " +
-                            std::to_string(plan.context) + " tokens",
-                        "raise kvCacheTokens or lower maxModelLen");
-    return plan;
-  }
-  const int64_t affordable = static_cast<int64_t>(kv_bytes / bytes_per_token);
-  const int64_t wanted = one_context * options.max_num_seqs;
-  plan.kv_cache_tokens = std::max(one_context, std::min(wanted, affordable) / kPageTokens * kPageTokens);
-  return plan;
-}
-
 std::string resolve_device(const std::string& asked, std::string& reason) {
   if (asked != "auto") {
     reason = "asked for";
@@ -210,9 +183,17 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
               kHostKvBytes);  // refuses what it must before weights are read
   loaded.max_waiting = options.max_waiting;
   loaded.prefix_cache = options.prefix_cache;
+  FeatureTap features;
+  if (drafting.folder) features.layers = drafting.folder->config.feature_layers;
+  const auto step_bytes_per_token = [&](int rank) {
+    uint64_t bytes = Workspace::bytes_per_token(config, shard_heads(config, rank, world), loaded.has_mtp);
+    if (drafting.reads_features()) bytes += sizeof(float) * features.width(config.hidden_size);
+    if (drafting.folder) bytes += eagle3_bytes_per_row(drafting.folder->config, config.hidden_size);
+    return bytes;
+  };
   MemoryPlan plan;
+  int64_t most_rows = 0;  // of a draft's pass
   DraftWeights draft_weights;
-  const int64_t most_rows = std::max<int64_t>(options.max_batched_tokens, Speculation::kRingRows);  // of a draft's pass
   // All ranks read at once, so that what several of them need is read from disk once.
   std::vector<std::unique_ptr<Backend>> backends;
   std::vector<std::pair<int, Backend*>> loading;
@@ -256,12 +237,17 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
       plan = plan_memory(config, options, bytes_per_token(n_kv_heads, backend->info().kv_dtype),
                          kv_budget(options, device, free_before, weights.bytes + draft_weights.bytes));
       if (loaded.node) plan.kv_cache_tokens = agree_on_capacity(*loaded.node, plan.kv_cache_tokens);
+      const uint64_t kv_bytes = plan.kv_cache_tokens * bytes_per_token(n_kv_heads, backend->info().kv_dtype);
+      const uint64_t left = backend->free_bytes();
+      info.max_batched_tokens =
+          step_tokens(options, device, plan.context, step_bytes_per_token(rank), left - std::min(left, kv_bytes));
+      most_rows = std::max<int64_t>(info.max_batched_tokens, Speculation::kRingRows);
+      features.n_rows = Speculation::n_feature_rows(options.max_num_seqs, info.max_batched_tokens);
     }
     RunnerLimits limits;
-    limits.max_tokens = options.max_batched_tokens;
+    limits.max_tokens = info.max_batched_tokens;
     if (drafting.reads_features()) {
-      limits.features.n_rows = Speculation::n_feature_rows(options.max_num_seqs, options.max_batched_tokens);
-      if (drafting.folder) limits.features.layers = drafting.folder->config.feature_layers;
+      limits.features = features;
       if (drafting.method == "mtp") limits.max_tokens = most_rows;  // its passes run in the model's workspace
     }
     limits.max_seqs = options.max_num_seqs;
@@ -284,7 +270,7 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
     info.workspace_bytes += loaded.drafter->bytes();
   }
   constexpr int64_t kWarmTokens = 32;
-  if (leads) warm_up(*loaded.world, std::min<int64_t>({kWarmTokens, options.max_batched_tokens, plan.context}));
+  if (leads) warm_up(*loaded.world, std::min<int64_t>({kWarmTokens, info.max_batched_tokens, plan.context}));
 
   info.context = plan.context;
   info.kv_cache_tokens = plan.kv_cache_tokens;
@@ -294,7 +280,6 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
   info.checkpoint_bytes = model.checkpoint.total_bytes();
   info.tensor_parallel = world;
   info.max_num_seqs = options.max_num_seqs;
-  info.max_batched_tokens = options.max_batched_tokens;
   if (loaded.node) loaded.node->loaded();
   for (int rank = 0; rank < n_here; ++rank) {
     info.kv_bytes += loaded.world->rank(rank).kv_bytes();

@@ -1,5 +1,5 @@
-// A Hugging Face folder, what it says of its model (model_folder.cpp), and the way from it to a running World: device, memory
-// plan, ranks (load_model.cpp).
+// A Hugging Face folder, what it says of its model (model_folder.cpp), and the way from it to a running World: device and ranks
+// (load_model.cpp), what they have room for (memory_plan.cpp).
 #pragma once
 
 #include <atomic>
@@ -35,6 +35,11 @@ struct MemoryPlan {
 };
 // kv_bytes is what the KV cache may take when the options do not say, bytes_per_token what a token takes of it.
 MemoryPlan plan_memory(const ModelConfig& config, const EngineOptions& options, uint64_t bytes_per_token, uint64_t kv_bytes);
+// The token budget of a step: what the options say, or where they leave it open what suits the device. There, on CUDA, it is
+// halved until the step fits: bytes_per_token is what a token of it takes of a rank's workspace, spare_bytes what weights and
+// KV cache leave of the device's memory. It is never more than max_num_seqs sequences of `context` tokens can fill.
+int step_tokens(const EngineOptions& options, const std::string& device, int64_t context, uint64_t bytes_per_token,
+                uint64_t spare_bytes);
 
 struct LoadedModel {
   EngineInfo info;

@@ -132,6 +132,7 @@ class Replicas : public Engine {
       sum.workspace_bytes += one.workspace_bytes;
       sum.kv_cache_tokens += one.kv_cache_tokens;
       sum.max_num_seqs += one.max_num_seqs;
+      sum.max_batched_tokens = std::min(sum.max_batched_tokens, one.max_batched_tokens);
     }
     return sum;
   }

@@ -510,6 +510,10 @@ TEST_CASE("draft: the optional keys of the format, each and all, against the lay
     RankRunner& target = model.world->rank(0);
     const auto drafter =
         make_eagle3_drafter(folder, load_draft_weights(folder, model.config, target.backend(), 2, nullptr), target, kLimits);
+    DrafterLimits more_rows = kLimits;
+    more_rows.max_rows += 10;
+    CHECK(make_eagle3_drafter(folder, {}, target, more_rows)->bytes() - drafter->bytes() ==
+          10 * eagle3_bytes_per_row(folder.config, model.config.hidden_size));
     Sequence sequence;
     sequence.tokens = prompt;
     sequence.tokens.push_back(run_prompt(model, prompt));

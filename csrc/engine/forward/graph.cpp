@@ -34,6 +34,13 @@ Workspace::Workspace(const ModelConfig& config, const HeadShard& heads, Backend&
   backend.upload(rope_sin.data(), sin.data(), sin.size() * sizeof(float));
 }
 
+uint64_t Workspace::bytes_per_token(const ModelConfig& config, const HeadShard& heads, bool mtp) {
+  const int64_t n_rows = 2 + (config.n_active + 1) + (mtp ? 3 : 0);  // as wide as the residual stream
+  const int64_t n_heads = 3 * heads.q.size() + 2 * heads.kv.size();
+  const int64_t n_floats = n_rows * config.hidden_size + n_heads * config.head_dim + config.n_experts + config.n_active;
+  return n_floats * sizeof(float) + 2 * config.n_active * sizeof(int32_t);
+}
+
 uint64_t Workspace::bytes() const {
   uint64_t total = 0;
   for (const DeviceBuffer* buffer :

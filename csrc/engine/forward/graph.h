@@ -18,6 +18,8 @@ namespace sigmoe {
 struct Workspace {
   Workspace(const ModelConfig& config, const HeadShard& heads, Backend& backend, int64_t max_tokens, int64_t n_positions,
             bool mtp);
+  // What each of max_tokens takes.
+  static uint64_t bytes_per_token(const ModelConfig& config, const HeadShard& heads, bool mtp);
 
   int64_t max_tokens;
   DeviceBuffer residual;       // (T, D)

@@ -155,4 +155,12 @@ std::unique_ptr<Drafter> make_eagle3_drafter(const DraftFolder& draft, DraftWeig
   return std::make_unique<Eagle3Drafter>(draft.config, std::move(weights), target, limits);
 }
 
+uint64_t eagle3_bytes_per_row(const DraftConfig& config, int64_t feature_width) {
+  const int64_t D = config.hidden_size, Dh = config.rope.head_dim, H = config.n_heads, G = config.n_kv_heads;
+  int64_t n_floats = 5 * D + (3 * H + 2 * G) * Dh;
+  if (config.feature_norms) n_floats += (2 + static_cast<int64_t>(config.feature_layers.size())) * feature_width;
+  if (config.attention_bias) n_floats += std::max((H + 2 * G) * Dh, D) + 1;
+  return n_floats * sizeof(float);
+}
+
 }  // namespace sigmoe

@@ -53,6 +53,7 @@ class Drafter {
   virtual uint64_t kv_bytes() const { return 0; }  // and for its own cache
 };
 
+struct DraftConfig;
 struct DraftFolder;
 struct DraftWeights;
 
@@ -64,6 +65,8 @@ struct DrafterLimits {
 
 std::unique_ptr<Drafter> make_eagle3_drafter(const DraftFolder& draft, DraftWeights weights, RankRunner& target,
                                              const DrafterLimits& limits);
+// Of its activations, for each of max_rows; feature_width is the width of the target's residual stream.
+uint64_t eagle3_bytes_per_row(const DraftConfig& config, int64_t feature_width);
 std::unique_ptr<Drafter> make_mtp_drafter(RankRunner& target, const DrafterLimits& limits);  // of a single rank
 std::unique_ptr<Drafter> make_mtp_drafter(World& world, const DrafterLimits& limits);
 std::unique_ptr<Drafter> make_ngram_drafter();
