@@ -64,7 +64,7 @@ export function readLoadOptions(options: LoadOptions): NativeEngineOptions {
     ...readNode(options),
     maxModelLen: count('maxModelLen', 0, 0, INT32_MAX),
     maxNumSeqs: count('maxNumSeqs', 32, 1, 4096),
-    maxBatchedTokens: count('maxBatchedTokens', 512, 1, 1 << 20),
+    maxBatchedTokens: count('maxBatchedTokens', 0, 0, 65_536),
     kvCacheTokens: count('kvCacheTokens', 0, 0, INT32_MAX),
     memoryUtilization:
       options.memoryUtilization === undefined

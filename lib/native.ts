@@ -33,6 +33,7 @@ export interface NativeEngineOptions {
   nodeSilenceMs: number;
   maxModelLen: number;
   maxNumSeqs: number;
+  /** 0: chosen for the device. */
   maxBatchedTokens: number;
   kvCacheTokens: number;
   /** 0: the device's default. */

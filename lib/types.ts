@@ -44,7 +44,10 @@ export interface LoadOptions extends ModelSource {
   maxModelLen?: number | undefined;
   /** Sequences in one step of one copy. Default 32. */
   maxNumSeqs?: number | undefined;
-  /** Token budget of one step: prefill is cut into chunks of at most this. Default 512. */
+  /**
+   * Token budget of one step, at most 65,536: prefill is cut into chunks of this. 0, the default, takes 8,192 on CUDA, less where
+   * memory is tight, and 512 elsewhere; never less than `maxNumSeqs`, nor more than so many sequences can hold.
+   */
   maxBatchedTokens?: number | undefined;
   /** KV cache capacity over all sequences; 0, the default, is chosen from the context and free memory. */
   kvCacheTokens?: number | undefined;
@@ -134,6 +137,7 @@ export interface ModelInfo {
   /** `maxNumSeqs` and `kvCacheTokens`, like the bytes above, are sums over all copies. */
   limits: {
     maxNumSeqs: number;
+    /** What was asked for or chosen; of copies that chose differently, the least. */
     maxBatchedTokens: number;
     kvCacheTokens: number;
     tensorParallelSize: number;

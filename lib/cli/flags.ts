@@ -84,7 +84,11 @@ export function addEngineFlags(command: Command): Command {
     .option('--data-parallel-size <n>', 'copies of the model, of that many ranks each, that share the requests', number)
     .option('--max-model-len <tokens>', 'longest sequence; 0: the context of the model', number)
     .option('--max-num-seqs <n>', 'sequences in one step', number)
-    .option('--max-batched-tokens <n>', 'tokens in one step; longer prompts are read in chunks', number)
+    .option(
+      '--max-batched-tokens <n>',
+      'tokens in one step; longer prompts are read in chunks; 0: 8192 on cuda where memory allows, 512 elsewhere',
+      number,
+    )
     .option('--kv-cache-tokens <n>', 'capacity of the KV cache over all sequences; 0: chosen from free memory', number)
     .option('--draft <model>', 'an EAGLE3 draft of the model: tokens are drafted ahead, checked, and never change')
     .option('--speculative <method>', 'draft tokens ahead: auto | eagle3 | mtp | ngram | none')

@@ -89,7 +89,7 @@ describe('loading', () => {
         maxWaiting: 1024,
         memoryUtilization: 0,
         prefixCache: true,
-        maxBatchedTokens: 512,
+        maxBatchedTokens: 0,
         kvCacheTokens: 0,
         mtp: true,
         speculation: 'none',
@@ -104,6 +104,11 @@ describe('loading', () => {
       device: { name: 'cpu', reason: 'asked for' },
       chatTemplate: 'tokenizer_config.json',
     });
+  });
+
+  test.each([0, 1, 700, 65_536])('a step of %i tokens reaches the engine as it is', async (maxBatchedTokens) => {
+    await Model.load(nano, { maxBatchedTokens });
+    expect(addon.options.at(-1)).toMatchObject({ maxBatchedTokens });
   });
 
   const speculation: [options: LoadOptions, native: object][] = [
@@ -133,6 +138,8 @@ describe('loading', () => {
     [{ enableExpertParallel: 1 }, 'enableExpertParallel: expected true or false'],
     [{ maxModelLen: 1.5 }, 'maxModelLen'],
     [{ maxNumSeqs: '4' }, 'maxNumSeqs'],
+    [{ maxBatchedTokens: -1 }, 'maxBatchedTokens: expected an integer from 0 to 65536, found -1'],
+    [{ maxBatchedTokens: 65_537 }, 'maxBatchedTokens: expected an integer from 0 to 65536, found 65537'],
     [{ mtp: 'yes' }, 'mtp: expected true or false'],
     [{ draft: 5 }, 'draft: expected the path of a draft folder'],
     [{ speculative: { maxDepth: 0 } }, 'speculative.maxDepth: expected an integer from 1 to 15, found 0'],
