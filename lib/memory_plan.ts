@@ -5,7 +5,10 @@ import type { ModelInfo } from './types.js';
 export interface MemoryPlanOptions {
   /** Tokens of KV cache, over all sequences. Default: the context of the model. */
   context?: number | undefined;
-  /** Tokens in one step: prompts are read in chunks of at most this many. Default 512, as in a load. */
+  /**
+   * Tokens in one step: prompts are read in chunks of at most this many. Default 512, as in a load that is not on CUDA; there it
+   * is 8,192 where memory allows.
+   */
   maxBatchedTokens?: number | undefined;
   /** Sequences in one step. Default 32, as in a load. */
   maxNumSeqs?: number | undefined;
@@ -21,7 +24,9 @@ export interface MemoryPlan {
   totalBytes: number;
 }
 
+/** What a step takes where nothing is said: csrc/engine/memory_plan.cpp. */
 export const STEP_TOKENS = 512;
+const CUDA_STEP_TOKENS = 8192;
 export const STEP_SEQUENCES = 32;
 
 export function memoryPlan(info: ModelInfo, options: MemoryPlanOptions = {}): MemoryPlan {
@@ -35,6 +40,13 @@ export function memoryPlan(info: ModelInfo, options: MemoryPlanOptions = {}): Me
   const workspaceBytes = workspaceOf(info, maxBatchedTokens, maxNumSeqs);
   const totalBytes = weightBytes + kvBytes + workspaceBytes;
   return { context, maxBatchedTokens, weightBytes, kvBytes, workspaceBytes, totalBytes };
+}
+
+/** The step that a load chooses on a device which has so many bytes left beside weights and KV cache. */
+export function chosenStepTokens(info: ModelInfo, device: string, spareBytes: number): number {
+  let tokens = device === 'cuda' ? CUDA_STEP_TOKENS : STEP_TOKENS;
+  while (tokens > STEP_TOKENS && 2 * workspaceOf(info, tokens, STEP_SEQUENCES) > spareBytes) tokens /= 2;
+  return Math.min(tokens, STEP_SEQUENCES * info.context);
 }
 
 /**

@@ -2,9 +2,9 @@
  * Whether a model fits a memory, and how fast one sequence can be at most: a token reads the weights it uses and its cache once,
  * so bandwidth over those bytes is a bound. Only a model that fits the processor's caches passes it.
  */
-import { STEP_SEQUENCES, STEP_TOKENS, workspaceOf } from '../memory_plan.js';
+import { chosenStepTokens, STEP_SEQUENCES, workspaceOf } from '../memory_plan.js';
 import type { ModelInfo } from '../types.js';
-import type { Bandwidth, Fit, FitDtype } from './types.js';
+import type { Bandwidth, Fit, FitDevice, FitDtype } from './types.js';
 
 /** Bytes of a weight of the body, its share of the scales included. Tables, head, router and norms stay BF16. */
 const BODY_BYTES: Record<FitDtype, number> = {
@@ -46,8 +46,7 @@ export function fitOf(
   info: ModelInfo,
   dtype: FitDtype,
   context: number,
-  availableBytes: number,
-  bandwidth: Bandwidth | null,
+  { device, availableBytes, bandwidth }: FitDevice,
 ): Fit {
   const body = BODY_BYTES[dtype];
   const plain = Math.max(PLAIN_BYTES, dtype === 'float32' ? 4 : 0);
@@ -56,7 +55,8 @@ export function fitOf(
   const scores = head > 0 ? head : embedding; // a tied head reads the table
   const weightBytes = (attention + denseMlp + routed + shared) * body + (embedding + head + router + norms) * plain;
   const kvBytes = context * info.memory.kvBytesPerToken;
-  const workspaceBytes = workspaceOf(info, STEP_TOKENS, STEP_SEQUENCES);
+  const maxBatchedTokens = chosenStepTokens(info, device, availableBytes - weightBytes - kvBytes);
+  const workspaceBytes = workspaceOf(info, maxBatchedTokens, STEP_SEQUENCES);
   const totalBytes = weightBytes + kvBytes + workspaceBytes;
   const bytesPerToken =
     (attention + denseMlp + routed * perRouted + shared) * body + (scores + router + norms) * plain + kvBytes;
@@ -65,6 +65,7 @@ export function fitOf(
     stored: storedDtype(info.weightFormat) === dtype,
     weightBytes: Math.round(weightBytes),
     kvBytes,
+    maxBatchedTokens,
     workspaceBytes,
     totalBytes: Math.round(totalBytes),
     fits: totalBytes <= availableBytes,

@@ -107,7 +107,7 @@ async function modelFit(
     device: onGpu ? first.name : machine.cpu.name,
     availableBytes,
     bandwidth,
-    rows: dtypes.map((each) => fitOf(info, each, context, availableBytes, bandwidth)),
+    rows: dtypes.map((each) => fitOf(info, each, context, { device: onGpu ? 'cuda' : 'cpu', availableBytes, bandwidth })),
   };
 }
 

@@ -56,6 +56,15 @@ export interface Bandwidth {
   source: 'measured' | 'listed';
 }
 
+/** The memory that a model is to fit. */
+export interface FitDevice {
+  /** As in `LoadOptions.device`. */
+  device: 'cuda' | 'cpu';
+  availableBytes: number;
+  /** Null where it is not known. */
+  bandwidth: Bandwidth | null;
+}
+
 /** Whether a model fits, with weights of one type. */
 export interface Fit {
   dtype: FitDtype;
@@ -63,6 +72,8 @@ export interface Fit {
   stored: boolean;
   weightBytes: number;
   kvBytes: number;
+  /** Tokens of a step, as a load on this device chooses them: fewer on a GPU that would have no room for the usual ones. */
+  maxBatchedTokens: number;
   /** Estimated: activations and logits of a step. */
   workspaceBytes: number;
   totalBytes: number;

@@ -8,6 +8,7 @@ import { findLibraries } from '../../lib/doctor/libraries.js';
 import { readMachine } from '../../lib/doctor/machine.js';
 import type { System } from '../../lib/doctor/system.js';
 import { doctor, inspect, Model, type ModelInfo } from '../../lib/index.js';
+import { workspaceOf } from '../../lib/memory_plan.js';
 import { sigmoe } from '../cli/run.js';
 import { folderWith, nano } from '../helpers/files.js';
 
@@ -146,6 +147,7 @@ describe('the fit', () => {
   // Ling-flash-2.0 by its published sizes.
   const flash = {
     weightFormat: 'BF16',
+    context: 32_768,
     vocabSize: 157184,
     shape: {
       hiddenSize: 4096,
@@ -179,8 +181,9 @@ describe('the fit', () => {
 
   test('of the full model agrees with the published bytes and ceilings', () => {
     const h200 = listedBandwidth('NVIDIA H200');
-    const fp8 = fitOf(flash, 'fp8', 4096, 150e9, h200);
-    const bf16 = fitOf(flash, 'bf16', 4096, 150e9, h200);
+    const onH200 = { device: 'cuda', availableBytes: 150e9, bandwidth: h200 } as const;
+    const fp8 = fitOf(flash, 'fp8', 4096, onH200);
+    const bf16 = fitOf(flash, 'bf16', 4096, onH200);
     expect(bf16.weightBytes / 1e9).toBeCloseTo(205.78, 1);
     expect(fp8.weightBytes / 1e9).toBeCloseTo(104.2, 1);
     expect([fp8.fits, bf16.fits, fp8.stored, bf16.stored]).toEqual([true, false, false, true]);
@@ -190,7 +193,20 @@ describe('the fit', () => {
     expect((bf16.bytesPerToken - bf16.kvBytes) / 1e9).toBeCloseTo(11.02, 1);
     expect(fp8.tokensPerSecond).toBeCloseTo(744, -1);
     expect(bf16.tokensPerSecond).toBeCloseTo(425, -1);
-    expect(fitOf(flash, 'fp8', 4096, 150e9, null).tokensPerSecond).toBeNull();
+    expect(fitOf(flash, 'fp8', 4096, { ...onH200, bandwidth: null }).tokensPerSecond).toBeNull();
+  });
+
+  test('is for the step that a load would choose there', () => {
+    const fit = (device: 'cuda' | 'cpu', availableBytes: number) =>
+      fitOf(flash, 'fp8', 4096, { device, availableBytes, bandwidth: null });
+    const { weightBytes, kvBytes, workspaceBytes, maxBatchedTokens } = fit('cuda', 150e9);
+    expect(maxBatchedTokens).toBe(8192);
+    expect(workspaceBytes).toBe(workspaceOf(flash, 8192, 32));
+    const room = weightBytes + kvBytes + 2 * workspaceBytes;
+    expect(fit('cuda', room + 1).maxBatchedTokens).toBe(8192);
+    expect(fit('cuda', room - 1e6)).toMatchObject({ maxBatchedTokens: 4096, fits: true });
+    expect(fit('cuda', 0)).toMatchObject({ maxBatchedTokens: 512, fits: false });
+    expect(fit('cpu', 150e9)).toMatchObject({ maxBatchedTokens: 512, workspaceBytes: workspaceOf(flash, 512, 32) });
   });
 
   test('lists no bandwidth for a GPU it does not know', () => {
@@ -213,8 +229,10 @@ describe('the fit', () => {
 
   test('of the bundled model is what loading it takes', async () => {
     await using model = await Model.load(nano, { threads: 1 });
-    const { memory, context } = model.info;
-    const fit = fitOf(await inspect(nano), 'fp8', context, 1e12, null);
+    const { memory, context, limits } = model.info;
+    const device = model.info.device.name === 'cuda' ? 'cuda' : 'cpu';
+    const fit = fitOf(await inspect(nano), 'fp8', context, { device, availableBytes: 1e12, bandwidth: null });
+    expect(fit.maxBatchedTokens).toBe(limits.maxBatchedTokens);
     expect(fit.weightBytes / memory.weightBytes).toBeGreaterThan(0.97);
     expect(fit.weightBytes / memory.weightBytes).toBeLessThan(1.03);
     expect(fit.workspaceBytes / memory.workspaceBytes).toBeGreaterThan(0.5);
