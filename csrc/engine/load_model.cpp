@@ -18,7 +18,7 @@ constexpr uint64_t kHostKvBytes = 1ull << 30;
 constexpr double kDeviceUtilization = 0.9;
 
 // One step that nobody asked for: faults in the activations, wakes the threads, and finds a kernel that fails before the
-// first user does. What it leaves in the first page is overwritten by whoever gets that page.
+// first user does. What it leaves in its pages is overwritten by whoever gets them.
 void warm_up(World& world, int64_t n_tokens) {
   StepInputs in;
   for (int32_t i = 0; i < n_tokens; ++i) {
@@ -26,8 +26,8 @@ void warm_up(World& world, int64_t n_tokens) {
     in.positions.push_back(i);
   }
   in.seq_offsets = {0, static_cast<int32_t>(n_tokens)};
-  in.page_tables = {0};
-  in.max_pages = 1;
+  in.max_pages = static_cast<int>(pages_for(n_tokens));
+  for (int32_t page = 0; page < in.max_pages; ++page) in.page_tables.push_back(page);
   SampleRow greedy;
   greedy.temperature = 0;
   in.sample_rows = {greedy};
@@ -269,8 +269,9 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
     info.kv_bytes += loaded.drafter->kv_bytes();
     info.workspace_bytes += loaded.drafter->bytes();
   }
-  constexpr int64_t kWarmTokens = 32;
-  if (leads) warm_up(*loaded.world, std::min<int64_t>({kWarmTokens, info.max_batched_tokens, plan.context}));
+  // A GPU's memory grows to that of the longest step: one for which there is no room fails here, not with somebody's prompt.
+  const int64_t warm_tokens = device == "cuda" ? info.max_batched_tokens : 32;
+  if (leads) warm_up(*loaded.world, std::min<int64_t>({warm_tokens, info.max_batched_tokens, plan.context}));
 
   info.context = plan.context;
   info.kv_cache_tokens = plan.kv_cache_tokens;
