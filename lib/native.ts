@@ -14,6 +14,7 @@ export interface NativeEngineOptions {
   compute: 'bfloat16' | 'float32' | 'int8';
   deterministic: boolean;
   kvCacheDtype: 'auto' | 'bfloat16' | 'fp8';
+  prefillAttention: 'auto' | 'bfloat16' | 'fp8';
   threads: number;
   tensorParallelSize: number;
   enableExpertParallel: boolean;
@@ -59,6 +60,8 @@ export interface NativeInfo {
   compute: string;
   /** Empty where no weights are loaded. */
   kvCacheDtype: string;
+  /** Empty where no weights are loaded. */
+  prefillAttention: string;
   weightFormat: string;
   context: number;
   vocabSize: number;

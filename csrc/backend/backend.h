@@ -262,6 +262,9 @@ struct BackendOptions {
   // What the KV cache holds: auto is the compute type's own, bfloat16 that or an error, fp8 E4M3 with a scale per token and
   // head.
   std::string kv_cache = "auto";
+  // What attention multiplies in over sequences with many rows in a step: auto is the compute type's own, bfloat16 that or an
+  // error, fp8 E4M3 of queries, keys, values and attention weights. Decoding is as ever.
+  std::string prefill_attention = "auto";
   int device_index = 0;        // which of several accelerators; a rank has its own
   bool deterministic = false;  // a row's bits must depend neither on the step's other rows nor on how a prompt was cut: one
                                // kernel class at every row count. CPU paths and float32 modes are so anyway
@@ -269,7 +272,9 @@ struct BackendOptions {
 
 // What a cache holds as options.kv_cache asks: `own`, or FP8 where has_fp8. Throws when the backend has not what is asked for.
 DType kv_cache_dtype(const BackendOptions& options, DType own, bool has_fp8);
-const char* kv_cache_name(DType dtype);  // as an option names it
+// Whether options.prefill_attention asks for FP8 in place of `own`. Throws when the backend has not what is asked for.
+bool fp8_prefill(const BackendOptions& options, DType own, bool has_fp8);
+const char* attention_dtype_name(DType dtype);  // as an option of the two names it
 
 // Bytes of K and V of one token and KV head, scales included.
 constexpr size_t kv_head_bytes(DType dtype, int64_t head_dim) {
@@ -282,6 +287,7 @@ struct BackendInfo {
   std::string kernels;          // the path that runs: "avx512bf16"
   DType compute = DType::f32;   // what products are multiplied in
   DType kv_dtype = DType::f32;  // what the KV cache must hold
+  bool fp8_prefill = false;     // attention of prompts multiplies in E4M3
   int n_threads = 0;
   std::string weights;  // how weights are kept where that costs accuracy, once they are loaded; else empty
 };

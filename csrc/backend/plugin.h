@@ -11,7 +11,7 @@
 namespace sigmoe {
 
 // Raise with every change to Backend or to a type that crosses it.
-constexpr uint32_t kPluginAbi = 8;
+constexpr uint32_t kPluginAbi = 9;
 constexpr const char* kPluginSymbol = "sigmoe_plugin";
 
 struct BackendPlugin {

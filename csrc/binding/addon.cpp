@@ -17,6 +17,7 @@ EngineOptions engine_options(const Napi::Object& in) {
   options.compute = text(in.Get("compute"), "compute");
   options.deterministic = boolean(in.Get("deterministic"), "deterministic");
   options.kv_cache_dtype = text(in.Get("kvCacheDtype"), "kvCacheDtype");
+  options.prefill_attention = text(in.Get("prefillAttention"), "prefillAttention");
   options.n_threads = integer32(in.Get("threads"), "threads");
   options.tensor_parallel = integer32(in.Get("tensorParallelSize"), "tensorParallelSize");
   options.expert_parallel = boolean(in.Get("enableExpertParallel"), "enableExpertParallel");

@@ -37,6 +37,7 @@ Napi::Object to_js(Napi::Env env, const EngineInfo& info) {
   out.Set("kernels", info.kernels);
   out.Set("compute", info.compute);
   out.Set("kvCacheDtype", info.kv_cache_dtype);
+  out.Set("prefillAttention", info.prefill_attention);
   out.Set("weightFormat", info.weight_format);
   const std::pair<const char*, int64_t> numbers[] = {
       {"context", info.context},

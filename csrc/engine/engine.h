@@ -19,10 +19,11 @@
 namespace sigmoe {
 
 struct EngineOptions {
-  std::string device = "auto";          // auto | cpu | cuda | ascend | ascend-twin
-  std::string kernels = "auto";         // cpu path: auto | reference | generic | avx2 | avx512 | avx512bf16 | amx
-  std::string compute = "bfloat16";     // bfloat16 | float32 | int8 (Ascend)
-  std::string kv_cache_dtype = "auto";  // auto (of the compute type) | bfloat16 | fp8 (CUDA)
+  std::string device = "auto";             // auto | cpu | cuda | ascend | ascend-twin
+  std::string kernels = "auto";            // cpu path: auto | reference | generic | avx2 | avx512 | avx512bf16 | amx
+  std::string compute = "bfloat16";        // bfloat16 | float32 | int8 (Ascend)
+  std::string kv_cache_dtype = "auto";     // auto (of the compute type) | bfloat16 | fp8 (CUDA)
+  std::string prefill_attention = "auto";  // what it multiplies in: auto (of the compute type) | bfloat16 | fp8 (CUDA)
   bool deterministic = false;     // bits of an answer depend neither on its neighbours nor on chunking; the CPU is always so
   int n_threads = 0;              // per rank; 0 = cores the process may use, shared by all ranks of all copies
   int tensor_parallel = 1;        // ranks; the CPU runs them as threads of one process
@@ -61,7 +62,8 @@ struct RankMemory {
 };
 
 struct EngineInfo {
-  std::string architecture, device, device_name, device_reason, kernels, compute, kv_cache_dtype, weight_format;
+  std::string architecture, device, device_name, device_reason, kernels, compute, kv_cache_dtype, prefill_attention,
+      weight_format;
   int64_t context = 0;  // tokens a sequence may hold: min(model, max_model_len)
   int64_t vocab_size = 0, hidden_size = 0, n_layers = 0, n_dense_layers = 0, n_mtp_layers = 0, n_heads = 0, n_kv_heads = 0,
           head_dim = 0, n_experts = 0, n_active = 0, n_shared = 0;

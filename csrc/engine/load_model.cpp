@@ -77,6 +77,9 @@ void check_options(const EngineOptions& options) {
   if (options.kv_cache_dtype != "auto" && options.kv_cache_dtype != "bfloat16" && options.kv_cache_dtype != "fp8")
     throw EngineError(ErrorCode::invalid_argument,
                       "KV cache type '" + options.kv_cache_dtype + "' asked for; known are auto, bfloat16 and fp8");
+  if (options.prefill_attention != "auto" && options.prefill_attention != "bfloat16" && options.prefill_attention != "fp8")
+    throw EngineError(ErrorCode::invalid_argument,
+                      "prefill attention '" + options.prefill_attention + "' asked for; known are auto, bfloat16 and fp8");
 }
 
 // Bytes for one rank's KV cache: what `free_before` loading allowed, less the weights that were loaded since.
@@ -150,6 +153,7 @@ BackendOptions backend_options(const EngineOptions& options) {
   backend.n_threads = options.n_threads > 0 ? options.n_threads : std::max(1, cores / ranks_of_machine(options));
   backend.kernels = options.kernels;
   backend.kv_cache = options.kv_cache_dtype;
+  backend.prefill_attention = options.prefill_attention;
   backend.compute = options.compute == "float32" ? DType::f32 : options.compute == "int8" ? DType::i8 : DType::bf16;
   backend.deterministic = options.deterministic;
   return backend;
@@ -224,7 +228,8 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
       const DType compute = backend->info().compute;
       info.compute = compute == DType::f32 ? "float32" : compute == DType::i8 ? "int8" : "bfloat16";
       info.n_threads = backend->info().n_threads;
-      info.kv_cache_dtype = kv_cache_name(backend->info().kv_dtype);
+      info.kv_cache_dtype = attention_dtype_name(backend->info().kv_dtype);
+      info.prefill_attention = attention_dtype_name(backend->info().fp8_prefill ? DType::f8_e4m3 : compute);
       info.kv_bytes_per_token = bytes_per_token(config.n_kv_heads, backend->info().kv_dtype);
     }
     ModelWeights weights = std::move(all_weights[rank - first]);

@@ -31,6 +31,7 @@ CpuBackend::CpuBackend(const BackendOptions& options)
   info_.kernels = cpu_path_name(path);
   info_.compute = bf16_gemm_ ? DType::bf16 : DType::f32;
   info_.kv_dtype = kv_cache_dtype(options, options.compute, false);
+  info_.fp8_prefill = fp8_prefill(options, options.compute, false);
   info_.n_threads = pool_.size();
   for (Worker& worker : workers_) worker.gemm_scratch = allocate_host(kGemmScratchBytes, "kernel scratch");
 }

@@ -100,6 +100,7 @@ ReferenceBackend::ReferenceBackend(const BackendOptions& options) {
   info_.kernels = "reference";
   info_.compute = DType::f32;
   info_.kv_dtype = kv_cache_dtype(options, options.compute, false);  // the float32 mode keeps a float32 cache
+  info_.fp8_prefill = fp8_prefill(options, options.compute, false);
   info_.n_threads = 1;
 }
 

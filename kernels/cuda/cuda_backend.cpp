@@ -85,6 +85,7 @@ CudaBackend::CudaBackend(const BackendOptions& options) : device_(select_device(
   if (facts_.deterministic && !exact) info_.kernels += ", deterministic";
   info_.compute = exact ? DType::f32 : DType::bf16;
   info_.kv_dtype = kv_cache_dtype(options, info_.compute, !exact && facts_.sm == 90);
+  info_.fp8_prefill = fp8_prefill(options, info_.compute, !exact && facts_.sm == 90);
   if (facts_.deterministic && info_.kv_dtype == DType::f8_e4m3)
     throw EngineError(ErrorCode::unsupported,
                       "deterministic with an FP8 KV cache was asked for: its kernels are of two classes",

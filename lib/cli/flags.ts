@@ -18,6 +18,7 @@ const ENGINE_NAMES = [
   'compute',
   'deterministic',
   'kvCacheDtype',
+  'prefillAttention',
   'threads',
   'tensorParallelSize',
   'enableExpertParallel',
@@ -78,6 +79,7 @@ export function addEngineFlags(command: Command): Command {
     .option('--compute <type>', 'type of activations: bfloat16 | float32 | int8 (Ascend)')
     .option('--deterministic', 'bits of an answer depend neither on its neighbours nor on chunking; slower on a GPU')
     .option('--kv-cache-dtype <type>', 'what the KV cache holds: auto | bfloat16 | fp8 (CUDA)')
+    .option('--prefill-attention <type>', 'what attention of prompts multiplies in: auto | bfloat16 | fp8 (CUDA)')
     .option('--threads <n>', 'threads per rank; 0: the cores this process may use', number)
     .option('--tensor-parallel-size <n>', 'ranks that share the model: GPUs, or threads on the CPU', number)
     .option('--enable-expert-parallel', 'whole experts on each rank, instead of a part of every expert')

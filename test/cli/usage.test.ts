@@ -32,6 +32,8 @@ test.each([
   ['an infinite value', ['generate', nano, 'x', '--top-p', '1e999'], 1, 'topP'],
   ['an unknown device', ['generate', nano, 'x', '--device', 'tpu'], 1, 'tpu'],
   ['an unknown kernel path', ['generate', nano, 'x', '--kernels', 'mmx'], 1, 'mmx'],
+  ['an unknown type of attention', ['generate', nano, 'x', '--prefill-attention', 'int4'], 1, 'prefillAttention'],
+  ['a bench of what the CPU has not', ['bench', nano, '--device', 'cpu', '--prefill-attention', 'fp8'], 1, 'in fp8'],
   ['a batch file with a broken line', ['generate', nano, '--batch', 'README.md'], 1, 'line 1 is not JSON'],
   ['a bench of nothing', ['bench'], 2, 'a model folder or a --shape'],
   ['a bench of an unknown shape', ['bench', '--shape', 'huge'], 1, 'huge'],

@@ -136,6 +136,7 @@ export class FakeNative implements NativeModel {
       kernels: 'reference',
       compute: 'float32',
       kvCacheDtype: 'float32',
+      prefillAttention: 'float32',
       weightFormat: 'bf16',
       context: 64,
       vocabSize: 6144,

@@ -161,6 +161,7 @@ TEST_CASE("bench: what it cannot measure is refused by name") {
   refused({{"shape", "nano"}, {"batch", {1, 0}}}, "batch");
   refused({{"shape", "nano"}, {"context", 1.5}}, "context");
   refused({{"shape", "nano"}, {"batch", Json::array()}}, "empty");
+  refused({{"shape", "nano"}, {"device", "cpu"}, {"prefillAttention", "fp8"}}, "prefill attention in fp8");
   refused({{"shape", "nano"}, {"deterministic", 1}}, "deterministic");
   refused({{"shape", "nano"}, {"load", true}}, "folder");
   refused({{"shape", "nano"}, {"device", "tpu"}}, "tpu");

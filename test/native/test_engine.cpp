@@ -313,6 +313,16 @@ TEST_CASE("engine: loading reports progress, can be cancelled, and refuses what 
   options = {};
   options.tensor_parallel = 3;
   CHECK(code_of([&] { load_nano(options); }) == ErrorCode::unsupported);
+  options = {};
+  options.device = "cpu";
+  options.prefill_attention = "int8";
+  CHECK(code_of([&] { load_nano(options); }) == ErrorCode::invalid_argument);
+  options.prefill_attention = "fp8";
+  CHECK(code_of([&] { load_nano(options); }) == ErrorCode::unsupported);
+  CHECK_THROWS_WITH_AS(load_nano(options), doctest::Contains("prefill attention in fp8 asked for"), EngineError);
+  options.prefill_attention = "auto";
+  options.compute = "float32";
+  CHECK(load_nano(options)->info().prefill_attention == "float32");
 }
 
 TEST_CASE("engine: a rank that fails breaks the model, ends every request with an error, and the process goes on") {

@@ -75,6 +75,7 @@ Options parse_options(const std::string& json) {
   in.read("kernels", options.engine.kernels);
   in.read("compute", options.engine.compute);
   in.read("kvCacheDtype", options.engine.kv_cache_dtype);
+  in.read("prefillAttention", options.engine.prefill_attention);
   in.read("deterministic", options.engine.deterministic);
   in.read("threads", options.engine.n_threads, 0, 1024);
   in.read("tensorParallelSize", options.engine.tensor_parallel, 1, 8);

@@ -33,7 +33,9 @@ AscendBackend::AscendBackend(const Runtime& runtime, const BackendOptions& optio
   aclnn_ = AclnnProducts::make_if_asked(device_);
   if (aclnn_) info_.kernels += ", dense prefill by aclnn";
   info_.compute = compute_;
-  info_.kv_dtype = kv_cache_dtype(options, compute_ == DType::f32 ? DType::f32 : DType::bf16, false);
+  const DType own = compute_ == DType::f32 ? DType::f32 : DType::bf16;  // attention of W8A8 is in BF16
+  info_.kv_dtype = kv_cache_dtype(options, own, false);
+  info_.fp8_prefill = fp8_prefill(options, own, false);
   info_.n_threads = options.n_threads;
 }
 

@@ -21,6 +21,7 @@ interface Flags extends ModelFlags, OutputFlags {
   kernels?: string;
   compute?: string;
   kvCacheDtype?: string;
+  prefillAttention?: string;
   context?: number;
   prefill?: number;
   repeats?: number;
@@ -44,6 +45,7 @@ export function benchCommand(): Command {
     .option('--kernels <path>', 'auto | reference | generic | avx2 | avx512 | avx512bf16 | amx; on cuda: auto | mma')
     .option('--compute <type>', 'type of activations: bfloat16 | float32')
     .option('--kv-cache-dtype <type>', 'what the KV cache holds: auto | bfloat16 | fp8 (CUDA)')
+    .option('--prefill-attention <type>', 'what attention of prompts multiplies in: auto | bfloat16 | fp8 (CUDA)')
     .option('--context <tokens>', 'tokens already in the cache when decoding', integer)
     .option('--prefill <tokens>', 'prompt tokens read at once', integer)
     .option('--repeats <n>', 'runs of each measurement, of which the median counts', integer)

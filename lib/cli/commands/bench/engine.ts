@@ -57,6 +57,7 @@ function engineCommand(mode: string, summary: string): Command {
     .option('--kernels <path>', 'of the CPU: auto | reference | generic | avx2 | avx512 | avx512bf16 | amx')
     .option('--compute <type>', 'type of activations: bfloat16 | float32')
     .option('--kv-cache-dtype <type>', 'what the KV cache holds: auto | bfloat16 | fp8 (CUDA)')
+    .option('--prefill-attention <type>', 'what attention of prompts multiplies in: auto | bfloat16 | fp8 (CUDA)')
     .option('--deterministic', 'one kernel class at every row count; decode shows what that costs')
     .option('--threads <n>', '0: the cores this process may use', integer)
     .option('--repeats <n>', 'runs of each measurement, of which the median counts', integer)
