@@ -45,7 +45,7 @@ export function memoryPlan(info: ModelInfo, options: MemoryPlanOptions = {}): Me
 /** The step that a load chooses on a device which has so many bytes left beside weights and KV cache. */
 export function chosenStepTokens(info: ModelInfo, device: string, spareBytes: number): number {
   let tokens = device === 'cuda' ? CUDA_STEP_TOKENS : STEP_TOKENS;
-  while (tokens > STEP_TOKENS && 2 * workspaceOf(info, tokens, STEP_SEQUENCES) > spareBytes) tokens /= 2;
+  while (tokens > STEP_TOKENS && 3 * workspaceOf(info, tokens, STEP_SEQUENCES) > spareBytes) tokens /= 2;
   return Math.min(tokens, STEP_SEQUENCES * info.context);
 }
 

@@ -11,7 +11,7 @@ using namespace sigmoe::test;
 namespace {
 
 const std::string kNano = source_dir() + "/models/nano", kDraft = source_dir() + "/models/nano-eagle3";
-constexpr uint64_t kTokenBytes = 250'000, kRoom = 2 * 8192 * kTokenBytes;  // a step of 8,192 just fits, scratch and all
+constexpr uint64_t kTokenBytes = 250'000, kRoom = 3 * 8192 * kTokenBytes;  // a step of 8,192 just fits, scratch and all
 constexpr int64_t kContext = 131'072;
 
 int chosen(const EngineOptions& options, const std::string& device, uint64_t spare_bytes = kRoom, int64_t context = kContext) {
