@@ -2,7 +2,7 @@
 // over edge shapes (what lies behind a sequence's end is NaN), then times: operations a second for prompts, bytes a second for
 // decoding beside the read-only stream of the same run. Exits with 1 when a comparison failed.
 //
-//   sigmoe_cuda_attention_bench [--check-only | --decode-only]
+//   sigmoe_cuda_attention_bench [--check-only | --prefill-only | --decode-only]
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -28,7 +28,8 @@ using namespace sigmoe::cuda;
 
 namespace {
 
-constexpr double kBound = 8e-3;  // BF16 queries and weights against float32
+constexpr double kBound = 8e-3;     // BF16 queries and weights against float32
+constexpr double kFp8Bound = 9e-2;  // E4M3 of everything
 
 template <typename T>
 class Device {
@@ -149,6 +150,22 @@ class Step {
     launch_prefill_attention(queue_, batch_, shape_, least_rows, 0, batch_.n_seqs, false, q_->get(), nullptr, kv(),
                              out_->get());
   }
+  void pack() {
+    if (!packed_k_) {
+      const size_t bytes = pages_.size() * shape_.n_kv_heads * kPageTokens * shape_.head_dim;
+      packed_k_ = std::make_unique<Device<std::byte>>(bytes);
+      packed_v_ = std::make_unique<Device<std::byte>>(bytes);
+    }
+    launch_pack_pages(queue_, batch_, shape_, 1, 0, batch_.n_seqs, kv(), packed_k_->get(), packed_v_->get());
+  }
+  void packed_prefill() {
+    launch_fp8_prefill_attention(queue_, batch_, shape_, 1, 0, batch_.n_seqs, q_->get(), nullptr, packed_k_->get(),
+                                 packed_v_->get(), out_->get());
+  }
+  void fp8_prefill() {
+    pack();
+    packed_prefill();
+  }
   void chain() { chain_part(batch_, 0); }
   // Rows from first_row on, which are those of `batch`.
   void chain_part(const BatchView& batch, int first_row) {
@@ -221,12 +238,13 @@ class Step {
   std::vector<std::unique_ptr<Device<int32_t>>> arrays_;
   std::unique_ptr<Device<uint16_t>> k_, v_;
   std::unique_ptr<Device<float>> q_, out_;
-  std::unique_ptr<Device<std::byte>> scratch_, chain_partial_;
+  std::unique_ptr<Device<std::byte>> scratch_, chain_partial_, packed_k_, packed_v_;
   std::unique_ptr<Device<int32_t>> arrivals_, chain_rows_;
 };
 
 // Relative error; says where the worst rows are when it is too large.
-bool compare(const char* kernel, const Case& c, const std::vector<float>& found, const std::vector<float>& expected) {
+bool compare(const char* kernel, const Case& c, const std::vector<float>& found, const std::vector<float>& expected,
+             double bound = kBound) {
   double difference = 0, norm = 0;
   size_t n_nan = 0;
   for (size_t i = 0; i < expected.size(); ++i) {
@@ -235,7 +253,7 @@ bool compare(const char* kernel, const Case& c, const std::vector<float>& found,
     norm += std::pow(static_cast<double>(expected[i]), 2);
   }
   const double error = std::sqrt(difference / norm);
-  const bool good = n_nan == 0 && error < kBound;
+  const bool good = n_nan == 0 && error < bound;
   std::printf("%s %-8s %2d/%d heads of %3d,", good ? "ok  " : "FAIL", kernel, c.n_heads, c.n_kv_heads, c.head_dim);
   for (size_t b = 0; b < std::min<size_t>(c.spans.size(), 4); ++b) std::printf(" %d-%d", c.spans[b].first, c.spans[b].second);
   std::printf(": error %.2e, not finite %zu of %zu\n", error, n_nan, expected.size());
@@ -252,7 +270,7 @@ bool compare(const char* kernel, const Case& c, const std::vector<float>& found,
         d += e * e, n += static_cast<double>(expected[at]) * expected[at];
         dims += !std::isfinite(found[at]) ? 'N' : e > 0.05 ? 'x' : '.';
       }
-      if (d < 4 * kBound * kBound * n) continue;
+      if (d < 4 * bound * bound * n) continue;
       const size_t at = row * width + head * c.head_dim;
       std::printf("  row %zu head %d error %.2e found %.4f %.4f %.4f expected %.4f %.4f %.4f dims %s\n", row, head,
                   std::sqrt(d / n), found[at], found[at + 1], found[at + 2], expected[at], expected[at + 1], expected[at + 2],
@@ -322,6 +340,16 @@ bool check_all(cudaStream_t stream) {
     good = compare("prefill", c, found, expected) && good;
     if (step.result([&] { step.prefill(); }) != found) std::printf("FAIL prefill: another run, other bits\n"), good = false;
   }
+  for (const Case& c : cases)
+    for (const DType dtype : {DType::bf16, DType::f8_e4m3}) {
+      if (c.head_dim != 128) continue;
+      Step step(c, stream, dtype);
+      step.poison_ends();
+      const std::vector<float> expected = step.result([&] { step.naive(); });
+      const std::vector<float> found = step.result([&] { step.fp8_prefill(); });
+      good = compare(dtype == DType::bf16 ? "fp8" : "fp8 fp8", c, found, expected, kFp8Bound) && good;
+      if (step.result([&] { step.fp8_prefill(); }) != found) std::printf("FAIL fp8: another run, other bits\n"), good = false;
+    }
   std::vector<std::pair<int, int>> many;  // so many that keys are cut otherwise
   for (int b = 0; b < 40; ++b) many.push_back({120 * b + b % 3, 120 * b + 5});
   const std::vector<Case> chains = {
@@ -378,17 +406,24 @@ bool check_all(cudaStream_t stream) {
 }
 
 void time_prefill(cudaStream_t stream) {
-  std::printf("prefill, causal, 32/4 heads of 128: tokens, us, TFLOPS\n");
+  std::printf("prefill, causal, 32/4 heads of 128: tokens; BF16, us, TFLOPS; FP8 with packing, us, TFLOPS; packing, us\n");
+  const auto row = [&](const char* name, Step& step, int repeats) {
+    const double us = median_us(stream, repeats, [&] { step.prefill(); });
+    const double fp8_us = median_us(stream, repeats, [&] { step.fp8_prefill(); });
+    const double packing_us = median_us(stream, repeats, [&] { step.pack(); });
+    std::printf("  %s %10.1f %7.1f %10.1f %7.1f %7.1f\n", name, us, step.operations() / us * 1e-6, fp8_us,
+                step.operations() / fp8_us * 1e-6, packing_us);
+    std::fflush(stdout);
+  };
   for (const auto& [begin, end] : std::vector<std::pair<int, int>>{
            {0, 512}, {0, 2048}, {0, 4096}, {0, 8192}, {0, 16384}, {0, 32768}, {24576, 32768}, {122880, 131072}}) {
     Step step({32, 4, 128, {{begin, end}}}, stream);
-    const double us = median_us(stream, end > 20000 ? 5 : 15, [&] { step.prefill(); });
-    std::printf("  %6d-%6d %10.1f %7.1f\n", begin, end, us, step.operations() / us * 1e-6);
-    std::fflush(stdout);
+    char name[32];
+    std::snprintf(name, sizeof name, "%6d-%6d", begin, end);
+    row(name, step, end > 20000 ? 5 : 15);
   }
   Step mixed({32, 4, 128, {{0, 3000}, {2000, 4500}, {0, 1000}, {8000, 9692}}}, stream);
-  const double us = median_us(stream, 15, [&] { mixed.prefill(); });
-  std::printf("  four sequences, 8192 rows %10.1f %7.1f\n", us, mixed.operations() / us * 1e-6);
+  row("four sequences, 8192 rows", mixed, 15);
 }
 
 void time_decode(cudaStream_t stream, double read_tbps) {
@@ -454,12 +489,14 @@ int main(int argc, char** argv) {
     CUDA_CHECK(cudaGetDeviceProperties(&properties, 0));
     cudaStream_t stream;
     CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    const bool decode_only = argc > 1 && std::strcmp(argv[1], "--decode-only") == 0;
+    const auto asked = [&](const char* option) { return argc > 1 && std::strcmp(argv[1], option) == 0; };
+    const bool decode_only = asked("--decode-only");
     const bool good = decode_only || check_all(stream);
-    if (argc > 1 && std::strcmp(argv[1], "--check-only") == 0) return good ? 0 : 1;
+    if (asked("--check-only")) return good ? 0 : 1;
     const double read_tbps = read_stream_tbps(stream);
     std::printf("%s: read stream %.3f TB/s\n", properties.name, read_tbps);
     if (!decode_only) time_prefill(stream);
+    if (asked("--prefill-only")) return good ? 0 : 1;
     time_decode(stream, read_tbps);
     time_chains(stream, read_tbps);
     return good ? 0 : 1;

@@ -25,6 +25,7 @@ const char* kernel_name(Kernel kernel) {
     case Kernel::split_attention: return "split_attention";
     case Kernel::chain_attention: return "chain_attention";
     case Kernel::prefill_attention: return "prefill_attention";
+    case Kernel::fp8_prefill: return "fp8_prefill";
     case Kernel::mma_attention: return "mma_attention";
     case Kernel::qk_store: return "qk_store";
     case Kernel::qk_store_many: return "qk_store_many";

@@ -22,10 +22,16 @@ Verdict chain_takes(const Facts& facts, const AttentionShape& shape) {
 
 // Two classes of rows: those of sequences with at most kMostChainRows rows in the step, and the others. Within a class a row's
 // bits depend on its position alone.
-AttentionChoice by_rows(int n_tokens, int n_seqs) {
+AttentionChoice by_rows(const Facts& facts, int n_tokens, int n_seqs, const AttentionShape& shape) {
   AttentionChoice choice;
   if (n_seqs > 1 || n_tokens <= kMostChainRows) choice.few.kernel = Kernel::chain_attention;
-  if (n_tokens - n_seqs >= kMostChainRows) choice.many.kernel = Kernel::prefill_attention;
+  if (n_tokens - n_seqs < kMostChainRows) return choice;
+  const auto fp8 = [&] {
+    if (!facts.fp8_prefill) return outside();
+    return shape.head_dim == kFp8HeadDim ? takes() : refuses(Reason::exactly, "head_dim", shape.head_dim, kFp8HeadDim);
+  };
+  Candidates many;
+  choice.many = many.tries(Kernel::fp8_prefill, fp8()) ? many.found() : many.otherwise(Kernel::prefill_attention);
   return choice;
 }
 
@@ -34,7 +40,7 @@ AttentionChoice by_rows(int n_tokens, int n_seqs) {
 AttentionChoice choose_attention(const Facts& facts, int n_tokens, int n_seqs, const AttentionShape& shape, DType kv_dtype) {
   const Verdict chain = chain_takes(facts, shape);
   if (kv_dtype == DType::f8_e4m3) {
-    if (chain.takes) return by_rows(n_tokens, n_seqs);
+    if (chain.takes) return by_rows(facts, n_tokens, n_seqs, shape);
     return {{Kernel::none, Kernel::chain_attention, chain.refusal}, {}};
   }
   const Verdict split = split_takes(shape, kv_dtype);
@@ -45,7 +51,7 @@ AttentionChoice choose_attention(const Facts& facts, int n_tokens, int n_seqs, c
   // sequences as one without drafts, so drafts change no class.
   if (n_seqs < 24 && n_tokens <= kMostChainRows * n_seqs) return {{Kernel::split_attention, Kernel::none, {}}, {}};
   const Verdict rows = facts.deterministic ? refuses(Reason::deterministic) : chain;
-  if (rows.takes) return by_rows(n_tokens, n_seqs);
+  if (rows.takes) return by_rows(facts, n_tokens, n_seqs, shape);
   const bool has_many = n_tokens - n_seqs >= kMostChainRows;
   const KernelChoice few{Kernel::split_attention, Kernel::chain_attention, rows.refusal};
   // Two classes of rows here too, but in those steps; only what may have both is split up.

@@ -14,7 +14,7 @@ namespace {
 
 constexpr size_t kMaxSplitBytes = size_t{64} << 20;      // attention partials; longer batches take several launches
 constexpr size_t kMaxChainBytes = size_t{256} << 20;     // likewise
-constexpr size_t kMaxExpandedBytes = size_t{512} << 20;  // FP8 pages as BF16; more sequences take several launches
+constexpr size_t kMaxExpandedBytes = size_t{512} << 20;  // pages in another format; more sequences take several launches
 
 }  // namespace
 
@@ -51,10 +51,10 @@ void CudaBackend::attention(const BatchView& batch, const AttentionShape& shape,
                       "use KV cache type bfloat16");
   if (few != Kernel::none) note("attention", batch.n_tokens, choice.few);
   if (many != Kernel::none) note("attention", batch.n_tokens, choice.many);
-  const bool brief = few == Kernel::none && many == Kernel::prefill_attention && is_brief(q);
+  const bool brief = few == Kernel::none && choice.reads_prompts_on_hopper() && is_brief(q);
   if (!brief) floats(q);
   if (few == Kernel::exact_attention) return launch_exact_attention(queue_, batch, shape, q, kv, out);
-  if (few == Kernel::chain_attention || many == Kernel::prefill_attention)
+  if (few == Kernel::chain_attention || choice.reads_prompts_on_hopper())
     return attention_by_rows(batch, shape, choice, q, kv, out);
   int n_rows = batch.n_tokens, most_rows = 0;
   if (many == Kernel::mma_attention) {
@@ -102,19 +102,30 @@ void CudaBackend::attention_by_rows(const BatchView& batch, const AttentionShape
     for (int b = 0; b < batch.n_seqs; b += n_at_once)
       launch_chain_attention(queue_, batch, shape, b, std::min(n_at_once, batch.n_seqs - b), q, kv, chain, out, packed, format);
   }
-  if (choice.many.kernel != Kernel::prefill_attention) return;
+  if (choice.reads_prompts_on_hopper()) attend_prompts(batch, shape, choice.many.kernel == Kernel::fp8_prefill, q, kv, out);
+}
+
+void CudaBackend::attend_prompts(const BatchView& batch, const AttentionShape& shape, bool in_fp8, const float* q,
+                                 const KvView& kv, float* out) {
   const int least_rows = kMostChainRows + 1;
   const auto* brief_q = is_brief(q) ? reinterpret_cast<const __nv_bfloat16*>(q) : nullptr;
-  if (kv.dtype != DType::f8_e4m3)
-    return launch_prefill_attention(queue_, batch, shape, least_rows, 0, batch.n_seqs, false, q, brief_q, kv, out);
-  const size_t seq_bytes = static_cast<size_t>(batch.max_pages) * shape.n_kv_heads * kPageTokens * shape.head_dim * 2;
-  const int n_at_once = static_cast<int>(std::clamp<size_t>(kMaxExpandedBytes / (2 * seq_bytes), 1, batch.n_seqs));
-  std::byte* pages = scratch<std::byte>(expanded_, 2 * n_at_once * seq_bytes);
-  const KvView expanded{pages, pages + n_at_once * seq_bytes, DType::bf16};
+  const bool as_stored = !in_fp8 && kv.dtype != DType::f8_e4m3;
+  if (as_stored) return launch_prefill_attention(queue_, batch, shape, least_rows, 0, batch.n_seqs, false, q, brief_q, kv, out);
+  const size_t value_bytes = in_fp8 ? 1 : 2;
+  const size_t seq_bytes = static_cast<size_t>(batch.max_pages) * shape.n_kv_heads * kPageTokens * shape.head_dim * value_bytes;
+  const int most_seqs = std::min(batch.n_seqs, kTableSeqs);
+  const int n_at_once = static_cast<int>(std::clamp<size_t>(kMaxExpandedBytes / (2 * seq_bytes), 1, most_seqs));
+  std::byte* k = scratch<std::byte>(expanded_, 2 * n_at_once * seq_bytes);
+  std::byte* v = k + n_at_once * seq_bytes;
   for (int b = 0; b < batch.n_seqs; b += n_at_once) {
     const int n = std::min(n_at_once, batch.n_seqs - b);
-    launch_expand_pages(queue_, batch, shape, least_rows, b, n, kv, expanded.k, expanded.v);
-    launch_prefill_attention(queue_, batch, shape, least_rows, b, n, true, q, brief_q, expanded, out);
+    if (in_fp8) {
+      launch_pack_pages(queue_, batch, shape, least_rows, b, n, kv, k, v);
+      launch_fp8_prefill_attention(queue_, batch, shape, least_rows, b, n, q, brief_q, k, v, out);
+    } else {
+      launch_expand_pages(queue_, batch, shape, least_rows, b, n, kv, k, v);
+      launch_prefill_attention(queue_, batch, shape, least_rows, b, n, true, q, brief_q, {k, v, DType::bf16}, out);
+    }
   }
 }
 

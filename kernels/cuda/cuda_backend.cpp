@@ -90,6 +90,11 @@ CudaBackend::CudaBackend(const BackendOptions& options) : device_(select_device(
     throw EngineError(ErrorCode::unsupported,
                       "deterministic with an FP8 KV cache was asked for: its kernels are of two classes",
                       "use KV cache type bfloat16");
+  if (facts_.deterministic && info_.fp8_prefill)
+    throw EngineError(ErrorCode::unsupported,
+                      "deterministic with prompts in FP8 was asked for: a row's bits would depend on how its prompt is read",
+                      "use prefill attention auto");
+  facts_.fp8_prefill = info_.fp8_prefill;
   info_.n_threads = options.n_threads;
 }
 

@@ -179,6 +179,8 @@ class CudaBackend : public Backend, public DecodeLayers {
   RowExperts row_experts(const DecodeLayer& layer, const ExpertTable& table);
   void attention_by_rows(const BatchView& batch, const AttentionShape& shape, const AttentionChoice& choice, const float* q,
                          const KvView& kv, float* out);
+  void attend_prompts(const BatchView& batch, const AttentionShape& shape, bool in_fp8, const float* q, const KvView& kv,
+                      float* out);
   void multiply(const char* op, const float* x, const int32_t* row_ids, int n_rows, const WeightView& weight, float* y,
                 bool may_be_brief = false);
   void run_experts(const float* x, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing, int n_active,
@@ -215,13 +217,13 @@ class CudaBackend : public Backend, public DecodeLayers {
   std::map<const LinearWeight*, bool> ranks_push_;  // by a layer's router
   std::optional<WeightFormat> packs_;  // the format of the last weight that met many rows: what the next norm packs for
   Scratch x_{"activations in BF16"}, normed_{"activations in BF16"}, inner_{"expert activations"},
-      shared_inner_{"shared expert activations"}, partial_attention_{"attention splits"}, expanded_{"FP8 pages as BF16"},
-      chain_rows_{"attention rows"}, arrivals_{"attention splits"}, partial_logits_{"router logits"},
-      router_arrivals_{"router logits"}, packed_{"packed activations"}, packed_normed_{"packed activations"},
-      normed_scales_{"activation scales"}, packed_scales_{"activation scales"}, packed_inner_{"packed expert activations"},
-      inner_scales_{"expert activation scales"}, row_tiles_{"expert row tiles"}, forced_{"forced experts"},
-      penalised_{"penalised logits"}, group_bests_{"penalised logits"}, history_{"token history"}, gathered_{"sums over ranks"},
-      slot_sums_{"sums over slots"}, spare_residual_{"residual stream"};
+      shared_inner_{"shared expert activations"}, partial_attention_{"attention splits"},
+      expanded_{"pages as attention of prompts reads them"}, chain_rows_{"attention rows"}, arrivals_{"attention splits"},
+      partial_logits_{"router logits"}, router_arrivals_{"router logits"}, packed_{"packed activations"},
+      packed_normed_{"packed activations"}, normed_scales_{"activation scales"}, packed_scales_{"activation scales"},
+      packed_inner_{"packed expert activations"}, inner_scales_{"expert activation scales"}, row_tiles_{"expert row tiles"},
+      forced_{"forced experts"}, penalised_{"penalised logits"}, group_bests_{"penalised logits"}, history_{"token history"},
+      gathered_{"sums over ranks"}, slot_sums_{"sums over slots"}, spare_residual_{"residual stream"};
 
   struct Recorded {
     int n_runs = 0;

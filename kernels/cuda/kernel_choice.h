@@ -37,6 +37,7 @@ enum class Kernel : uint8_t {
   split_attention,
   chain_attention,
   prefill_attention,
+  fp8_prefill,
   mma_attention,
   qk_store,
   qk_store_many,
@@ -96,6 +97,7 @@ struct Facts {
   int shared_bytes = 0;        // of an SM
   bool exact = false;          // the float32 mode
   bool deterministic = false;  // few-row kernels at every row count: the same bits whatever else is in a step
+  bool fp8_prefill = false;    // asked for: attention of prompts in FP8
   bool before_hopper = false;  // asked for: kernels of many rows as on older cards
   // Whether this build has the kernels for the card.
   bool has_early = false, has_held = false, has_stream = false, has_tensor = false, has_few_experts = false,
@@ -236,12 +238,18 @@ KernelChoice choose_many_experts(const WeightShape& gate_up, const WeightShape& 
 constexpr int kMostChainRows = 16;
 constexpr int kSplitGroupHeads = 16;   // query heads that share a KV head: rows of one tensor-core operand
 constexpr int kHopperGroupHeads = 64;  // of chain_attention and prefill_attention
+constexpr int kTableSeqs = 512;        // sequences that a launch of the two looks up
+constexpr int kFp8HeadDim = 128;       // of fp8_prefill
 constexpr int kMmaGroupHeads = 128;    // of mma_attention
 constexpr int kManyRouterRows = 64;    // steps of this many rows take the tensor cores
 
 // A step has rows of sequences that decode (few) and of sequences that read prompts (many), or one of both.
 struct AttentionChoice {
   KernelChoice few, many;  // Kernel::none: no rows of the kind. Both none: no kernel has such a cache
+  // prefill_attention or fp8_prefill
+  bool reads_prompts_on_hopper() const {
+    return many.kernel == Kernel::prefill_attention || many.kernel == Kernel::fp8_prefill;
+  }
 };
 AttentionChoice choose_attention(const Facts& facts, int n_tokens, int n_seqs, const AttentionShape& shape, DType kv_dtype);
 

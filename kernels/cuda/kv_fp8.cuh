@@ -26,6 +26,13 @@ __device__ inline float from_fp8(uint8_t code) {
   return static_cast<float>(value);
 }
 
+// Four values as codes, in order; magnitudes above 448 are cut to it.
+__device__ inline uint32_t pack_e4m3(float a, float b, float c, float d) {
+  const uint32_t low = __nv_cvt_float2_to_fp8x2(float2{a, b}, __NV_SATFINITE, __NV_E4M3);
+  const uint32_t high = __nv_cvt_float2_to_fp8x2(float2{c, d}, __NV_SATFINITE, __NV_E4M3);
+  return low | high << 16;
+}
+
 // 2^120 times a scale, twice. A code's magnitude shifted to where BF16 has it is its value times 2^-120, denormal or not.
 __device__ inline __nv_bfloat162 expanding_scale(float scale) { return __float2bfloat162_rn(scale * 0x1p120f); }
 

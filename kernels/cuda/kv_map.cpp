@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "backend/backend.h"
 #include "cuda/launch.h"
 
 namespace sigmoe::cuda {
@@ -28,22 +29,29 @@ EncodeTiled find_encode() {
   return reinterpret_cast<EncodeTiled>(function);
 }
 
-}  // namespace
-
-CUtensorMap kv_map(const void* pages, int head_dim, int box_rows) {
+// Rows of `columns` values, in boxes of 128 bytes by box_rows rows, swizzled.
+CUtensorMap rows_map(CUtensorMapDataType type, int value_bytes, const void* rows, int columns, int box_rows) {
   static const EncodeTiled encode = find_encode();
   CUtensorMap map;
   // How many pages there are is the engine's business: page tables name none that do not exist.
-  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(head_dim), cuuint64_t{1} << 31};
-  const cuuint64_t row_bytes[] = {static_cast<cuuint64_t>(head_dim) * 2};
-  const cuuint32_t box[] = {64, static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
-  const CUresult result = encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(pages), sizes, row_bytes, box,
-                                 steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                                 CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(columns), cuuint64_t{1} << 31};
+  const cuuint64_t row_bytes[] = {static_cast<cuuint64_t>(columns) * value_bytes};
+  const cuuint32_t box[] = {128u / value_bytes, static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
+  const CUresult result =
+      encode(&map, type, 2, const_cast<void*>(rows), sizes, row_bytes, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS)
-    throw EngineError(ErrorCode::device, "cuTensorMapEncodeTiled refused a KV cache of heads of " + std::to_string(head_dim) +
-                                             " dims with CUDA error " + std::to_string(result));
+    throw EngineError(ErrorCode::device, "cuTensorMapEncodeTiled refused a KV cache of rows of " + std::to_string(columns) +
+                                             " values with CUDA error " + std::to_string(result));
   return map;
 }
+
+}  // namespace
+
+CUtensorMap kv_map(const void* pages, int head_dim, int box_rows) {
+  return rows_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, pages, head_dim, box_rows);
+}
+
+CUtensorMap fp8_page_map(const void* pages) { return rows_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, pages, 128, kPageTokens); }
 
 }  // namespace sigmoe::cuda

@@ -9,4 +9,7 @@ namespace sigmoe::cuda {
 // box_rows rows, swizzled over 128 bytes. Throws EngineError when the driver cannot make one.
 CUtensorMap kv_map(const void* pages, int head_dim, int box_rows);
 
+// K or V as launch_pack_pages leaves it, in boxes of a page of a KV head: 128 rows of 128 codes.
+CUtensorMap fp8_page_map(const void* pages);
+
 }  // namespace sigmoe::cuda

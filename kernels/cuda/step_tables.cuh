@@ -2,10 +2,9 @@
 #pragma once
 
 #include "backend/backend.h"
+#include "cuda/kernel_choice.h"
 
 namespace sigmoe::cuda {
-
-constexpr int kTableSeqs = 512;  // sequences of one launch
 
 // Sequences [first_seq, first_seq + n_seqs) of a step. A sequence's rows are consecutive positions.
 struct StepTable {

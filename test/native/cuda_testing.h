@@ -15,11 +15,13 @@ namespace sigmoe::testing {
 // products rounded to 2^-9, and again between the two products of an expert.
 inline double bound(DType compute, double bf16) { return compute == DType::f32 ? Tolerance::kFloat32 : bf16; }
 
-inline std::unique_ptr<Backend> cuda(DType compute, const std::string& kv_cache = "auto", const std::string& kernels = "auto") {
+inline std::unique_ptr<Backend> cuda(DType compute, const std::string& kv_cache = "auto", const std::string& kernels = "auto",
+                                     const std::string& prefill_attention = "auto") {
   BackendOptions options;
   options.kernels = kernels;
   options.compute = compute;
   options.kv_cache = kv_cache;
+  options.prefill_attention = prefill_attention;
   return create_backend("cuda", options);
 }
 

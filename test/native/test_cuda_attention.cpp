@@ -220,3 +220,66 @@ TEST_CASE("cuda attention: an FP8 cache") {
   CHECK_THROWS_WITH_AS(attend(*fp8, {heads(2, 2, 32, 16), {{0, 3}}}, DType::f8_e4m3, true, 62),
                        doctest::Contains("an FP8 KV cache of heads of 32 dims"), EngineError);
 }
+
+TEST_CASE("cuda attention: prompts in FP8") {
+  if (!have_cuda()) return;
+  CHECK_THROWS_WITH_AS(cuda(DType::f32, "auto", "auto", "fp8"), doctest::Contains("prefill attention in fp8 asked for"),
+                       EngineError);
+  BackendOptions deterministic;
+  deterministic.prefill_attention = "fp8";
+  deterministic.deterministic = true;
+  for (const DType kv_dtype : {DType::bf16, DType::f8_e4m3}) {
+    const std::string cache = kv_dtype == DType::bf16 ? "auto" : "fp8";
+    std::unique_ptr<Backend> made;
+    try {
+      made = cuda(DType::bf16, cache, "auto", "fp8");
+    } catch (const EngineError& error) {
+      std::printf("cuda FP8 prompts: skipped, %s\n", error.what());
+      return;
+    }
+    Backend& fp8 = *made;
+    REQUIRE(fp8.info().fp8_prefill);
+    const std::unique_ptr<Backend> plain = cuda(DType::bf16, cache);
+    CHECK_FALSE(plain->info().fp8_prefill);
+    const std::vector<AttentionCase> cases = {
+        {heads(32, 4, 128, 64), {{0, 300}, {700, 704}, {250, 290}, {128, 256}, {127, 144}}},
+        {heads(10, 2, 128, 64), {{0, 17}, {77, 400}, {0, 129}}},
+        {heads(3, 3, 128, 128), {{0, 150}, {120, 390}, {5, 6}}},
+        {heads(32, 2, 128, 64), {{0, 40}, {4000, 4050}}},
+    };
+    for (const AttentionCase& c : cases) {
+      CAPTURE(c.shape.n_heads);
+      CAPTURE(c.spans[0].second);
+      const std::vector<float> found = attend(fp8, c, kv_dtype, true, 70);
+      // Queries, keys, values and weights have three bits each: 2.6% on the average, and a score's error is its weight's.
+      CHECK(relative_error(found, attend(*reference(), c, DType::bf16, true, 70)) < 0.09);
+      CHECK(attend(fp8, c, kv_dtype, true, 70) == found);
+      // Sequences that decode are as ever, to the bit.
+      const std::vector<float> as_ever = attend(*plain, c, kv_dtype, true, 70);
+      const int width = c.shape.n_heads * c.shape.head_dim;
+      int row = 0;
+      for (const auto& [begin, end] : c.spans) {
+        const auto rows = [&](const std::vector<float>& all) {
+          return std::vector<float>(all.begin() + row * width, all.begin() + (row + end - begin) * width);
+        };
+        CHECK((rows(found) == rows(as_ever)) == (end - begin <= 16));
+        row += end - begin;
+      }
+    }
+    // How a prompt is cut changes no bit, nor whether its queries come in BF16, as in steps of 1,024 rows.
+    const AttentionShape shape = heads(16, 2, 128, 64);
+    const auto last_rows = [&](const std::vector<std::pair<int, int>>& spans, int n) {
+      const std::vector<float> all = attend(fp8, {shape, spans}, kv_dtype, true, 9);
+      const auto end = all.begin() + static_cast<int64_t>(all.size() / 2);
+      return std::vector<float>(end - n * shape.n_heads * shape.head_dim, end);
+    };
+    CHECK(last_rows({{0, 400}}, 67) == last_rows({{333, 400}}, 67));
+    CHECK(last_rows({{120, 400}}, 18) == last_rows({{382, 400}}, 18));
+    CHECK(last_rows({{0, 1300}}, 40) == last_rows({{1260, 1300}}, 40));
+    // Heads of other sizes keep to BF16.
+    const AttentionCase narrow{heads(10, 2, 64, 64), {{0, 150}}};
+    CHECK(attend(fp8, narrow, kv_dtype, true, 71) == attend(*plain, narrow, kv_dtype, true, 71));
+  }
+  CHECK_THROWS_WITH_AS(create_backend("cuda", deterministic), doctest::Contains("deterministic with prompts in FP8"),
+                       EngineError);
+}

@@ -154,6 +154,10 @@ void for_each_op(const ModelConfig& config, const Facts& facts, WeightFormat for
         for (const Op& op : ops_of(config, facts, format, n_rows, decoding, has_twin)) see(op, n_rows);
 }
 
+std::string why(const KernelChoice& choice) {
+  return std::string(kernel_name(choice.meant)) + ": " + refusal_text(choice.refusal);
+}
+
 std::string text_of(const std::string& path) {
   std::ifstream file(path);
   REQUIRE(file.good());
@@ -294,9 +298,6 @@ TEST_CASE("kernel choice: a layer of one row between ranks, and the sums over th
 }
 
 TEST_CASE("kernel choice: reasons of fallbacks") {
-  const auto why = [](const KernelChoice& choice) {
-    return std::string(kernel_name(choice.meant)) + ": " + refusal_text(choice.refusal);
-  };
   const auto linear = [&](const Facts& facts, const WeightShape& w, int n_rows) {
     return why(choose_product(facts, w, n_rows, true));
   };
@@ -349,4 +350,23 @@ TEST_CASE("kernel choice: a step of prompts and decoding rows has a kernel for e
   CHECK(older.few.kernel == Kernel::split_attention);
   CHECK(older.many.kernel == Kernel::mma_attention);
   CHECK(choose_attention(ampere(), 2048, 1, heads, DType::bf16).few.kernel == Kernel::none);
+}
+
+TEST_CASE("kernel choice: prompts are read in FP8 where that was asked for and heads have 128 dims") {
+  const AttentionShape heads{32, 4, 128, 64}, narrow{32, 4, 64, 64};
+  Facts facts = hopper();
+  facts.fp8_prefill = true;
+  for (const DType kv : {DType::bf16, DType::f8_e4m3}) {
+    const AttentionChoice mixed = choose_attention(facts, 2048, 8, heads, kv);
+    CHECK(mixed.few.kernel == Kernel::chain_attention);
+    CHECK(mixed.many.kernel == Kernel::fp8_prefill);
+    CHECK_FALSE(mixed.many.is_fallback());
+    CHECK(mixed.reads_prompts_on_hopper());
+    CHECK(choose_attention(facts, 17, 1, heads, kv).many.kernel == Kernel::fp8_prefill);
+    CHECK(choose_attention(facts, 32, 32, heads, kv).many.kernel == Kernel::none);
+    const KernelChoice other = choose_attention(facts, 2048, 8, narrow, kv).many;
+    CHECK(other.kernel == Kernel::prefill_attention);
+    CHECK(why(other) == "fp8_prefill: head_dim 64 is not 128");
+  }
+  CHECK_FALSE(choose_attention(ampere(), 2048, 8, heads, DType::bf16).reads_prompts_on_hopper());
 }
