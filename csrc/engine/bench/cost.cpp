@@ -2,8 +2,9 @@
 
 namespace sigmoe::bench {
 
-Costs::Costs(const ModelConfig& config, const ModelWeights& weights, DType kv_dtype, bool fp8_body, bool fp8_head)
-    : c_(config), weights_(weights), kv_dtype_(kv_dtype), fp8_body_(fp8_body), fp8_head_(fp8_head) {}
+Costs::Costs(const ModelConfig& config, const ModelWeights& weights, DType kv_dtype, bool fp8_body, bool fp8_head,
+             bool fp8_prefill)
+    : c_(config), weights_(weights), kv_dtype_(kv_dtype), fp8_body_(fp8_body), fp8_head_(fp8_head), fp8_prefill_(fp8_prefill) {}
 
 Cost Costs::linear(const LinearWeight* weight, double macs_per_token, double n_tokens, bool fp8) const {
   if (!weight) return {};
@@ -36,7 +37,8 @@ Cost Costs::attention(int n_seqs, int n_tokens, int64_t context) const {
   Cost cost;
   cost.bytes = static_cast<double>(c_.n_kv_heads) * static_cast<double>(kv_head_bytes(kv_dtype_, c_.head_dim)) *
                static_cast<double>(context) * n_seqs;
-  cost.flop = 4 * q_width * pairs * n_seqs;
+  constexpr int kMostDecoded = 16;  // rows of a sequence in a step: a token and the longest chain of drafts
+  (fp8_prefill_ && n_tokens > kMostDecoded ? cost.flop_fp8 : cost.flop) = 4 * q_width * pairs * n_seqs;
   return cost;
 }
 

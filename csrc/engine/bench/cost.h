@@ -10,7 +10,7 @@ namespace sigmoe::bench {
 struct Cost {
   double bytes = 0;
   double flop = 0;      // of BF16 operands and wider
-  double flop_fp8 = 0;  // of products whose weights are FP8
+  double flop_fp8 = 0;  // of products whose weights are FP8, and of attention that multiplies in it
 
   Cost& operator+=(const Cost& other) {
     bytes += other.bytes;
@@ -18,6 +18,7 @@ struct Cost {
     flop_fp8 += other.flop_fp8;
     return *this;
   }
+  Cost& operator-=(const Cost& other) { return *this += other * -1; }
   Cost operator*(double n) const { return {bytes * n, flop * n, flop_fp8 * n}; }
   double all_flop() const { return flop + flop_fp8; }
 };
@@ -26,8 +27,8 @@ inline Cost operator+(Cost a, const Cost& b) { return a += b; }
 // Costs of the parts of a layer.
 class Costs {
  public:
-  // `fp8_body`, `fp8_head`: the products of these weights count as FP8.
-  Costs(const ModelConfig& config, const ModelWeights& weights, DType kv_dtype, bool fp8_body, bool fp8_head);
+  // `fp8_body`, `fp8_head`: the products of these weights count as FP8; `fp8_prefill`: so does attention of prompts.
+  Costs(const ModelConfig& config, const ModelWeights& weights, DType kv_dtype, bool fp8_body, bool fp8_head, bool fp8_prefill);
 
   Cost qkv(int n_tokens) const;
   Cost attention_out(int n_tokens) const;
@@ -47,7 +48,7 @@ class Costs {
   const ModelConfig& c_;
   const ModelWeights& weights_;
   DType kv_dtype_;
-  bool fp8_body_, fp8_head_;
+  bool fp8_body_, fp8_head_, fp8_prefill_;
 };
 
 }  // namespace sigmoe::bench

@@ -55,9 +55,7 @@ void measure_prompt(BenchModel& model, const Options& options, Meter& meter, int
   // Parts, of the first chunk where every chunk does the same, of the last one for attention.
   const int rows = step.rows();
   Cost linear = costs.trunk(1, rows, rows, ops.touched());
-  const Cost attention = costs.attention(1, rows, rows) * n_layers;
-  linear.bytes -= attention.bytes;
-  linear.flop -= attention.flop;
+  linear -= costs.attention(1, rows, rows) * n_layers;
   meter.add(facts("linear layers", rows), meter.time([&] { ops.linear_layers(); }), linear);
   const LayerOps of_last(model, step, costs, last);
   for (const LayerOp& op : of_last.all()) {
