@@ -151,15 +151,15 @@ class Step {
                              out_->get());
   }
   void pack() {
-    if (!packed_k_) {
-      const size_t bytes = pages_.size() * shape_.n_kv_heads * kPageTokens * shape_.head_dim;
-      packed_k_ = std::make_unique<Device<std::byte>>(bytes);
-      packed_v_ = std::make_unique<Device<std::byte>>(bytes);
+    if (!packed_v_) {
+      const size_t n = pages_.size() * shape_.n_kv_heads * kPageTokens * shape_.head_dim;
+      packed_v_ = std::make_unique<Device<std::byte>>(n);
+      if (dtype_ != DType::bf16) packed_k_ = std::make_unique<Device<std::byte>>(n);
     }
-    launch_pack_pages(queue_, batch_, shape_, 1, 0, batch_.n_seqs, kv(), packed_k_->get(), packed_v_->get());
+    launch_pack_pages(queue_, batch_, shape_, 1, 0, batch_.n_seqs, kv(), packed_k(), packed_v_->get());
   }
   void packed_prefill() {
-    launch_fp8_prefill_attention(queue_, batch_, shape_, 1, 0, batch_.n_seqs, q_->get(), nullptr, packed_k_->get(),
+    launch_fp8_prefill_attention(queue_, batch_, shape_, 1, 0, batch_.n_seqs, q_->get(), nullptr, kv(), packed_k(),
                                  packed_v_->get(), out_->get());
   }
   void fp8_prefill() {
@@ -228,6 +228,8 @@ class Step {
   const AttentionShape& shape() const { return shape_; }
 
  private:
+  void* packed_k() const { return packed_k_ ? packed_k_->get() : nullptr; }
+
   AttentionShape shape_;
   Queue queue_;
   BatchView batch_;
@@ -406,24 +408,29 @@ bool check_all(cudaStream_t stream) {
 }
 
 void time_prefill(cudaStream_t stream) {
-  std::printf("prefill, causal, 32/4 heads of 128: tokens; BF16, us, TFLOPS; FP8 with packing, us, TFLOPS; packing, us\n");
-  const auto row = [&](const char* name, Step& step, int repeats) {
+  std::printf(
+      "prefill, causal, 32/4 heads of 128: tokens; BF16, us, TFLOPS; in FP8 with packing, us, TFLOPS, packing, us: BF16 cache; "
+      "FP8 cache\n");
+  const auto row = [&](const char* name, const Case& c, int repeats) {
+    Step step(c, stream);
     const double us = median_us(stream, repeats, [&] { step.prefill(); });
-    const double fp8_us = median_us(stream, repeats, [&] { step.fp8_prefill(); });
-    const double packing_us = median_us(stream, repeats, [&] { step.pack(); });
-    std::printf("  %s %10.1f %7.1f %10.1f %7.1f %7.1f\n", name, us, step.operations() / us * 1e-6, fp8_us,
-                step.operations() / fp8_us * 1e-6, packing_us);
+    std::printf("  %s %10.1f %7.1f", name, us, step.operations() / us * 1e-6);
+    for (const DType dtype : {DType::bf16, DType::f8_e4m3}) {
+      Step fp8(c, stream, dtype);
+      const double fp8_us = median_us(stream, repeats, [&] { fp8.fp8_prefill(); });
+      const double packing_us = median_us(stream, repeats, [&] { fp8.pack(); });
+      std::printf("  %10.1f %7.1f %7.1f", fp8_us, step.operations() / fp8_us * 1e-6, packing_us);
+    }
+    std::printf("\n");
     std::fflush(stdout);
   };
   for (const auto& [begin, end] : std::vector<std::pair<int, int>>{
            {0, 512}, {0, 2048}, {0, 4096}, {0, 8192}, {0, 16384}, {0, 32768}, {24576, 32768}, {122880, 131072}}) {
-    Step step({32, 4, 128, {{begin, end}}}, stream);
     char name[32];
     std::snprintf(name, sizeof name, "%6d-%6d", begin, end);
-    row(name, step, end > 20000 ? 5 : 15);
+    row(name, {32, 4, 128, {{begin, end}}}, end > 20000 ? 5 : 15);
   }
-  Step mixed({32, 4, 128, {{0, 3000}, {2000, 4500}, {0, 1000}, {8000, 9692}}}, stream);
-  row("four sequences, 8192 rows", mixed, 15);
+  row("four sequences, 8192 rows", {32, 4, 128, {{0, 3000}, {2000, 4500}, {0, 1000}, {8000, 9692}}}, 15);
 }
 
 void time_decode(cudaStream_t stream, double read_tbps) {

@@ -19,20 +19,21 @@ void launch_prefill_attention(const Queue& queue, const BatchView& batch, const 
 void launch_expand_pages(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int least_rows, int first_seq,
                          int n_seqs, const KvView& kv, void* k, void* v);
 
-// attention_fp8.cu: the same with both products in E4M3, of at most kTableSeqs sequences and heads of 128 dims. k and v are
-// what launch_pack_pages left.
+// attention_fp8.cu: the same in E4M3, over a BF16 cache weights and values alone; of at most kTableSeqs sequences and heads of
+// 128 dims. packed_v and, of an FP8 cache, packed_k are what launch_pack_pages left.
 void launch_fp8_prefill_attention(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int least_rows,
-                                  int first_seq, int n_seqs, const float* q, const __nv_bfloat16* brief_q, const void* k,
-                                  const void* v, float* out);
+                                  int first_seq, int n_seqs, const float* q, const __nv_bfloat16* brief_q, const KvView& kv,
+                                  const void* packed_k, const void* packed_v, float* out);
 
-// kv_pack.cu: pages of those sequences, BF16 or FP8, as E4M3 codes without scales: k (pages, G, P, 128) and, for its product's
-// operand, v (pages, G, 128, P) with tokens in the order of packed_token(). Pages as launch_expand_pages numbers them.
+// kv_pack.cu: pages of those sequences as E4M3 codes without scales: k (pages, G, P, 128), or null, and v, for its product's
+// operand, (pages, G, 128, P) with tokens in the order of packed_token(). Pages as launch_expand_pages numbers them.
 void launch_pack_pages(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int least_rows, int first_seq,
                        int n_seqs, const KvView& kv, void* k, void* v);
 
-// A value's code is that of so many times the value: fixed, so that a row's bits do not depend on how its prompt is cut. E4M3
-// has its three bits from 2^-6 to 448. Keys stay as they are: QK-Norm leaves them near 1. So it does with queries, which by
-// then are times query_factor(128), an eighth. Of values nothing is known but that they are what a normed row gives.
+// A code is that of so many times the value: fixed, so that a row's bits do not depend on how its prompt is cut. Codes have
+// their three bits from 2^-6 to 448 and are cut beyond. Keys stay as they are: QK-Norm leaves them near 1. So it does with
+// queries, which by then are times query_factor(128), an eighth. Of values nothing is known but that they are what a normed row
+// gives.
 constexpr float kQueryUnits = 16.0f, kValueUnits = 2.0f;
 
 // Where token t of 32 lies in a row of packed values: lane q of a tensor core's operand has places 4 q to 4 q + 3 of either

@@ -109,22 +109,24 @@ void CudaBackend::attend_prompts(const BatchView& batch, const AttentionShape& s
                                  const KvView& kv, float* out) {
   const int least_rows = kMostChainRows + 1;
   const auto* brief_q = is_brief(q) ? reinterpret_cast<const __nv_bfloat16*>(q) : nullptr;
-  const bool as_stored = !in_fp8 && kv.dtype != DType::f8_e4m3;
-  if (as_stored) return launch_prefill_attention(queue_, batch, shape, least_rows, 0, batch.n_seqs, false, q, brief_q, kv, out);
-  const size_t value_bytes = in_fp8 ? 1 : 2;
-  const size_t seq_bytes = static_cast<size_t>(batch.max_pages) * shape.n_kv_heads * kPageTokens * shape.head_dim * value_bytes;
+  const bool fp8_cache = kv.dtype == DType::f8_e4m3;
+  if (!in_fp8 && !fp8_cache)
+    return launch_prefill_attention(queue_, batch, shape, least_rows, 0, batch.n_seqs, false, q, brief_q, kv, out);
+  // Of a sequence, in the other type; keys in BF16 stay where they are.
+  const size_t n = static_cast<size_t>(batch.max_pages) * shape.n_kv_heads * kPageTokens * shape.head_dim;
+  const size_t v_bytes = in_fp8 ? n : 2 * n, k_bytes = fp8_cache ? v_bytes : 0;
   const int most_seqs = std::min(batch.n_seqs, kTableSeqs);
-  const int n_at_once = static_cast<int>(std::clamp<size_t>(kMaxExpandedBytes / (2 * seq_bytes), 1, most_seqs));
-  std::byte* k = scratch<std::byte>(expanded_, 2 * n_at_once * seq_bytes);
-  std::byte* v = k + n_at_once * seq_bytes;
+  const int n_at_once = static_cast<int>(std::clamp<size_t>(kMaxExpandedBytes / (k_bytes + v_bytes), 1, most_seqs));
+  std::byte* v = scratch<std::byte>(expanded_, n_at_once * (k_bytes + v_bytes));
+  std::byte* k = fp8_cache ? v + n_at_once * v_bytes : nullptr;
   for (int b = 0; b < batch.n_seqs; b += n_at_once) {
-    const int n = std::min(n_at_once, batch.n_seqs - b);
+    const int n_seqs = std::min(n_at_once, batch.n_seqs - b);
     if (in_fp8) {
-      launch_pack_pages(queue_, batch, shape, least_rows, b, n, kv, k, v);
-      launch_fp8_prefill_attention(queue_, batch, shape, least_rows, b, n, q, brief_q, k, v, out);
+      launch_pack_pages(queue_, batch, shape, least_rows, b, n_seqs, kv, k, v);
+      launch_fp8_prefill_attention(queue_, batch, shape, least_rows, b, n_seqs, q, brief_q, kv, k, v, out);
     } else {
-      launch_expand_pages(queue_, batch, shape, least_rows, b, n, kv, k, v);
-      launch_prefill_attention(queue_, batch, shape, least_rows, b, n, true, q, brief_q, {k, v, DType::bf16}, out);
+      launch_expand_pages(queue_, batch, shape, least_rows, b, n_seqs, kv, k, v);
+      launch_prefill_attention(queue_, batch, shape, least_rows, b, n_seqs, true, q, brief_q, {k, v, DType::bf16}, out);
     }
   }
 }

@@ -52,6 +52,7 @@ CUtensorMap kv_map(const void* pages, int head_dim, int box_rows) {
   return rows_map(CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, pages, head_dim, box_rows);
 }
 
-CUtensorMap fp8_page_map(const void* pages) { return rows_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, pages, 128, kPageTokens); }
+CUtensorMap packed_map(const void* pages) { return rows_map(CU_TENSOR_MAP_DATA_TYPE_UINT8, 1, pages, 128, 128); }
+static_assert(kPageTokens == 128);
 
 }  // namespace sigmoe::cuda

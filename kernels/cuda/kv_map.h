@@ -10,6 +10,6 @@ namespace sigmoe::cuda {
 CUtensorMap kv_map(const void* pages, int head_dim, int box_rows);
 
 // K or V as launch_pack_pages leaves it, in boxes of a page of a KV head: 128 rows of 128 codes.
-CUtensorMap fp8_page_map(const void* pages);
+CUtensorMap packed_map(const void* pages);
 
 }  // namespace sigmoe::cuda

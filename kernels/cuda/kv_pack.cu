@@ -1,4 +1,5 @@
-// Pages of sequences with many rows in a step as FP8 attention multiplies them: E4M3 codes, values turned.
+// Pages of sequences with many rows in a step as FP8 attention multiplies them: E4M3 codes without scales, values turned; keys
+// only of an FP8 cache.
 //
 // Bound: memory, and little of it: a page is packed once a chunk, and each of the chunk's tiles reads it.
 #include "cuda/attention_prefill.h"
@@ -18,7 +19,7 @@ struct PackArgs {
   uint32_t *k, *v;
 };
 
-// Sixteen values of a token and head, times `units`; a token past the sequence's last is zeros.
+// Sixteen keys or values of a token and head, times `units`; a token past the sequence's last is zeros.
 __device__ inline void read_sixteen(const KvView& kv, bool is_value, int64_t at, bool valid, float units, float (&values)[16]) {
 #pragma unroll
   for (float& value : values) value = 0.0f;
@@ -39,14 +40,14 @@ __device__ inline void read_sixteen(const KvView& kv, bool is_value, int64_t at,
   }
 }
 
-// Block: a page of K or V of a KV head. Grid: (pages, G * 2, sequences).
+// Block: a page of V, or of K, of a KV head. Grid: (pages, G, sequences) for V, with 2 G for K behind.
 __global__ void __launch_bounds__(kThreads) pack_pages_kernel(PackArgs args) {
   __shared__ uint32_t turned[kDim * kWordStride];
   let_next_start();
   wait_for_previous();
   const BatchView& batch = args.batch;
-  const int page = blockIdx.x, head = blockIdx.y / 2, seq = args.first_seq + blockIdx.z;
-  const bool is_value = blockIdx.y % 2;
+  const bool is_value = static_cast<int>(blockIdx.y) < args.n_kv_heads;
+  const int page = blockIdx.x, head = blockIdx.y % args.n_kv_heads, seq = args.first_seq + blockIdx.z;
   const int begin = batch.seq_offsets[seq], end = batch.seq_offsets[seq + 1];
   if (end - begin < args.least_rows || page * kPageTokens > batch.positions[end - 1]) return;
   const int n_valid = min(kPageTokens, batch.positions[end - 1] + 1 - page * kPageTokens);
@@ -57,9 +58,9 @@ __global__ void __launch_bounds__(kThreads) pack_pages_kernel(PackArgs args) {
   if (!is_value) {
     for (int i = threadIdx.x; i < kPageTokens * kDim / 16; i += kThreads) {
       read_sixteen(args.kv, false, from + 16 * i, 16 * i / kDim < n_valid, 1.0f, values);
-      const float* v = values;
-      reinterpret_cast<uint4*>(args.k + to)[i] = {pack_e4m3(v[0], v[1], v[2], v[3]), pack_e4m3(v[4], v[5], v[6], v[7]),
-                                                  pack_e4m3(v[8], v[9], v[10], v[11]), pack_e4m3(v[12], v[13], v[14], v[15])};
+      const float* k = values;
+      reinterpret_cast<uint4*>(args.k + to)[i] = {pack_e4m3(k[0], k[1], k[2], k[3]), pack_e4m3(k[4], k[5], k[6], k[7]),
+                                                  pack_e4m3(k[8], k[9], k[10], k[11]), pack_e4m3(k[12], k[13], k[14], k[15])};
     }
     return;
   }
@@ -94,7 +95,7 @@ static_assert(packed_token(0) == 0 && packed_token(1) == 1 && packed_token(8) ==
 
 void launch_pack_pages(const Queue& queue, const BatchView& batch, const AttentionShape& shape, int least_rows, int first_seq,
                        int n_seqs, const KvView& kv, void* k, void* v) {
-  launch(queue, pack_pages_kernel, dim3(batch.max_pages, shape.n_kv_heads * 2, n_seqs), kThreads, 0,
+  launch(queue, pack_pages_kernel, dim3(batch.max_pages, shape.n_kv_heads * (k ? 2 : 1), n_seqs), kThreads, 0,
          PackArgs{batch, shape.n_kv_heads, least_rows, first_seq, kv, static_cast<uint32_t*>(k), static_cast<uint32_t*>(v)});
 }
 

@@ -38,7 +38,9 @@ Cost Costs::attention(int n_seqs, int n_tokens, int64_t context) const {
   cost.bytes = static_cast<double>(c_.n_kv_heads) * static_cast<double>(kv_head_bytes(kv_dtype_, c_.head_dim)) *
                static_cast<double>(context) * n_seqs;
   constexpr int kMostDecoded = 16;  // rows of a sequence in a step: a token and the longest chain of drafts
-  (fp8_prefill_ && n_tokens > kMostDecoded ? cost.flop_fp8 : cost.flop) = 4 * q_width * pairs * n_seqs;
+  const double flop = 4 * q_width * pairs * n_seqs;
+  if (fp8_prefill_ && n_tokens > kMostDecoded) cost.flop_fp8 = kv_dtype_ == DType::f8_e4m3 ? flop : flop / 2;
+  cost.flop = flop - cost.flop_fp8;
   return cost;
 }
 

@@ -27,7 +27,8 @@ inline Cost operator+(Cost a, const Cost& b) { return a += b; }
 // Costs of the parts of a layer.
 class Costs {
  public:
-  // `fp8_body`, `fp8_head`: the products of these weights count as FP8; `fp8_prefill`: so does attention of prompts.
+  // `fp8_body`, `fp8_head`: the products of these weights count as FP8; `fp8_prefill`: so does attention of prompts, over a
+  // BF16 cache half of it.
   Costs(const ModelConfig& config, const ModelWeights& weights, DType kv_dtype, bool fp8_body, bool fp8_head, bool fp8_prefill);
 
   Cost qkv(int n_tokens) const;
