@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/few_page.cuh"
+#include "cuda/ops.h"
 
 namespace sigmoe::cuda::few {
 
@@ -47,7 +48,7 @@ struct Head {
 
   // A query to shared memory, scaled so that scores are exponents of two.
   __device__ void keep_query(__nv_bfloat16* to) const {
-    const float scale = 1.44269504f / sqrtf(static_cast<float>(kHeadDim));
+    const float scale = query_factor(kHeadDim);
 #pragma unroll
     for (int i = 0; i < kLaneDims; ++i) to[threadIdx.x % 32 + 32 * i] = __float2bfloat16_rn(value[i] * scale);
   }

@@ -11,6 +11,7 @@
 #include "cuda/kernel_choice.h"
 #include "cuda/kv_address.cuh"
 #include "cuda/mma_attention.h"
+#include "cuda/ops.h"
 #include "cuda/step_tables.cuh"
 
 namespace sigmoe::cuda {
@@ -118,7 +119,7 @@ __global__ void __launch_bounds__(kThreads, 2) mma_attention_kernel(const __grid
 
   int page = page_of(0);
   copy_tile<HD>(s.keys, args.k + offset(page, 0), kKeys);
-  const float scale = 1.44269504f / sqrtf(static_cast<float>(HD));  // scores are exponents of two
+  const float scale = query_factor(HD);  // scores are exponents of two
   for (int index = threadIdx.x; index < kRows * HD / 8; index += kThreads) {
     const int r = index / (HD / 8), piece = index % (HD / 8);
     uint4 packed = {0, 0, 0, 0};

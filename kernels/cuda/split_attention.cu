@@ -9,6 +9,7 @@
 #include "cuda/device.cuh"
 #include "cuda/kernel_choice.h"
 #include "cuda/kv_address.cuh"
+#include "cuda/ops.h"
 #include "cuda/split_attention.h"
 
 namespace sigmoe::cuda {
@@ -85,7 +86,7 @@ __global__ void __launch_bounds__(kSplitWarps * 32) split_attention_kernel(const
   const int64_t row_heads = static_cast<int64_t>(t) * shape.n_heads + kv_head * n_group;
 
   // Queries of the group, scaled so that scores are exponents of two. Lane: heads g and g + 8, dims 32 s + 8 q ..+7.
-  const float scale = 1.44269504f / sqrtf(static_cast<float>(HD));
+  const float scale = query_factor(HD);
   uint32_t query[kSteps][2][4];
 #pragma unroll
   for (int s = 0; s < kSteps; ++s)
