@@ -98,10 +98,17 @@ bool CudaBackend::is_brief(const void* rows) const {
 void CudaBackend::floats(const void* address) {
   const auto rows = std::ranges::find_if(*brief_, [&](const BriefRows& each) { return each.holds(address); });
   if (rows == brief_->end()) return;
-  float* wide = scratch<float>(slot_sums_, rows->n);
-  launch_widen(queue_, rows->data, rows->n, 1.0f / rows->factor, wide);
-  CUDA_CHECK(cudaMemcpyAsync(rows->data, wide, rows->n * sizeof(float), cudaMemcpyDeviceToDevice, queue_.stream));
+  const BriefRows found = *rows;
   brief_->erase(rows);
+  float* wide = nullptr;
+  try {
+    wide = scratch<float>(slot_sums_, found.n);  // where it grows the list may change
+  } catch (...) {
+    brief_->push_back(found);
+    throw;
+  }
+  launch_widen(queue_, found.data, found.n, 1.0f / found.factor, wide);
+  CUDA_CHECK(cudaMemcpyAsync(found.data, wide, found.n * sizeof(float), cudaMemcpyDeviceToDevice, queue_.stream));
 }
 
 const void* CudaBackend::twin_of(const float* x, int n_rows, int width) const {
