@@ -1,7 +1,10 @@
 // What ops of long steps hand to the next op of a layer in BF16 on CUDA: nobody sees but that it is rounded, whoever reads it,
 // from wherever. Without a device the cases print why and pass.
+#include <algorithm>
+#include <cmath>
 #include <numeric>
 
+#include "cuda/kernel_choice.h"
 #include "cuda_testing.h"
 
 using namespace sigmoe;
@@ -16,30 +19,31 @@ std::vector<int64_t> scale_blocks(WeightFormat format, int64_t k) {
   return format == WeightFormat::fp8 ? blocks_of(k, 128) : std::vector<int64_t>{};
 }
 
-// The attention half of a layer, for one prompt of kRows tokens. apart: every op gets what came before as floats that the host
-// has seen.
+// The attention half of a layer, for one prompt. apart: every op gets what came before as floats that the host has seen.
 class AttentionHalf {
  public:
-  AttentionHalf(Backend& backend, WeightFormat format)
+  AttentionHalf(Backend& backend, WeightFormat format, int n_rows = kRows)
       : backend_(backend),
+        n_rows_(n_rows),
         qkv_weight_(random_weight(format, kQkv, kHidden, scale_blocks(format, kHidden), 128, 3).put(backend)),
         out_weight_(random_weight(format, kHidden, kQuery, scale_blocks(format, kQuery), 128, 4).put(backend)) {
     shape_.n_heads = kHeads, shape_.n_kv_heads = 1, shape_.head_dim = kHeadDim, shape_.rotary_dim = kHeadDim / 2;
   }
 
   struct Result {
-    std::vector<float> query, attended, residual, normed;
+    std::vector<float> qkv, query, attended, product, residual, normed;
     bool operator==(const Result&) const = default;
   };
   // last: rows of `attended` that are computed once more, from queries in the middle of the buffer.
   Result run(const std::vector<float>& x, bool apart, int last = 0) {
     const OnDevice<float> rows(backend_, x),
         qkv = poison(kQkv), query = poison(kQuery), attended = poison(kQuery), product = poison(kHidden),
-        normed = poison(kHidden), residual(backend_, gaussian(kRows * kHidden, 8)),
-        cos(backend_, gaussian(kRows * shape_.rotary_dim / 2, 11)), sin(backend_, gaussian(kRows * shape_.rotary_dim / 2, 12)),
-        norm(backend_, gaussian(kHidden, 13)), head_norm(backend_, gaussian(kHeadDim, 14));
-    const int n_pages = (kRows + kPageTokens - 1) / kPageTokens;
-    std::vector<int32_t> numbers(std::max(kRows, n_pages));
+        normed = poison(kHidden), residual(backend_, gaussian(n_rows_ * kHidden, 8)),
+        cos(backend_, gaussian(n_rows_ * shape_.rotary_dim / 2, 11)),
+        sin(backend_, gaussian(n_rows_ * shape_.rotary_dim / 2, 12)), norm(backend_, gaussian(kHidden, 13)),
+        head_norm(backend_, gaussian(kHeadDim, 14));
+    const int n_pages = (n_rows_ + kPageTokens - 1) / kPageTokens;
+    std::vector<int32_t> numbers(std::max(n_rows_, n_pages));
     std::iota(numbers.begin(), numbers.end(), 0);
     const OnDevice<int32_t> pages(backend_, numbers), positions(backend_, numbers);
     const size_t cache = static_cast<size_t>(n_pages) * kPageTokens * kHeadDim;
@@ -56,36 +60,43 @@ class AttentionHalf {
     const auto batch_of = [&](int n, const OnDevice<int32_t>& offsets) {
       BatchView batch;
       batch.n_tokens = n, batch.n_seqs = 1, batch.max_pages = n_pages;
-      batch.positions = positions.get() + kRows - n;
+      batch.positions = positions.get() + n_rows_ - n;
       batch.seq_offsets = offsets.get();
       batch.page_tables = pages.get();
       return batch;
     };
-    const OnDevice<int32_t> offsets(backend_, std::vector<int32_t>{0, kRows}), last_offsets(backend_, {0, last});
-    const BatchView batch = batch_of(kRows, offsets);
-    backend_.linear(rows.get(), *qkv_weight_, kRows, qkv.get());
+    const OnDevice<int32_t> offsets(backend_, std::vector<int32_t>{0, n_rows_}), last_offsets(backend_, {0, last});
+    const BatchView batch = batch_of(n_rows_, offsets);
+    backend_.linear(rows.get(), *qkv_weight_, n_rows_, qkv.get());
     see(qkv);
     backend_.qk_norm_rope_store(batch, shape_, qkv.get(), head_norm.get(), head_norm.get(), 1e-6f, cos.get(), sin.get(), kv,
                                 query.get());
     see(query);
     backend_.attention(batch, shape_, query.get(), kv, attended.get());
     if (last > 0) {
-      const size_t first = static_cast<size_t>(kRows - last) * kQuery;
+      const size_t first = static_cast<size_t>(n_rows_ - last) * kQuery;
       backend_.zero(attended.get() + first, last * kQuery * sizeof(float));
       backend_.attention(batch_of(last, last_offsets), shape_, query.get() + first, kv, attended.get() + first);
     }
-    backend_.linear(attended.get(), *out_weight_, kRows, product.get());
+    backend_.linear(attended.get(), *out_weight_, n_rows_, product.get());
     see(product);
-    backend_.reduce_add_rms_norm(residual.get(), product.get(), 1, nullptr, norm.get(), 1e-6f, kRows, kHidden, normed.get());
-    return {query.read(), attended.read(), residual.read(), normed.read()};
+    backend_.reduce_add_rms_norm(residual.get(), product.get(), 1, nullptr, norm.get(), 1e-6f, n_rows_, kHidden, normed.get());
+    return {qkv.read(), query.read(), attended.read(), product.read(), residual.read(), normed.read()};
   }
 
  private:
-  OnDevice<float> poison(int width) { return {backend_, std::vector<float>(static_cast<size_t>(kRows) * width, kPoison)}; }
+  OnDevice<float> poison(int width) { return {backend_, std::vector<float>(static_cast<size_t>(n_rows_) * width, kPoison)}; }
   Backend& backend_;
+  int n_rows_;
   AttentionShape shape_;
   std::unique_ptr<LinearWeight> qkv_weight_, out_weight_;
 };
+
+// Whether all values are BF16 numbers as the backend makes floats of them: divided by the factor that they were multiplied by.
+bool were_bf16(const std::vector<float>& values, float factor) {
+  const float back = 1.0f / factor;
+  return std::ranges::all_of(values, [&](float value) { return bf16_to_f32(f32_to_bf16(value * factor)) * back == value; });
+}
 
 }  // namespace
 
@@ -104,6 +115,23 @@ TEST_CASE("cuda brief rows: ops in a row compute what they do where the host rea
       CHECK(relative_error(at_once.attended, expected.attended) < bound(compute, 2 * Tolerance::kBf16Attention));
       CHECK(relative_error(at_once.normed, expected.normed) < bound(compute, 2 * Tolerance::kBf16Attention));
     }
+  });
+}
+
+// The other cases would pass where every op left floats.
+TEST_CASE("cuda brief rows: on Hopper steps of 1,024 rows hand on in BF16, shorter ones in floats") {
+  on_cuda([](Backend& backend, DType) {
+    const float query_factor = 1.44269504f / std::sqrt(static_cast<float>(kHeadDim));
+    for (const WeightFormat format : {WeightFormat::fp8, WeightFormat::bf16})
+      for (const int rows : {sigmoe::cuda::kBriefRows - 1, sigmoe::cuda::kBriefRows}) {
+        CAPTURE(weight_format_name(format));
+        CAPTURE(rows);
+        const bool brief = rows >= sigmoe::cuda::kBriefRows && backend.info().kernels == "sm_90";
+        const AttentionHalf::Result found = AttentionHalf(backend, format, rows).run(gaussian(rows * kHidden, 2), false);
+        CHECK(were_bf16(found.qkv, 1.0f) == brief);
+        CHECK(were_bf16(found.query, query_factor) == brief);
+        CHECK(were_bf16(found.product, 1.0f) == brief);
+      }
   });
 }
 
