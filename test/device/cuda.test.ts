@@ -145,4 +145,25 @@ describe.skipIf(!cuda?.available)('the bundled model on a GPU', { timeout: 120_0
       expect(() => model.stats()).toThrow(DisposedError);
     }
   });
+
+  test('prompts in FP8: near the answers of BF16, and not with deterministic', async () => {
+    await using plain = await Model.load(nano, { device: 'cuda' });
+    expect(plain.info.limits.maxBatchedTokens).toBe(8192);
+    if (plain.info.device.kernels !== 'sm_90') {
+      await expect(Model.load(nano, { device: 'cuda', prefillAttention: 'fp8' })).rejects.toThrow(
+        'prefill attention in fp8 asked for',
+      );
+      return;
+    }
+    await using fp8 = await Model.load(nano, { device: 'cuda', prefillAttention: 'fp8' });
+    const ids = Int32Array.from(plain.tokenizer.encode('The symptoms of asthma and of other diseases of the lung. '.repeat(8)));
+    const [a, b] = [await plain.logits(ids), await fp8.logits(ids)];
+    const difference = Math.sqrt(a.reduce((sum, value, i) => sum + (value - (b[i] ?? Number.NaN)) ** 2, 0));
+    const size = Math.sqrt(a.reduce((sum, value) => sum + value ** 2, 0));
+    expect(difference / size).toBeGreaterThan(0);
+    expect(difference / size).toBeLessThan(0.08);
+    await expect(Model.load(nano, { device: 'cuda', prefillAttention: 'fp8', deterministic: true })).rejects.toThrow(
+      'deterministic with prompts in FP8',
+    );
+  });
 });

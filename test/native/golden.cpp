@@ -98,6 +98,7 @@ std::unique_ptr<Backend> make_backend(const WorldSpec& spec, int rank = 0) {
   options.compute = spec.compute;
   options.n_threads = spec.n_threads;
   options.kv_cache = spec.kv_cache;
+  options.prefill_attention = spec.prefill_attention;
   options.deterministic = spec.deterministic;
   if (is_device(spec.kernels)) return create_backend(spec.kernels, options);
   options.kernels = spec.kernels;

@@ -60,7 +60,7 @@ const std::vector<Ranks>& all_worlds();
 struct WorldSpec {
   std::string kernels = "reference";  // a CPU path, or a device: "cuda", "ascend", "ascend-twin"
   DType compute = DType::f32;
-  std::string kv_cache = "auto";
+  std::string kv_cache = "auto", prefill_attention = "auto";
   bool deterministic = false;  // one class of kernels at every number of rows; the CPU has no other
   int world = 1;
   bool expert_parallel = false;

@@ -15,11 +15,12 @@ using namespace sigmoe::test;
 namespace {
 
 // Median over the positions of all answers. BF16: the publisher's own BF16 runs of the random checkpoints have 0.6 to 0.9%, and
-// section 4 lets a run be twice as far off, plus 0.5%. INT8: the 2% that W8A8 may cost. FP8 activations, and an FP8 cache: the
-// 4% of FP8; errors of both are independent.
+// section 4 lets a run be twice as far off, plus 0.5%. INT8: the 2% that W8A8 may cost. FP8 activations, an FP8 cache, prompts
+// in FP8: the 4% of FP8 each; their errors are independent.
 double median_bound(const WorldSpec& spec) {
-  const double w8a8 = has_w8a8(spec) ? 0.04 : 0, cache = spec.kv_cache == "fp8" ? 0.04 : 0;
-  if (w8a8 + cache > 0) return std::hypot(w8a8, cache);
+  const double w8a8 = has_w8a8(spec) ? 0.04 : 0, cache = spec.kv_cache == "fp8" ? 0.04 : 0,
+               prompts = spec.prefill_attention == "fp8" ? 0.04 : 0;
+  if (w8a8 + cache + prompts > 0) return std::hypot(w8a8, cache, prompts);
   return spec.compute == DType::i8 ? 0.02 : 0.015;
 }
 // With float32's choice of experts, so that no router flips, every position: twice the median's bound.
@@ -90,8 +91,8 @@ void check_reduced(const WorldSpec& spec) {
   const double median = median_of(errors), worst = *std::max_element(forced_errors.begin(), forced_errors.end());
   CHECK(median <= median_bound(spec));
   CHECK(worst <= position_bound(spec));
-  MESSAGE(spec.kernels << " " << std::string(dtype_name(spec.compute)) << ", " << spec.kv_cache << " cache"
-                       << (spec.deterministic ? ", deterministic" : "") << ": median error " << median
+  MESSAGE(spec.kernels << " " << std::string(dtype_name(spec.compute)) << ", " << spec.kv_cache << " cache, prompts "
+                       << spec.prefill_attention << (spec.deterministic ? ", deterministic" : "") << ": median error " << median
                        << ", with float32's experts " << median_of(forced_errors) << " and at most " << worst << "; " << n_same
                        << " of 8 greedy answers the same");
 }
@@ -117,6 +118,22 @@ TEST_CASE("golden: the bundled model with an FP8 cache") {
   }
   CHECK(kv_head_bytes(DType::bf16, 128) == 512);
   CHECK(kv_head_bytes(DType::f8_e4m3, 128) == 264);  // half, and a scale for each of K and V
+}
+
+TEST_CASE("golden: the bundled model with prompts in FP8") {
+  for (const std::string& path : available_paths(DType::bf16)) {
+    CAPTURE(path);
+    WorldSpec spec = on_path(path, DType::bf16);
+    spec.prefill_attention = "fp8";
+    if (path != "cuda" || create_backend("cuda", {})->info().kernels != "sm_90") {
+      CHECK_THROWS_WITH_AS(nano(spec), doctest::Contains("prefill attention in fp8 asked for"), EngineError);
+      continue;
+    }
+    for (const char* cache : {"auto", "fp8"}) {
+      spec.kv_cache = cache;
+      check_reduced(spec);
+    }
+  }
 }
 
 TEST_CASE("golden: W8A8 of the bundled model on Ascend") {
