@@ -28,9 +28,9 @@ export interface LoadOptions extends ModelSource {
   /** What the KV cache holds: `fp8` (E4M3, CUDA alone) halves it. Default `auto`: the type of activations. */
   kvCacheDtype?: 'auto' | 'bfloat16' | 'fp8' | undefined;
   /**
-   * What attention of prompts multiplies in. `fp8` (CUDA of compute capability 9.0, heads of 128 dims): queries, keys, values
-   * and attention weights are rounded to E4M3 for sequences with more than 16 rows in a step, decoding is as ever: faster where
-   * prompts are long, and less exact (docs/serving.md). Default `auto`: the compute type's own.
+   * What attention of prompts multiplies in. `fp8` (CUDA of compute capability 9.0, heads of 128 dims): values and attention
+   * weights are rounded to E4M3 for sequences with more than 16 rows in a step, with an FP8 cache queries, too; decoding is as
+   * ever. Faster where prompts are long, and less exact (docs/serving.md). Default `auto`: the compute type's own.
    */
   prefillAttention?: 'auto' | 'bfloat16' | 'fp8' | undefined;
   /** Threads per rank; 0, the default, takes the cores the process may use. */

@@ -263,7 +263,7 @@ struct BackendOptions {
   // head.
   std::string kv_cache = "auto";
   // What attention multiplies in over sequences with many rows in a step: auto is the compute type's own, bfloat16 that or an
-  // error, fp8 E4M3 of queries, keys, values and attention weights. Decoding is as ever.
+  // error, fp8 E4M3 of values and attention weights, with an FP8 cache of queries and keys, too. Decoding is as ever.
   std::string prefill_attention = "auto";
   int device_index = 0;        // which of several accelerators; a rank has its own
   bool deterministic = false;  // a row's bits must depend neither on the step's other rows nor on how a prompt was cut: one

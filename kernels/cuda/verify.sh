@@ -48,7 +48,7 @@ stage engine "$tests" -tc='engine:*,run ahead*'
 stage speculation "$tests" -tc='draft*,speculation*'
 if command -v compute-sanitizer >/dev/null; then
   stage memcheck env SIGMOE_TEST_SMALL=1 compute-sanitizer --tool memcheck --report-api-errors no --error-exitcode 1 \
-    "$tests" -tc='cuda brief*,cuda experts*,cuda linear*,cuda many*'
+    "$tests" -tc='cuda brief*,cuda experts*,cuda linear*,cuda many*,cuda attention: prompts*'
 fi
 if command -v npx >/dev/null; then
   stage library npx vitest run test/device
