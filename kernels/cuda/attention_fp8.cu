@@ -210,7 +210,8 @@ __global__ void __launch_bounds__(kPrefillThreads, 1)
         if (i % 32 == 0 && i + lane < tile.n_pages) page = kFp8Scores ? packed + lane : pages[i + lane];
         const int of_keys = __shfl_sync(kAllLanes, page, i % 32), s = ring.stage;
         if (lane > 0) continue;
-        const bool has_keys = i<tile.n_pages, has_values = i> 0;
+        const bool has_keys = i < tile.n_pages;
+        const bool has_values = i > 0;
         barrier_wait(&shared.empty[s], ring.parity ^ 1);
         barrier_expect(&shared.full[s], has_keys * static_cast<int>(sizeof shared.keys[s]) + has_values * kValueBytes);
         for (int box = 0; box < Shared::kBoxes && has_keys; ++box)
