@@ -42,10 +42,13 @@ export function memoryPlan(info: ModelInfo, options: MemoryPlanOptions = {}): Me
   return { context, maxBatchedTokens, weightBytes, kvBytes, workspaceBytes, totalBytes };
 }
 
+/** Workspaces that a step takes with what the backend keeps beside its own: csrc/engine/memory_plan.cpp. */
+const WITH_SCRATCH = 3;
+
 /** The step that a load chooses on a device which has so many bytes left beside weights and KV cache. */
 export function chosenStepTokens(info: ModelInfo, device: string, spareBytes: number): number {
   let tokens = device === 'cuda' ? CUDA_STEP_TOKENS : STEP_TOKENS;
-  while (tokens > STEP_TOKENS && 3 * workspaceOf(info, tokens, STEP_SEQUENCES) > spareBytes) tokens /= 2;
+  while (tokens > STEP_TOKENS && WITH_SCRATCH * workspaceOf(info, tokens, STEP_SEQUENCES) > spareBytes) tokens /= 2;
   return Math.min(tokens, STEP_SEQUENCES * info.context);
 }
 

@@ -1,5 +1,7 @@
 #include "engine/bench/cost.h"
 
+#include "engine/speculation/depth_control.h"
+
 namespace sigmoe::bench {
 
 Costs::Costs(const ModelConfig& config, const ModelWeights& weights, DType kv_dtype, bool fp8_body, bool fp8_head,
@@ -37,7 +39,7 @@ Cost Costs::attention(int n_seqs, int n_tokens, int64_t context) const {
   Cost cost;
   cost.bytes = static_cast<double>(c_.n_kv_heads) * static_cast<double>(kv_head_bytes(kv_dtype_, c_.head_dim)) *
                static_cast<double>(context) * n_seqs;
-  constexpr int kMostDecoded = 16;  // rows of a sequence in a step: a token and the longest chain of drafts
+  constexpr int kMostDecoded = 1 + kMaxDraftDepth;  // rows of a sequence in a step
   const double flop = 4 * q_width * pairs * n_seqs;
   if (fp8_prefill_ && n_tokens > kMostDecoded) cost.flop_fp8 = kv_dtype_ == DType::f8_e4m3 ? flop : flop / 2;
   cost.flop = flop - cost.flop_fp8;

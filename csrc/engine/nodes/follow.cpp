@@ -39,12 +39,12 @@ std::string facts_of(const ModelFolder& model, const EngineOptions& options) {
   text << "version: " << SIGMOE_VERSION << "\nnodes: " << options.node.count << "\nmodel: " << model_digest(model)
        << "\ntensorParallelSize: " << options.tensor_parallel << "\nenableExpertParallel: " << options.expert_parallel
        << "\ndevice: " << resolve_device(options.device, reason) << "\ncompute: " << options.compute
-       << "\nprefillAttention: " << options.prefill_attention;
-  text << "\nkvCacheDtype: " << options.kv_cache_dtype << "\ndeterministic: " << options.deterministic
-       << "\nmaxModelLen: " << options.max_model_len << "\nmaxNumSeqs: " << options.max_num_seqs
-       << "\nmaxBatchedTokens: " << options.max_batched_tokens << "\nkvCacheTokens: " << options.kv_cache_tokens
-       << "\nmtp: " << options.with_mtp << "\nspeculation: " << options.speculation
-       << (options.draft.empty() ? "" : " with a draft") << "\nmaxDraft: " << options.max_draft << '\n';
+       << "\nprefillAttention: " << options.prefill_attention << "\nkvCacheDtype: " << options.kv_cache_dtype
+       << "\ndeterministic: " << options.deterministic << "\nmaxModelLen: " << options.max_model_len
+       << "\nmaxNumSeqs: " << options.max_num_seqs << "\nmaxBatchedTokens: " << options.max_batched_tokens
+       << "\nkvCacheTokens: " << options.kv_cache_tokens << "\nmtp: " << options.with_mtp
+       << "\nspeculation: " << options.speculation << (options.draft.empty() ? "" : " with a draft")
+       << "\nmaxDraft: " << options.max_draft << '\n';
   return text.str();
 }
 
