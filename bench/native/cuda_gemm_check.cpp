@@ -43,22 +43,22 @@ std::vector<float> as_packed(WeightFormat format, std::vector<float> x, int k) {
   return x;
 }
 
-int place(WeightFormat format, int k) {  // byte of k in its 32-byte chunk
+int place(WeightFormat format, int k) {  // byte of k in its block of 128
   if (format == WeightFormat::fp8) {
-    const int i = k % 4;
-    return k % 8 / 4 * 16 + k / 8 * 4 + (i == 1 ? 2 : i == 2 ? 1 : i);
+    const int word = k / 4, i = k % 4;
+    return (word / 16 * 16 + word % 8 / 2 * 4 + word / 8 % 2 * 2 + word % 2) * 4 + (i == 1 ? 2 : i == 2 ? 1 : i);
   }
-  return k % 4 / 2 * 16 + k / 4 * 4 + k % 2 * 2;
+  return k / 16 * 32 + k % 4 / 2 * 16 + k % 16 / 4 * 4 + k % 2 * 2;
 }
 
 // Row r of what lies between the two products as floats.
 std::vector<float> unpack_row(WeightFormat format, const std::vector<uint8_t>& data, const std::vector<float>& scales,
                               int stride, int r, int k) {
   std::vector<float> row(k);
-  const int in_block = block_k(format), in_chunk = chunk_k(format);
+  const int in_block = block_k(format);
   for (int i = 0; i < k; ++i) {
     const size_t at = static_cast<size_t>(i / in_block) * stride + r;
-    const int byte = i % in_block / in_chunk * 32 + place(format, i % in_chunk);
+    const int byte = place(format, i % in_block);
     const uint8_t* source = &data[at * 128 + (byte / 16 ^ r % 8) * 16 + byte % 16];
     if (format == WeightFormat::fp8) {
       row[i] = from_fp8(*source) * scales[r];

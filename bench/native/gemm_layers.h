@@ -108,7 +108,7 @@ struct ExpertRun {
         packed(backend, format, lists.n_tokens, width),
         packed_inner(backend, format, most_packed_rows(lists.order.size(), lists.n_experts, n_shared), inner),
         inner_rows(backend, static_cast<size_t>(packed_inner.stride) * ((inner + 127) / 128 * 128)),
-        tiles(backend, most_tiles(lists.order.size(), lists.n_experts, n_shared)),
+        tiles(backend, most_tiles(tile_rows(format), lists.order.size(), lists.n_experts, n_shared)),
         n_tiles(backend, 1),
         out(backend, static_cast<size_t>(lists.n_tokens) * n_slots * width) {
     launch_fill_f32(backend.queue(), 31, 1.7f, x.n, x.get());
@@ -116,6 +116,7 @@ struct ExpertRun {
     plan.experts = layer.gate_up_tiles->get();
     plan.n_experts = lists.n_experts;
     plan.n_shared = n_shared;
+    plan.tile_rows = tile_rows(format);
     plan.tiles = tiles.get();
     plan.n_tiles = n_tiles.get();
     up.mode = GemmMode::gate_up, down.mode = GemmMode::down;
@@ -141,7 +142,7 @@ struct ExpertRun {
   void pack() const { launch_pack_rows(backend.queue(), format, x.get(), nullptr, lists.n_tokens, width, packed.view(), plan); }
   void gate_up() const { launch_tensor_gemm(backend.queue(), up); }
   void pack_inner() const {
-    if (format == WeightFormat::fp8) launch_pack_inner(backend.queue(), up.inner_rows, packed_inner.n_blocks, down.x);
+    if (format == WeightFormat::fp8) launch_pack_inner(backend.queue(), up.inner_rows, packed_inner.n_blocks, down.x, false);
   }
   void project_down() const { launch_tensor_gemm(backend.queue(), down); }
 

@@ -14,7 +14,7 @@ bool same_shape(const WeightView& a, const WeightView& b) { return shape_of(a) =
 // launch_pack_rows is to make in `room`, whose first place holds the count.
 template <typename Args, typename ExpertTable>
 TilePlan plan_products(Args& up, Args& down, const ExpertWeights& weights, const ExpertTable& table, const Routing& routing,
-                       bool shared, int n_active, int n_slots, int n_experts, int n_shared, RowTile* room) {
+                       bool shared, int n_active, int n_slots, int n_experts, int n_shared, int tile_rows, RowTile* room) {
   up.mode = GemmMode::gate_up;
   down.mode = GemmMode::down;
   up.weight = shared ? view_of(*weights.shared_gate_up) : table.gate_up_shape;
@@ -27,6 +27,7 @@ TilePlan plan_products(Args& up, Args& down, const ExpertWeights& weights, const
   plan.experts = up.experts;
   plan.n_experts = n_experts;
   plan.n_shared = n_shared;
+  plan.tile_rows = tile_rows;
   plan.n_tiles = reinterpret_cast<int32_t*>(room);
   plan.tiles = room + 1;
   for (Args* args : {&up, &down}) {
@@ -165,7 +166,7 @@ void CudaBackend::run_narrow_experts(const float* x, const ExpertWeights& weight
   down.slots = reinterpret_cast<__nv_bfloat16*>(out);
   if (!packed) launch_pack_rows(queue_, wide.format, x, nullptr, n_tokens, wide.k, up.x, {});
   launch_narrow_experts(queue_, up);
-  launch_pack_inner(queue_, up.inner_rows, back.n_groups, down.x);
+  launch_pack_inner(queue_, up.inner_rows, back.n_groups, down.x, true);
   launch_narrow_experts(queue_, down);
 }
 
@@ -180,10 +181,13 @@ void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights,
   if (choice.kernel == Kernel::narrow_experts)
     return run_narrow_experts(x, weights, table, routing, shared, n_active, n_tokens, n_slots, out);
   const int n_experts = routed ? static_cast<int>(weights.gate_up.size()) : 0, n_shared = shared ? n_tokens : 0;
-  const int n_routed = routed ? n_tokens * n_active : 0, n_tiles = most_tiles(n_routed, n_experts, n_shared);
+  const WeightView& wide = routed ? table.gate_up_shape : view_of(*weights.shared_gate_up);
+  const WeightView& back = routed ? table.down_shape : view_of(*weights.shared_down);
+  const int n_routed = routed ? n_tokens * n_active : 0, rows = std::min(tile_rows(wide.format), tile_rows(back.format));
+  RowTile* room = scratch<RowTile>(row_tiles_, most_tiles(rows, n_routed, n_experts, n_shared) + 1);
   TensorGemmArgs up, down;
-  const TilePlan plan = plan_products(up, down, weights, table, routing, shared, n_active, n_slots, n_experts, n_shared,
-                                      scratch<RowTile>(row_tiles_, n_tiles + 1));
+  const TilePlan plan =
+      plan_products(up, down, weights, table, routing, shared, n_active, n_slots, n_experts, n_shared, rows, room);
   up.rows_each = down.rows_each = n_experts > 0 ? n_routed / n_experts : n_shared;
   const PackedRows* packed = packed_twin_of(x, n_tokens, up.weight);
   up.x = packed ? *packed : packed_rows(packed_, packed_scales_, up.weight, n_tokens);
@@ -194,7 +198,7 @@ void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights,
   down.slots = reinterpret_cast<__nv_bfloat16*>(out);
   launch_pack_rows(queue_, up.weight.format, x, nullptr, packed ? 0 : n_tokens, up.weight.k, up.x, plan);
   launch_tensor_gemm(queue_, up);
-  if (packs_later) launch_pack_inner(queue_, up.inner_rows, down.weight.n_groups, down.x);
+  if (packs_later) launch_pack_inner(queue_, up.inner_rows, down.weight.n_groups, down.x, false);
   launch_tensor_gemm(queue_, down);
 }
 
@@ -203,10 +207,12 @@ void CudaBackend::run_mma_experts(const float* x, const ExpertWeights& weights, 
                                   const Routing& routing, bool routed, bool shared, int n_active, int n_tokens, int n_slots,
                                   float* out) {
   const int n_experts = routed ? static_cast<int>(weights.gate_up.size()) : 0, n_shared = shared ? n_tokens : 0;
-  const int n_routed = routed ? n_tokens * n_active : 0, n_tiles = most_tiles(n_routed, n_experts, n_shared);
+  const int n_routed = routed ? n_tokens * n_active : 0;
+  const int n_tiles = most_tiles(kMmaTileRows, n_routed, n_experts, n_shared);
+  RowTile* room = scratch<RowTile>(row_tiles_, n_tiles + 1);
   MmaGemmArgs up, down;
-  const TilePlan plan = plan_products(up, down, weights, table, routing, shared, n_active, n_slots, n_experts, n_shared,
-                                      scratch<RowTile>(row_tiles_, n_tiles + 1));
+  const TilePlan plan =
+      plan_products(up, down, weights, table, routing, shared, n_active, n_slots, n_experts, n_shared, kMmaTileRows, room);
   up.most_tiles = down.most_tiles = n_tiles;
   const int width = up.weight.k;
   const void* twin = twin_of(x, n_tokens, width);

@@ -124,15 +124,20 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
     for (int i = q; i < kSliceGroups; i += 4) scale[warp][i][row] = scales[(warp * kSliceGroups + i) * kGroup >> w.k_shift];
   }
   __syncwarp();
-  const auto weights = [&](int group, int chunk) {
-    return reinterpret_cast<const uint4*>(own)[(group * S::kChunks + chunk) * 32 + lane];
+  const auto weights = [&](int group, uint4(&stored)[S::kChunks]) {
+#pragma unroll
+    for (int c = 0; c < S::kChunks; ++c)
+      stored[c] = reinterpret_cast<const uint4*>(own)[(group * S::kChunks + c) * 32 + vector_of<kFormat>(lane)];
   };
   uint32_t held[kHeldGroups][S::kChunks][S::kProducts][4];
   barrier_wait(&arrived[warp][0], 0);
 #pragma unroll
-  for (int i = 0; i < kHeldGroups; ++i)
+  for (int i = 0; i < kHeldGroups; ++i) {
+    uint4 stored[S::kChunks];
+    weights(i, stored);
 #pragma unroll
-    for (int c = 0; c < S::kChunks; ++c) unpack<kFormat>(weights(i, c), held[i][c]);
+    for (int c = 0; c < S::kChunks; ++c) unpack_now<kFormat>(chunk_of<kFormat>(stored, c), held[i][c]);
+  }
   [[maybe_unused]] NormOfSlice norm;
   if constexpr (kAround == Around::norm_before) load_weight(norm, args.norm_weight + warp * kSliceK);
   wait_for_previous();
@@ -187,11 +192,13 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
 #pragma unroll
   for (int i = kHeldGroups; i < kSliceGroups; ++i) {
     float unscaled[4] = {};
+    uint4 stored[S::kChunks];
+    weights(i, stored);
 #pragma unroll
     for (int c = 0; c < S::kChunks; ++c) {
       uint32_t a[S::kProducts][4], b[S::kLaneK / 2];
       load(i, c, b);
-      unpack<kFormat>(weights(i, c), a);
+      unpack<kFormat>(chunk_of<kFormat>(stored, c), a);
       multiply<kFormat>(unscaled, a, b);
     }
     add(i, unscaled);

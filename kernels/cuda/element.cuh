@@ -30,11 +30,20 @@ __host__ __device__ inline int row_in_tile(const WeightView& w, int tile, int ro
   return row < 8 ? column : half + column;
 }
 
+// Where word `word` of the 32 of a group of FP8 lies among them: a lane's words of two chunks follow each other.
+__host__ __device__ constexpr int fp8_word(int word) { return word / 16 * 16 + word % 8 / 2 * 4 + word / 8 % 2 * 2 + word % 2; }
+
 // k that one word of 4 bytes holds.
 __host__ __device__ inline int word_k(WeightFormat format) { return chunk_k(format) / 8; }
 
-// Byte offset of word `word` of row `row`: a row's k run is cut into words of 4 bytes, eight to a chunk and two to a lane.
+// Byte offset of word `word` of row `row`: a row's k run is cut into words of 4 bytes. FP8: 16 words of a row lie
+// together, in swizzled pieces of four; others: eight words are a chunk's, two a lane's.
 __host__ __device__ inline size_t word_offset(const WeightView& w, int tile, int row, int word) {
+  if (w.format == WeightFormat::fp8) {
+    const size_t group = static_cast<size_t>(tile) * w.n_groups + word / 32;
+    const int place = fp8_word(word % 32), piece = place / 4 % 4 ^ row / 2 % 4;
+    return group * 2048 + row / 8 * 1024 + place / 16 * 512 + row % 8 * 64 + piece * 16 + place % 4 * 4;
+  }
   const size_t n_chunks = static_cast<size_t>(w.n_groups) * (kGroup / chunk_k(w.format));
   const int lane = row % 8 * 4 + word / 2 % 4;
   return ((tile * n_chunks + word / 8) * 32 + lane) * 16 + word % 2 * 8 + (row >= 8 ? 4 : 0);

@@ -46,7 +46,8 @@ __global__ void __launch_bounds__(kUpWarps * 32, 5) few_gate_up_kernel(const __g
   float scale = 0.0f;  // lane (m, h, i): of tile m, its gate rows or its up rows, group i of the slice
   const uint4* source;
   const auto start = [&](const ExpertTiles& expert) {
-    source = expert.tiles + (static_cast<size_t>(first_tile) * kUpGroups + warp * kSliceGroups) * kGroupVectors + lane;
+    source = expert.tiles + (static_cast<size_t>(first_tile) * kUpGroups + warp * kSliceGroups) * kGroupVectors +
+             vector_of<kFormat>(lane);
 #pragma unroll
     for (int m = 0; m < kTiles; ++m)
 #pragma unroll
@@ -75,8 +76,11 @@ __global__ void __launch_bounds__(kUpWarps * 32, 5) few_gate_up_kernel(const __g
 #pragma unroll
       for (int m = 0; m < kTiles; ++m) {
         uint32_t a[S::kProducts][4];
-        unpack<kFormat>(weights[m][c], a);
-        if (i + 1 < kSliceGroups) weights[m][c] = load_once(source + (m * kUpGroups + i + 1) * kGroupVectors + c * 32);
+        unpack<kFormat>(chunk_of<kFormat>(weights[m], c), a);
+        if (i + 1 < kSliceGroups)
+#pragma unroll
+          for (int s = 0; s < S::kChunks; ++s)
+            if (frees<kFormat>(c, s)) weights[m][s] = load_once(source + (m * kUpGroups + i + 1) * kGroupVectors + s * 32);
         multiply<kFormat>(unscaled[m], a, b);
       }
     }
@@ -138,7 +142,7 @@ __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_c
       copy_groups(kHeldGroups, kHeldGroups, kStagedGroups - kHeldGroups, &arrived[1]);
     }
 #pragma unroll
-    for (int c = 0; c < S::kChunks; ++c) last[c] = load_once(source + (kDownGroups - 1) * kGroupVectors + c * 32 + lane);
+    for (int c = 0; c < S::kChunks; ++c) last[c] = load_once(source + (kDownGroups - 1) * kGroupVectors + c * 32 + vector_of<kFormat>(lane));
     scale = expert.scales[static_cast<size_t>(tile * 16 >> w.row_shift) * w.scale_columns +
                           (lane % kDownGroups * kGroup >> w.k_shift)];
   };
@@ -159,15 +163,20 @@ __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_c
   float before = 0.0f;  // the residual is older than the logits
   if (threadIdx.x < 16) before = __ldcg(args.residual + tile * 16 + threadIdx.x);
 
-  const auto staged = [&](int group, int chunk) {
-    return reinterpret_cast<const uint4*>(own)[(group * S::kChunks + chunk) * 32 + lane];
+  const auto staged = [&](int group, uint4(&stored)[S::kChunks]) {
+#pragma unroll
+    for (int c = 0; c < S::kChunks; ++c)
+      stored[c] = reinterpret_cast<const uint4*>(own)[(group * S::kChunks + c) * 32 + vector_of<kFormat>(lane)];
   };
   uint32_t held[kHeldGroups][S::kChunks][S::kProducts][4];
   barrier_wait(&arrived[0], 0);
 #pragma unroll
-  for (int i = 0; i < kHeldGroups; ++i)
+  for (int i = 0; i < kHeldGroups; ++i) {
+    uint4 stored[S::kChunks];
+    staged(i, stored);
 #pragma unroll
-    for (int c = 0; c < S::kChunks; ++c) unpack<kFormat>(staged(i, c), held[i][c]);
+    for (int c = 0; c < S::kChunks; ++c) unpack_now<kFormat>(chunk_of<kFormat>(stored, c), held[i][c]);
+  }
   __syncwarp();
   if (lane == 0) {  // the sixth group takes the second one's place, activations take the first one's
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -187,6 +196,8 @@ __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_c
     if (i == kHeldGroups) barrier_wait(&arrived[1], 0);
     if (i == kStagedGroups) barrier_wait(&arrived[2], 0);
     float unscaled[4] = {};
+    uint4 stored[S::kChunks];
+    if (i >= kHeldGroups && i < kDownGroups - 1) staged(i == kStagedGroups ? 1 : i, stored);
 #pragma unroll
     for (int c = 0; c < S::kChunks; ++c) {
       uint32_t b[S::kLaneK / 2] = {};
@@ -195,7 +206,7 @@ __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_c
         multiply<kFormat>(unscaled, held[i < kHeldGroups ? i : 0][c], b);
       } else {
         uint32_t a[S::kProducts][4];
-        unpack<kFormat>(i == kDownGroups - 1 ? last[c] : staged(i == kStagedGroups ? 1 : i, c), a);
+        unpack<kFormat>(chunk_of<kFormat>(i == kDownGroups - 1 ? last : stored, c), a);
         multiply<kFormat>(unscaled, a, b);
       }
     }

@@ -18,6 +18,34 @@ struct Stream {
   static constexpr int kFlushes = F == WeightFormat::int4 ? kChunks : 1;  // of the unscaled sums, per group
 };
 
+// Which of the 32 vectors of a chunk in memory is the lane's.
+template <WeightFormat F>
+__device__ inline int vector_of(int lane) {
+  return F == WeightFormat::fp8 ? lane ^ lane / 8 : lane;
+}
+
+// A lane's 16 bytes of rows 0-7 and of rows 8-15, to its first or second chunk for the tensor core.
+__device__ inline uint4 interleaved(const uint4& low, const uint4& high, int second) {
+  return second ? uint4{low.z, high.z, low.w, high.w} : uint4{low.x, high.x, low.y, high.y};
+}
+
+// Chunk c for the tensor core, of the group's chunks as they lie in memory, a vector of each: four bytes of row g, of row
+// g + 8, the next four of both. FP8 in memory has rows 0-7 and rows 8-15 apart.
+template <WeightFormat F>
+__device__ inline uint4 chunk_of(const uint4 (&stored)[Stream<F>::kChunks], int c) {
+  if constexpr (F == WeightFormat::fp8) {
+    return interleaved(stored[c / 2], stored[2 + c / 2], c % 2);
+  } else {
+    return stored[c];
+  }
+}
+
+// Whether nobody needs stored chunk c any more once chunk c of the tensor core, and all before it, have been made.
+template <WeightFormat F>
+__device__ constexpr bool frees(int made, int stored) {
+  return F == WeightFormat::fp8 ? made % 2 == 1 && stored % 2 == made / 2 : stored == made;
+}
+
 // Two E4M3 codes in bytes (0, 2) of `word`, or (1, 3) when `high`, to BF16: the exponent field lands 120 too low, which a
 // multiplication by 2^120 puts right, denormal codes included.
 template <bool high>
@@ -76,6 +104,15 @@ __device__ inline void unpack(const uint4& w, uint32_t (&a)[Stream<F>::kProducts
     a[0][0] = pack_bf16(__uint_as_float(w.x), __uint_as_float(w.z));
     a[0][1] = pack_bf16(__uint_as_float(w.y), __uint_as_float(w.w));
   }
+}
+
+// The same, here and not where it is used: for what is expanded while a kernel waits.
+template <WeightFormat F>
+__device__ inline void unpack_now(const uint4& w, uint32_t (&a)[Stream<F>::kProducts][4]) {
+  unpack<F>(w, a);
+#pragma unroll
+  for (int m = 0; m < Stream<F>::kProducts; ++m)
+    asm volatile("" : "+r"(a[m][0]), "+r"(a[m][1]), "+r"(a[m][2]), "+r"(a[m][3]));
 }
 
 // sum (16 rows, 8 tokens) += the chunk times the lane's kLaneK activations, as BF16 pairs in x.

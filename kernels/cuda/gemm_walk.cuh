@@ -27,7 +27,7 @@ struct TileWalk {
   __device__ void start(const WeightView& w, int tile, int first, int last) {
     begin = first, end = last, k_shift = w.k_shift;
     const int lane = threadIdx.x % 32;
-    source = w.tiles + (static_cast<size_t>(tile) * w.n_groups * S::kChunks) * 32 + lane;
+    source = w.tiles + (static_cast<size_t>(tile) * w.n_groups * S::kChunks) * 32 + vector_of<F>(lane);
     if constexpr (S::kScaled)
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
@@ -79,7 +79,7 @@ __device__ void walk_groups(TileWalk<F, Depth>* walks, int n_used, const Load& l
           const int c = f * kPerFlush + i;
           uint32_t a[Tiles][S::kProducts][4];
 #pragma unroll
-          for (int m = 0; m < Tiles; ++m) unpack<F>(walks[m].weights[d][c], a[m]);
+          for (int m = 0; m < Tiles; ++m) unpack<F>(chunk_of<F>(walks[m].weights[d], c), a[m]);
 #pragma unroll
           for (int j = 0; j < NT; ++j)
             if (j < n_used) {

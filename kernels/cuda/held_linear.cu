@@ -51,7 +51,8 @@ __global__ void __launch_bounds__(Warps * 32, 12 / Warps) held_kernel(const __gr
   const int slice = warp % Slices, tile = min(static_cast<int>(blockIdx.x) * tiles + warp / Slices, w.n_tiles - 1);
   uint4 held[kSliceGroups][S::kChunks];
   const uint4* source =
-      w.tiles + (static_cast<size_t>(tile) * (Slices * kSliceGroups) + slice * kSliceGroups) * S::kChunks * 32 + lane;
+      w.tiles + (static_cast<size_t>(tile) * (Slices * kSliceGroups) + slice * kSliceGroups) * S::kChunks * 32 +
+      vector_of<kFormat>(lane);
 #pragma unroll
   for (int i = 0; i < kSliceGroups; ++i)
 #pragma unroll
@@ -92,11 +93,12 @@ __global__ void __launch_bounds__(Warps * 32, 12 / Warps) held_kernel(const __gr
     for (int i = 0; i < kSliceGroups; ++i) {
       float unscaled[4] = {};
 #pragma unroll
+      for (int c = 0; c < S::kChunks; ++c) keep_packed(held[i][c]);
+#pragma unroll
       for (int c = 0; c < S::kChunks; ++c) {
         uint32_t a[S::kProducts][4], b[S::kLaneK / 2] = {};
         if (real) load_x<S::kLaneK>(x, i * kGroup + c * chunk_k(kFormat), 0, true, b);
-        keep_packed(held[i][c]);
-        unpack<kFormat>(held[i][c], a);
+        unpack<kFormat>(chunk_of<kFormat>(held[i], c), a);
         multiply<kFormat>(unscaled, a, b);
       }
 #pragma unroll

@@ -7,6 +7,8 @@
 
 namespace sigmoe::cuda {
 
+constexpr int kMmaTileRows = 128;  // of a tile of the list, at most
+
 struct MmaGemmArgs {
   GemmMode mode = GemmMode::linear;
   WeightView weight;        // of every expert; tiles and scales are the shared expert's, or the only weight's

@@ -17,8 +17,7 @@ constexpr int kWarpTiles = 2;                      // of 16 rows of W
 constexpr int kWeightTiles = kWarps * kWarpTiles;  // of a block
 constexpr int kStages = 6;                         // of x: two are multiplied between barriers, four are on their way
 constexpr int kStageK = 64;
-constexpr int kTileRows = 128;  // of x, at most
-static_assert(kMostTileRows == kTileRows, "the list of row tiles is made for tiles of this size");
+constexpr int kTileRows = kMmaTileRows;  // of x, at most
 
 struct Shared {
   uint8_t x[kStages][kTileRows * kStageK * 2];  // after the main loop: the block's results
@@ -199,6 +198,11 @@ struct Walk {
     }
   }
 
+  // Where stored chunk c of a step lies in a tile's run. FP8: a step is one of the halves of a group, its rows 0-7 and 8-15.
+  static __device__ int stored_at(int step, int c) {
+    return 32 * (F == WeightFormat::fp8 ? step / 2 * 4 + step % 2 + 2 * c : step * kChunks + c);
+  }
+
   // A step of k. First: of a pair between barriers. Rescale: new scales begin here, or may.
   template <bool First, bool Rescale>
   __device__ __forceinline__ void run(const WeightView& w, const CopiedRows<Gathered, N>& rows, Shared& s, int step,
@@ -215,8 +219,15 @@ struct Walk {
       uint32_t a[kWarpTiles][kProducts][4];
 #pragma unroll
       for (int m = 0; m < kWarpTiles; ++m) {
-        expand<F>(own[c][m], scales.unit[m % kScaleTiles][0].factor, scales.unit[m % kScaleTiles][1].factor, a[m]);
-        if (step + kRing < n_steps) own[c][m] = load_once(source[m] + (static_cast<size_t>(step + kRing) * kChunks + c) * 32);
+        const uint4 chunk = F == WeightFormat::fp8 ? interleaved(own[0][m], own[kChunks - 1][m], c) : own[c][m];
+        expand<F>(chunk, scales.unit[m % kScaleTiles][0].factor, scales.unit[m % kScaleTiles][1].factor, a[m]);
+        if (step + kRing < n_steps) {
+          if constexpr (F != WeightFormat::fp8)
+            own[c][m] = load_once(source[m] + stored_at(step + kRing, c));
+          else if (c + 1 == kChunks)
+#pragma unroll
+            for (int s = 0; s < kChunks; ++s) own[s][m] = load_once(source[m] + stored_at(step + kRing, s));
+        }
       }
       constexpr int kAtOnce = 2;  // blocks of eight rows of x: products that do not wait for each other
 #pragma unroll
@@ -262,12 +273,12 @@ __device__ void multiply(const WeightView& w, int first_tile, const CopiedRows<G
   const size_t tile_run = static_cast<size_t>(w.n_groups) * (kGroup / chunk_k(F)) * 32;
 #pragma unroll
   for (int m = 0; m < kWarpTiles; ++m) {
-    walk.source[m] = w.tiles + min(first_tile + m, w.n_tiles - 1) * tile_run + threadIdx.x % 32;
+    walk.source[m] = w.tiles + min(first_tile + m, w.n_tiles - 1) * tile_run + vector_of<F>(threadIdx.x % 32);
 #pragma unroll
     for (int u = 0; u < Path::kRing; ++u)
 #pragma unroll
       for (int c = 0; c < Path::kChunks; ++c)
-        if (u < walk.n_steps) walk.raw[u][c][m] = load_once(walk.source[m] + 32 * (u * Path::kChunks + c));
+        if (u < walk.n_steps) walk.raw[u][c][m] = load_once(walk.source[m] + Path::stored_at(u, c));
   }
   if constexpr (kScaled) walk.scales.start(w, first_tile);
 #pragma unroll

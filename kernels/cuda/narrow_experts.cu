@@ -27,14 +27,17 @@ using namespace narrow;
   return value;
 }
 
-// A load's registers, once it has arrived. Handed to the product as they are, all loads in flight share one of the hardware's
-// counters, and each product waits for the newest of them. `zero` is: the compiler would see through a copy.
-[[maybe_unused]] __device__ inline uint4 arrived(const uint4& w, uint32_t zero) {
-  uint4 out;
-  asm volatile("xor.b32 %0, %4, %8;\nxor.b32 %1, %5, %8;\nxor.b32 %2, %6, %8;\nxor.b32 %3, %7, %8;"
-               : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
-               : "r"(w.x), "r"(w.y), "r"(w.z), "r"(w.w), "r"(zero));
-  return out;
+// A row's two words of a lane, of the first product of 64 bytes and of the second.
+struct Halves {
+  uint2 first, second;
+};
+// Even lanes have both lanes' words of the first product, odd ones of the second. New registers also for what a lane keeps:
+// handed to the product as they were loaded, all loads in flight share one of the hardware's counters, and each product waits
+// for the newest of them.
+[[maybe_unused]] __device__ inline Halves shared_out(const uint4& w) {
+  const bool odd = threadIdx.x % 2 == 1;
+  const uint2 from = {__shfl_xor_sync(kAllLanes, odd ? w.x : w.z, 1), __shfl_xor_sync(kAllLanes, odd ? w.y : w.w, 1)};
+  return {odd ? from : uint2{w.x, w.y}, odd ? uint2{w.z, w.w} : from};
 }
 
 template <bool GateUp>
@@ -71,6 +74,10 @@ __global__ void __launch_bounds__(kThreads, 1) narrow_kernel(const __grid_consta
   // What the warp reads of a place: its first tile of each operand, and the scales of its rows 0-7 and 8-15 (gate and up have
   // their own), of group `lane`.
   const size_t tile_vectors = static_cast<size_t>(n_groups) * kChunks * 32;
+  // Of a row's 64 bytes (weight.h) a product takes 32, as tensor_gemm.cu does: two pieces, of which lanes 0 and 1 have halves of
+  // the first, 2 and 3 of the second. So even lanes load pieces of the first product, odd ones of the second, and each gives its
+  // neighbour half of its piece.
+  const int own_vector = lane / 4 * 4 + ((lane % 2 * 2 + lane % 4 / 2) ^ lane / 8);
   const int first_tile = group * kBlocks * 4 + threadIdx.x / 32 % 4;
   struct Place {
     const uint4* tiles;
@@ -84,13 +91,12 @@ __global__ void __launch_bounds__(kThreads, 1) narrow_kernel(const __grid_consta
     ahead.seek(gemm, lists.starts, n_items, place);
     const ExpertTiles& item = lists.weights[ahead.item];
     found.tile = ahead.tile;
-    found.tiles = item.tiles + (static_cast<size_t>(ahead.tile) * kPlaceTiles + first_tile) * tile_vectors + lane;
+    found.tiles = item.tiles + (static_cast<size_t>(ahead.tile) * kPlaceTiles + first_tile) * tile_vectors + own_vector;
     const int low = GateUp ? ahead.tile : 2 * ahead.tile + group, high = GateUp ? low + any.n / 256 : low;
     if (lane < n_groups)
       found.scale = {item.scales[low * any.scale_columns + lane], item.scales[high * any.scale_columns + lane]};
     return found;
   };
-  const uint32_t zero = n_groups >> 16;
   uint4 weights[kDepth][kBlocks][kChunks];
   const auto fetch = [&](int d, const uint4* tiles, int at) {
 #pragma unroll
@@ -131,7 +137,11 @@ __global__ void __launch_bounds__(kThreads, 1) narrow_kernel(const __grid_consta
 #pragma unroll
         for (int block = 0; block < kBlocks; ++block)
 #pragma unroll
-          for (int c = 0; c < kChunks; ++c) a[block][c] = arrived(weights[d][block][c], zero);
+          for (int half = 0; half < kChunks / 2; ++half) {  // of the group's k
+            const Halves low = shared_out(weights[d][block][half]), high = shared_out(weights[d][block][kChunks / 2 + half]);
+            a[block][2 * half] = {low.first.x, high.first.x, low.first.y, high.first.y};
+            a[block][2 * half + 1] = {low.second.x, high.second.x, low.second.y, high.second.y};
+          }
         wgmma_fence();
 #pragma unroll
         for (int block = 0; block < kBlocks; ++block)

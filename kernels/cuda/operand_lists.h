@@ -11,6 +11,7 @@
 #define SIGMOE_LIST_112 SIGMOE_LIST_96 ",%48,%49,%50,%51,%52,%53,%54,%55"
 #define SIGMOE_LIST_128 SIGMOE_LIST_112 ",%56,%57,%58,%59,%60,%61,%62,%63"
 #define SIGMOE_LIST_136 SIGMOE_LIST_128 ",%64,%65,%66,%67"
+#define SIGMOE_LIST_144 SIGMOE_LIST_136 ",%68,%69,%70,%71"
 #define SIGMOE_OUT_4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define SIGMOE_OUT_16(i) SIGMOE_OUT_4(i), SIGMOE_OUT_4(i + 4)
 #define SIGMOE_OUT_32(i) SIGMOE_OUT_16(i), SIGMOE_OUT_16(i + 8)
@@ -21,3 +22,4 @@
 #define SIGMOE_OUT_96(i) SIGMOE_OUT_64(i), SIGMOE_OUT_32(i + 32)
 #define SIGMOE_OUT_128(i) SIGMOE_OUT_64(i), SIGMOE_OUT_64(i + 32)
 #define SIGMOE_OUT_136(i) SIGMOE_OUT_128(i), SIGMOE_OUT_4(i + 64)
+#define SIGMOE_OUT_144(i) SIGMOE_OUT_128(i), SIGMOE_OUT_16(i + 64)

@@ -4,22 +4,28 @@
 #include <cuda_fp8.h>
 
 #include "cuda/device.cuh"
+#include "cuda/element.cuh"
 #include "cuda/quantise.h"
 
 namespace sigmoe::cuda {
 
 constexpr float kFp8Largest = 448.0f;
 
-// Byte of k in [0, 32) of a stored FP8 chunk, or of k in [0, 16) of a BF16 one: the tensor core takes bytes 4q .. 4q + 3 of
-// each half from lane q, who holds k 8q .. 8q + 7 (BF16: 4q .. 4q + 3), and weights swap FP8's middle bytes (element.cuh).
-__host__ __device__ constexpr int packed_place_fp8(int k) {
-  const int i = k % 4;
-  return k % 8 / 4 * 16 + k / 8 * 4 + (i == 1 ? 2 : i == 2 ? 1 : i);
-}
+// Byte of k in [0, 16) of a BF16 chunk: the tensor core takes bytes 4q .. 4q + 3 of each half from lane q, who holds k 4q ..
+// 4q + 3.
 __host__ __device__ constexpr int packed_place_bf16(int k) { return k % 4 / 2 * 16 + k / 4 * 4 + k % 2 * 2; }
 
 // Byte offset of 16-byte piece `piece` of row r's block.
 __device__ inline int swizzled(int r, int piece) { return r * 128 + (piece ^ (r & 7)) * 16; }
+
+// Byte offset of word `place` of row r's block in FP8, as its words lie in weights (fp8_word() in element.cuh). For a kernel
+// that has W in registers: of a product's eight words lane q has two that follow each other, and the tensor core takes first one
+// word of all lanes, then the other.
+template <bool for_registers>
+__device__ inline int place_of_word(int r, int place) {
+  const int piece = for_registers ? place / 8 * 2 + place % 2 : place / 4;
+  return swizzled(r, piece) + (for_registers ? place % 8 / 2 : place % 4) * 4;
+}
 
 __device__ inline uint32_t pack_fp8(float a, float b) {
   return __nv_cvt_float2_to_fp8x2(float2{a, b}, __NV_SATFINITE, __NV_E4M3);
@@ -43,12 +49,12 @@ __device__ inline float2 fp8_scale(float largest) {
 
 // Row r's values of one group of 128 columns, packed by a warp: lane l brings columns 4l .. 4l + 3. `inverse` of the row's
 // scale.
+template <bool for_registers = false>
 __device__ inline void pack_group_fp8(const PackedRows& out, int r, int group, const float4& v, float inverse) {
-  const int lane = threadIdx.x % 32, piece = lane / 8 * 2 + lane % 2;
-  // the lane's four k fill one word, its middle bytes swapped
+  // the lane's four k fill one word, its middle bytes swapped as in weights (element.cuh)
   const uint32_t word = pack_fp8(v.x * inverse, v.z * inverse) | pack_fp8(v.y * inverse, v.w * inverse) << 16;
-  uint8_t* row = out.data + (static_cast<int64_t>(group) * out.stride + r) * 128;
-  *reinterpret_cast<uint32_t*>(row + (piece ^ (r & 7)) * 16 + lane % 8 / 2 * 4) = word;
+  uint8_t* block = out.data + static_cast<int64_t>(group) * out.stride * 128;
+  *reinterpret_cast<uint32_t*>(block + place_of_word<for_registers>(r, fp8_word(threadIdx.x % 32))) = word;
 }
 __device__ inline void pack_group_bf16(const PackedRows& out, int r, int group, const float4& v) {
   const int lane = threadIdx.x % 32, piece = lane % 16 / 4 * 2;

@@ -32,7 +32,7 @@ __device__ void make_plan(const TilePlan& plan) {
       first = plan.expert_offsets[e];
       count = plan.expert_offsets[e + 1] - first;
     }
-    const int own = (count + kMostTileRows - 1) / kMostTileRows, packed = round_up_8(count);
+    const int own = (count + plan.tile_rows - 1) / plan.tile_rows, packed = round_up_8(count);
     int tiles_before = own, packed_before = packed;  // of the warp, then of the block
     for (int step = 1; step < 32; step *= 2) {
       const int a = __shfl_up_sync(kAllLanes, tiles_before, step), b = __shfl_up_sync(kAllLanes, packed_before, step);

@@ -1,7 +1,7 @@
 // Activations as the many-row products read them, and the list of what those products have to do.
 //
 // Blocks of 128 bytes of k (128 FP8 values or 64 BF16), k-block major: block kb of row r at (kb * stride + r) * 128. Within a
-// block k is in the order of the tensor core's operand (packed_place), and 16-byte pieces are swizzled by r % 8, so that 8 or
+// block k is in the order that W has for the tensor core (packed.cuh), and 16-byte pieces are swizzled by r % 8, so that 8 or
 // more consecutive rows from a multiple of 8 on are an operand as they lie. FP8: x = code * scale, with one scale per row: E4M3
 // keeps its precision over the 14 binades below a row's largest value, which is exact.
 #pragma once
@@ -15,7 +15,9 @@
 
 namespace sigmoe::cuda {
 
-constexpr int kMostTileRows = 128;  // of activations, that a block of the product takes at a time
+// Of activations, that a block of the product takes at a time.
+constexpr int kMostTileRows = 144;
+constexpr int tile_rows(WeightFormat format) { return format == WeightFormat::fp8 ? kMostTileRows : 128; }
 
 // k of one 128-byte block.
 constexpr int block_k(WeightFormat format) { return format == WeightFormat::fp8 ? 128 : 64; }
@@ -41,9 +43,9 @@ struct RowTile {
 };
 
 constexpr int round_up_8(int n) { return (n + 7) / 8 * 8; }
-// Tiles and packed rows of n_slots routed slots over n_experts and n_shared tokens at the shared expert, at most.
-constexpr int most_tiles(int n_slots, int n_experts, int n_shared) {
-  return n_slots / kMostTileRows + (n_slots < n_experts ? n_slots : n_experts) + n_shared / kMostTileRows + 1;
+// Tiles of up to `rows` and packed rows of n_slots routed slots over n_experts and n_shared tokens at the shared expert, at most.
+constexpr int most_tiles(int rows, int n_slots, int n_experts, int n_shared) {
+  return n_slots / rows + (n_slots < n_experts ? n_slots : n_experts) + n_shared / rows + 1;
 }
 constexpr int most_packed_rows(int n_slots, int n_experts, int n_shared) {
   return round_up_8(n_slots + 7 * (n_slots < n_experts ? n_slots : n_experts)) + round_up_8(n_shared);
@@ -57,6 +59,7 @@ struct TilePlan {
   const ExpertTiles* experts = nullptr;     // (E): those without weights get no tiles
   int n_experts = 0;
   int n_shared = 0;  // tokens at the shared expert; 0: none
+  int tile_rows = 0;  // of a tile, at most
   RowTile* tiles = nullptr;
   int32_t* n_tiles = nullptr;
 };
@@ -65,7 +68,8 @@ struct TilePlan {
 void launch_pack_rows(const Queue& queue, WeightFormat format, const float* x, const int32_t* row_ids, int n_rows, int k,
                       const PackedRows& out, const TilePlan& plan);
 
-// FP8: packs what gate_up left, (out.stride, n_groups * 128) bf16, for the down product (pack_inner.cu).
-void launch_pack_inner(const Queue& queue, const __nv_bfloat16* rows, int n_groups, const PackedRows& out);
+// FP8: packs what gate_up left, (out.stride, n_groups * 128) bf16, for the down product (pack_inner.cu);
+// for_registers: in the order of a kernel that has W in registers (packed.cuh).
+void launch_pack_inner(const Queue& queue, const __nv_bfloat16* rows, int n_groups, const PackedRows& out, bool for_registers);
 
 }  // namespace sigmoe::cuda

@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kSlots * 32, 2) rank_down_kernel(const __grid_
         if (kStaged + i < n_groups)
 #pragma unroll
           for (int c = 0; c < S::kChunks; ++c)
-            rest[i][c] = load_once(source + (kStaged + i) * (Plan::kBytes / 16) + c * 32 + lane);
+            rest[i][c] = load_once(source + (kStaged + i) * (Plan::kBytes / 16) + c * 32 + vector_of<kFormat>(lane));
     }
     if constexpr (S::kScaled)
       scale = expert.scales[static_cast<size_t>(tile * 16 >> w.row_shift) * w.scale_columns +
@@ -108,17 +108,22 @@ __global__ void __launch_bounds__(kSlots * 32, 2) rank_down_kernel(const __grid_
   }
   __syncwarp();
 
-  const auto staged = [&](int group, int chunk) {
-    return reinterpret_cast<const uint4*>(own)[(group * S::kChunks + chunk) * 32 + lane];
+  const auto staged = [&](int group, uint4(&stored)[S::kChunks]) {
+#pragma unroll
+    for (int c = 0; c < S::kChunks; ++c)
+      stored[c] = reinterpret_cast<const uint4*>(own)[(group * S::kChunks + c) * 32 + vector_of<kFormat>(lane)];
   };
   uint32_t held[kHeld > 0 ? kHeld : 1][S::kChunks][S::kProducts][4];
   if constexpr (kHeld > 0) {
     if (here) {
       barrier_wait(&arrived[0], 0);
 #pragma unroll
-      for (int i = 0; i < kHeld; ++i)
+      for (int i = 0; i < kHeld; ++i) {
+        uint4 stored[S::kChunks];
+        staged(i, stored);
 #pragma unroll
-        for (int c = 0; c < S::kChunks; ++c) unpack<kFormat>(staged(i, c), held[i][c]);
+        for (int c = 0; c < S::kChunks; ++c) unpack_now<kFormat>(chunk_of<kFormat>(stored, c), held[i][c]);
+      }
     }
   }
   wait_for_previous();
@@ -134,6 +139,8 @@ __global__ void __launch_bounds__(kSlots * 32, 2) rank_down_kernel(const __grid_
       if (i >= n_groups) break;
       if (i == kHeld && n_staged > kHeld) barrier_wait(&arrived[1], 0);
       float unscaled[4] = {};
+      uint4 stored[S::kChunks];
+      if (i >= kHeld && i < kStaged) staged(i, stored);
 #pragma unroll
       for (int c = 0; c < S::kChunks; ++c) {
         uint32_t b[S::kLaneK / 2] = {};
@@ -142,7 +149,7 @@ __global__ void __launch_bounds__(kSlots * 32, 2) rank_down_kernel(const __grid_
           multiply<kFormat>(S::kScaled ? unscaled : sum, held[i < kHeld ? i : 0][c], b);
         } else {
           uint32_t a[S::kProducts][4];
-          unpack<kFormat>(i < kStaged ? staged(i, c) : rest[i < kStaged ? 0 : i - kStaged][c], a);
+          unpack<kFormat>(chunk_of<kFormat>(i < kStaged ? stored : rest[i < kStaged ? 0 : i - kStaged], c), a);
           multiply<kFormat>(S::kScaled ? unscaled : sum, a, b);
         }
       }

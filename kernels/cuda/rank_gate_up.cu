@@ -47,7 +47,8 @@ __global__ void __launch_bounds__(kUpWarps * 32, kUpBlocks) rank_gate_up_kernel(
     for (int c = 0; c < S::kChunks; ++c) weights[d][c] = load_once(source + group * kGroupVectors + c * 32);
   };
   const auto start = [&](const ExpertTiles& expert) {
-    source = expert.tiles + (static_cast<size_t>(tile) * kUpGroups + warp * kSliceGroups) * kGroupVectors + lane;
+    source = expert.tiles + (static_cast<size_t>(tile) * kUpGroups + warp * kSliceGroups) * kGroupVectors +
+             vector_of<kFormat>(lane);
 #pragma unroll
     for (int d = 0; d < kDeep; ++d) load_group(d, d);
     if constexpr (S::kScaled) {
@@ -81,8 +82,11 @@ __global__ void __launch_bounds__(kUpWarps * 32, kUpBlocks) rank_gate_up_kernel(
         uint32_t b[S::kLaneK / 2] = {};
         if (g == 0) load_x<S::kLaneK>(own, i * kGroup + c * chunk_k(kFormat), 0, true, b);
         uint32_t a[S::kProducts][4];
-        unpack<kFormat>(weights[d][c], a);
-        if (i + kDeep < kSliceGroups) weights[d][c] = load_once(source + (i + kDeep) * kGroupVectors + c * 32);
+        unpack<kFormat>(chunk_of<kFormat>(weights[d], c), a);
+        if (i + kDeep < kSliceGroups)
+#pragma unroll
+          for (int s = 0; s < S::kChunks; ++s)
+            if (frees<kFormat>(c, s)) weights[d][s] = load_once(source + (i + kDeep) * kGroupVectors + s * 32);
         multiply<kFormat>(S::kScaled ? unscaled : sum, a, b);
       }
       if constexpr (S::kScaled) {

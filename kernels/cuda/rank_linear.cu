@@ -37,9 +37,11 @@ template <WeightFormat F>
 using Held = uint32_t[kHeldGroups][Stream<F>::kChunks][Stream<F>::kProducts][4];
 
 template <WeightFormat F>
-__device__ inline uint4 weights_at(const Slice<F>& own, int group, int chunk) {
-  return reinterpret_cast<const uint4*>(
-      own.weights)[((group - Slice<F>::kFirstStaged) * Stream<F>::kChunks + chunk) * 32 + threadIdx.x % 32];
+__device__ inline void load_staged(const Slice<F>& own, int group, uint4 (&stored)[Stream<F>::kChunks]) {
+  const auto* from = reinterpret_cast<const uint4*>(own.weights) + vector_of<F>(threadIdx.x % 32);
+#pragma unroll
+  for (int c = 0; c < Stream<F>::kChunks; ++c)
+    stored[c] = from[((group - Slice<F>::kFirstStaged) * Stream<F>::kChunks + c) * 32];
 }
 
 // Asks for the slice and takes its first groups.
@@ -71,13 +73,17 @@ __device__ inline void start_slice(Slice<F>& own, const WeightView& w, int tile,
   __syncwarp();
   if constexpr (Slice<F>::kFirstStaged == 0) barrier_wait(&own.arrived[0], 0);
 #pragma unroll
-  for (int i = 0; i < kHeldGroups; ++i)
+  for (int i = 0; i < kHeldGroups; ++i) {
+    uint4 stored[S::kChunks];
+    if constexpr (Slice<F>::kFirstStaged == 0)
+      load_staged(own, i, stored);
+    else
 #pragma unroll
-    for (int c = 0; c < S::kChunks; ++c)
-      if constexpr (Slice<F>::kFirstStaged == 0)
-        unpack<F>(weights_at(own, i, c), held[i][c]);
-      else
-        unpack<F>(load_once(reinterpret_cast<const uint4*>(source) + (i * S::kChunks + c) * 32 + lane), held[i][c]);
+      for (int c = 0; c < S::kChunks; ++c)
+        stored[c] = load_once(reinterpret_cast<const uint4*>(source) + (i * S::kChunks + c) * 32 + vector_of<F>(lane));
+#pragma unroll
+    for (int c = 0; c < S::kChunks; ++c) unpack_now<F>(chunk_of<F>(stored, c), held[i][c]);
+  }
 }
 
 // The slice's part of the tile's rows to sums (16), once the warp has its x.
@@ -90,6 +96,8 @@ __device__ inline void multiply_slice(Slice<F>& own, const Held<F>& held, float*
   for (int i = 0; i < kSliceGroups; ++i) {
     if (i == kHeldGroups) barrier_wait(&own.arrived[1], 0);
     float unscaled[4] = {};
+    uint4 stored[S::kChunks];
+    if (i >= kHeldGroups) load_staged(own, i, stored);
 #pragma unroll
     for (int c = 0; c < S::kChunks; ++c) {
       uint32_t b[S::kLaneK / 2] = {};
@@ -98,7 +106,7 @@ __device__ inline void multiply_slice(Slice<F>& own, const Held<F>& held, float*
         multiply<F>(S::kScaled ? unscaled : sum, held[i < kHeldGroups ? i : 0][c], b);
       } else {
         uint32_t a[S::kProducts][4];
-        unpack<F>(weights_at(own, i, c), a);
+        unpack<F>(chunk_of<F>(stored, c), a);
         multiply<F>(S::kScaled ? unscaled : sum, a, b);
       }
     }

@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kThreads, 1) stream_kernel(const __grid_consta
     const ExpertTiles& item = lists.weights[ahead.item];
     tile.item = ahead.item;
     tile.number = ahead.tile;
-    tile.tiles = item.tiles + static_cast<size_t>(tile.number) * n_groups * kGroupVectors + lane;
+    tile.tiles = item.tiles + static_cast<size_t>(tile.number) * n_groups * kGroupVectors + vector_of<F>(lane);
     if constexpr (S::kScaled)
 #pragma unroll
       for (int h = 0; h < 2; ++h)
@@ -196,7 +196,7 @@ __global__ void __launch_bounds__(kThreads, 1) stream_kernel(const __grid_consta
 #pragma unroll
         for (int c = 0; c < S::kChunks; ++c) {
           uint32_t a[S::kProducts][4], b[S::kLaneK / 2];
-          unpack<F>(weights[d][c], a);
+          unpack<F>(chunk_of<F>(weights[d], c), a);
           load_x<S::kLaneK>(reinterpret_cast<const __nv_bfloat16*>(x), (group0 + d) * kGroup + c * chunk_k(F), 0, true, b);
           multiply<F>(S::kScaled ? unscaled : sum, a, b);
         }

@@ -12,31 +12,39 @@ constexpr int kBlocks = 2;  // of 64 rows of W, per warpgroup
 // Results of linear and down pass through shared memory, a warpgroup's 128 columns of each row as one run.
 template <typename T>
 constexpr int kRunStride = 128 * sizeof(T) + 16;  // the padding spreads a fragment over all banks
-constexpr int kGroupOut = kTileRows * kRunStride<__nv_bfloat16>;
-static_assert(kGroupOut >= kTileRows / 2 * kRunStride<float>);
+template <int Rows>
+constexpr int kOutRows = Rows > 128 ? 80 : 128;  // at a time, in BF16
+template <int Rows>
+constexpr int kGroupOut = kOutRows<Rows>* kRunStride<__nv_bfloat16>;
 
 // Those of gate-up likewise, 64 columns of a warpgroup in BF16.
-constexpr int kInnerColumns = kBlocks * 32, kInnerPass = kTileRows / 2, kInnerStride = kInnerColumns * 2 + 16;
-constexpr int kGroupInner = kInnerPass * kInnerStride;
-static_assert(kGroups * kGroupInner >= kTileRows * 128);  // BF16 weights: a block of 128 bytes of a tile's rows
+constexpr int kInnerColumns = kBlocks * 32, kInnerStride = kInnerColumns * 2 + 16;
+template <int Rows>
+constexpr int kInnerRows = Rows > 128 ? 48 : 64;  // at a time
+template <int Rows>
+constexpr int kGroupInner = kInnerRows<Rows>* kInnerStride;
+static_assert(kGroups * kGroupInner<128> >= 128 * 128);  // BF16 weights: a block of 128 bytes of a tile's rows
 
-using GateUpMemory = Shared<kBlocks, 4, kGroups * kGroupInner>;
-template <GemmMode M>
-using Memory = std::conditional_t<M == GemmMode::gate_up, GateUpMemory, Shared<kBlocks, 3, kGroups * kGroupOut>>;
+template <WeightFormat F>
+using GateUpMemory = Shared<kBlocks, tile_rows(F), 4, kGroups * kGroupInner<tile_rows(F)>>;
+template <WeightFormat F, GemmMode M>
+using Memory = std::conditional_t<M == GemmMode::gate_up, GateUpMemory<F>,
+                                  Shared<kBlocks, tile_rows(F), 3, kGroups * kGroupOut<tile_rows(F)>>>;
 
 // Sums times their row's factor to out, rows picked by out_rows.
 template <typename T, int N, class S>
 __device__ void write_rows(const TensorGemmArgs& args, S& s, T* out, int weight_tile, int info, const Sums<N, kBlocks>& sum) {
   const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, group = threadIdx.x / 128, g = lane / 4,
             q = lane % 4, n = args.weight.n, n_rows = s.items[info].n_rows;
-  constexpr int kPass = sizeof(T) == 2 || N <= 64 ? N : N / 2;  // rows of x at a time
-  uint8_t* own = s.out + group * kGroupOut;
+  constexpr int kMostRows = kOutRows<S::kRows> / (sizeof(T) / 2) / 16 * 16, kPass = N < kMostRows ? N : kMostRows;
+  uint8_t* own = s.out + group * kGroupOut<S::kRows>;
   const int first = weight_tile * 16 + group * 128, n_columns = min(128, n - first);
 #pragma unroll
   for (int begin = 0; begin < N; begin += kPass) {
     meet_group(group);  // what lay here has been read
 #pragma unroll
     for (int j = 0; j < kPass / 8; j += 2) {
+      if (begin + 8 * j >= N) break;
       float2 factor[2];
 #pragma unroll
       for (int i = 0; i < 2; ++i) factor[i] = *reinterpret_cast<const float2*>(&s.factors[info][begin + 8 * (j + i) + 2 * q]);
@@ -78,7 +86,7 @@ __device__ void write_rows(const TensorGemmArgs& args, S& s, T* out, int weight_
 
 // SwiGLU. FP8: rows in BF16, from which launch_pack_inner makes those of the down product. BF16: packed for it at once.
 template <WeightFormat F, int N>
-__device__ void write_inner(const TensorGemmArgs& args, GateUpMemory& s, int weight_tile, int info, bool last,
+__device__ void write_inner(const TensorGemmArgs& args, GateUpMemory<F>& s, int weight_tile, int info, bool last,
                             Sums<N, kBlocks>& sum) {
   const int thread = threadIdx.x % 128, lane = thread % 32, warp = thread / 32, group = threadIdx.x / 128, g = lane / 4,
             q = lane % 4;
@@ -112,12 +120,13 @@ __device__ void write_inner(const TensorGemmArgs& args, GateUpMemory& s, int wei
     }
   }
   if constexpr (F == WeightFormat::fp8) {  // as write_rows(), but of 16 rows of W eight are left
-    uint8_t* own = s.out + group * kGroupInner;
+    constexpr int kPass = kInnerRows<tile_rows(F)>;
+    uint8_t* own = s.out + group * kGroupInner<tile_rows(F)>;
     const int64_t columns = static_cast<int64_t>((args.weight.n_tiles + 15) / 16) * kGroup;
     __nv_bfloat16* out = args.inner_rows + packed_row * columns + weight_tile * 8 + group * kInnerColumns;
 #pragma unroll
-    for (int begin = 0; begin < N; begin += kInnerPass) {
-      const int n_pass = min(N - begin, kInnerPass);
+    for (int begin = 0; begin < N; begin += kPass) {
+      const int n_pass = min(N - begin, kPass);
       meet_group(group);  // what lay here has been read
 #pragma unroll
       for (int j = 0; j < n_pass / 8; j += 4) {
@@ -178,7 +187,7 @@ __device__ void write_inner(const TensorGemmArgs& args, GateUpMemory& s, int wei
 }
 
 template <WeightFormat F, GemmMode M, int N>
-__device__ void run_item(const TensorGemmArgs& args, Memory<M>& s, Position& at, int weight_tile, int info, bool last) {
+__device__ void run_item(const TensorGemmArgs& args, Memory<F, M>& s, Position& at, int weight_tile, int info, bool last) {
   Sums<N, kBlocks> sum;
   multiply<F, N>(args, s, at, s.items[info].expert, weight_tile, KRange(args, F), sum);
   if constexpr (M == GemmMode::gate_up)
@@ -196,7 +205,7 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_gemm_kernel(const __grid_c
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ uint8_t raw[];
   let_next_start();
-  Memory<M>& s = prepare<Memory<M>, M == GemmMode::gate_up>(raw, args.n_paired);
+  Memory<F, M>& s = prepare<Memory<F, M>, M == GemmMode::gate_up>(raw, args.n_paired);
   wait_for_previous();
   if (threadIdx.x >= kGroups * 128) {
     give_registers<40>();
@@ -206,7 +215,7 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_gemm_kernel(const __grid_c
     Position at;
     at.n_paired = args.n_paired;
     int info = 0;
-    const int n_items = count_items<kBlocks>(args), step = gridDim.x / args.n_paired;
+    const int n_items = count_items<Memory<F, M>>(args), step = gridDim.x / args.n_paired;
     for (int index = blockIdx.x / args.n_paired; index < n_items; index += step) {
       barrier_wait(&s.full[at.stage], at.parity);  // with its first stage the producers have said what the item is
       const int weight_tile = s.weight_tiles[info];
@@ -221,7 +230,8 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_gemm_kernel(const __grid_c
         case 80: run.template operator()<kFine ? 80 : 96>(); break;
         case 96: run.template operator()<96>(); break;
         case 112: run.template operator()<kFine ? 112 : 128>(); break;
-        default: run.template operator()<128>();
+        case 128: run.template operator()<128>(); break;
+        default: run.template operator()<tile_rows(F)>();
       }
       if (++info == kInfos) info = 0;
     }
@@ -235,14 +245,14 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_gemm_kernel(const __grid_c
 // Pairs of blocks that run at once: not half of the multiprocessors where a part of the device has an odd number of them.
 int pairs_at_once() {
   static const int n = clusters_at_once(tensor_gemm_kernel<WeightFormat::fp8, GemmMode::down>, 2, kThreads,
-                                        sizeof(Memory<GemmMode::down>) + 1024);
+                                        sizeof(Memory<WeightFormat::fp8, GemmMode::down>) + 1024);
   return n;
 }
 
 // Whether pairs are worth it: most weights have two row tiles, their rows come out even, and few multiprocessors stay idle.
 bool wants_pairs(const TensorGemmArgs& args) {
   const int n_rows = args.mode == GemmMode::linear ? args.n_rows : args.rows_each;
-  return n_rows > kTileRows && divide_up(args.weight.n_tiles, kWeightTiles<kBlocks>) % 2 == 0 &&
+  return n_rows > tile_rows(args.weight.format) && divide_up(args.weight.n_tiles, kWeightTiles<kBlocks>) % 2 == 0 &&
          64 * pairs_at_once() >= 31 * n_multiprocessors();
 }
 
@@ -279,9 +289,9 @@ void launch_tensor_gemm(const Queue& queue, TensorGemmArgs args) {
   };
   const auto run_format = [&]<WeightFormat F>() {
     switch (args.mode) {
-      case GemmMode::linear: return run(tensor_gemm_kernel<F, GemmMode::linear>, sizeof(Memory<GemmMode::linear>));
-      case GemmMode::gate_up: return run(tensor_gemm_kernel<F, GemmMode::gate_up>, sizeof(Memory<GemmMode::gate_up>));
-      case GemmMode::down: return run(tensor_gemm_kernel<F, GemmMode::down>, sizeof(Memory<GemmMode::down>));
+      case GemmMode::linear: return run(tensor_gemm_kernel<F, GemmMode::linear>, sizeof(Memory<F, GemmMode::linear>));
+      case GemmMode::gate_up: return run(tensor_gemm_kernel<F, GemmMode::gate_up>, sizeof(Memory<F, GemmMode::gate_up>));
+      case GemmMode::down: return run(tensor_gemm_kernel<F, GemmMode::down>, sizeof(Memory<F, GemmMode::down>));
     }
   };
   if (args.weight.format == WeightFormat::fp8)

@@ -1,8 +1,8 @@
 // The many-row products on Hopper: what a block works on, its ring of stages in shared memory, and the warps that fill it.
 // tensor_tile.cuh multiplies from it.
 //
-// Operands are swapped: 16-row tiles of W, as they are stored (weight.h), are the tensor core's 64-row operand and come from
-// registers; up to 128 rows of x are the narrow one and come from shared memory. A block of rows of W and a tile of rows of x
+// Operands are swapped: 16-row tiles of W, as they are stored (weight.h), are the tensor core's 64-row operand, and up to 144
+// rows of x the narrow one (128 with BF16 weights). A block of rows of W and a tile of rows of x
 // walks k in blocks of 128 bytes: four producer warps fill the stages (W by bulk copies; x by bulk copies, or gathered by token
 // with 16-byte copies), two warpgroups multiply half of the rows of W each. FP8 sums are kept for 128 of k in the tensor core,
 // then scaled into float32 registers while the next product runs. Two blocks may be a pair, with two tiles of rows of x for the
@@ -18,7 +18,6 @@
 namespace sigmoe::cuda {
 
 constexpr int kGroups = 2;                // warpgroups that multiply
-constexpr int kTileRows = kMostTileRows;  // of x
 constexpr int kThreads = (kGroups + 1) * 128;
 constexpr int kChunkRun = 2048;  // bytes of a 16-row tile in a stage
 constexpr int kInfos = 5;        // items that producers may be ahead, and one
@@ -28,20 +27,21 @@ enum Meeting { kConsumers = 1, kProducers = 2 };
 template <int Blocks>
 constexpr int kWeightTiles = kGroups* Blocks * 4;
 
-// Blocks: times 64 rows of W, per warpgroup. Stages of the ring; OutBytes: room for results on their way out.
-template <int Blocks, int Stages = 4, int OutBytes = 16>
+// Blocks: times 64 rows of W, per warpgroup. Rows of x to a tile, at most. Stages of the ring; OutBytes: room for results on
+// their way out.
+template <int Blocks, int Rows = 128, int Stages = 4, int OutBytes = 16>
 struct Shared {
-  static constexpr int kBlocks = Blocks, kStages = Stages;
-  static_assert(Stages < kInfos);
-  uint8_t x[Stages][kTileRows * 128];
+  static constexpr int kBlocks = Blocks, kRows = Rows, kStages = Stages;
+  static_assert(Stages < kInfos && Rows <= kMostTileRows);
+  uint8_t x[Stages][Rows * 128];
   uint8_t w[Stages][kWeightTiles<Blocks> * kChunkRun];
   uint8_t out[OutBytes];
   float2 w_scales[Stages][kGroups];  // of a warpgroup's rows 0-7 and 8-15 of its tiles: gate and up differ
-  int32_t out_rows[kInfos][kTileRows];
-  float factors[kInfos][kTileRows];  // of a row's results: its scale in x, for down times its expert's weight
+  int32_t out_rows[kInfos][Rows];
+  float factors[kInfos][Rows];  // of a row's results: its scale in x, for down times its expert's weight
   RowTile items[kInfos];
   int32_t weight_tiles[kInfos];  // first, of an item
-  int32_t tokens[kTileRows];
+  int32_t tokens[Rows];
   uint64_t full[Stages], empty[Stages];
 };
 
@@ -52,16 +52,18 @@ struct Item {
   bool shared;      // the other block of the pair has the same W, or else one of its own
 };
 
-template <int Blocks>
+template <class S>
 __device__ inline int count_items(const TensorGemmArgs& args) {
-  const int per_rows = (args.weight.n_tiles + kWeightTiles<Blocks> - 1) / kWeightTiles<Blocks>;
-  return per_rows * (args.tiles ? *args.n_tiles : (args.n_rows + kTileRows - 1) / kTileRows) / args.n_paired;
+  constexpr int kTiles = kWeightTiles<S::kBlocks>;
+  const int per_rows = (args.weight.n_tiles + kTiles - 1) / kTiles;
+  return per_rows * (args.tiles ? *args.n_tiles : (args.n_rows + S::kRows - 1) / S::kRows) / args.n_paired;
 }
 
 // Of a block, or of a pair of them, for which the blocks of rows of W come out even.
-template <int Blocks>
+template <class S>
 __device__ inline Item find_item(const TensorGemmArgs& args, int index) {
-  const int per_rows = (args.weight.n_tiles + kWeightTiles<Blocks> - 1) / kWeightTiles<Blocks>;
+  constexpr int kTiles = kWeightTiles<S::kBlocks>;
+  const int per_rows = (args.weight.n_tiles + kTiles - 1) / kTiles;
   const int per_tile = per_rows / args.n_paired;  // items, for every row tile
   Item item;
   int n_tiles, first_tile = 0;
@@ -69,7 +71,7 @@ __device__ inline Item find_item(const TensorGemmArgs& args, int index) {
     item.rows = args.tiles[index / per_tile];
     n_tiles = item.rows.n_tiles, first_tile = item.rows.first_tile;
   } else {
-    n_tiles = (args.n_rows + kTileRows - 1) / kTileRows;
+    n_tiles = (args.n_rows + S::kRows - 1) / S::kRows;
   }
   const int within = index - first_tile * per_tile;
   int tile = within % n_tiles, weight = within / n_tiles;
@@ -83,7 +85,7 @@ __device__ inline Item find_item(const TensorGemmArgs& args, int index) {
     tile = item.shared ? (second ? own - (n_tiles - n_pairs) : own) * 2 + rank : n_tiles - 1;
     weight = weight * 2 + (item.shared ? second : rank);
   }
-  item.weight_tile = weight * kWeightTiles<Blocks>;
+  item.weight_tile = weight * kTiles;
   if (args.tiles) {
     item.rows = args.tiles[first_tile + tile];
   } else {
@@ -99,7 +101,7 @@ __device__ inline Item find_item(const TensorGemmArgs& args, int index) {
 template <bool Fine>
 __device__ inline int operand_rows(int n_rows) {
   if (Fine) return (n_rows + 15) / 16 * 16;
-  return n_rows <= 16 ? 16 : n_rows <= 32 ? 32 : n_rows <= 64 ? 64 : n_rows <= 96 ? 96 : 128;
+  return n_rows <= 16 ? 16 : n_rows <= 32 ? 32 : n_rows <= 64 ? 64 : n_rows <= 96 ? 96 : n_rows <= 128 ? 128 : kMostTileRows;
 }
 
 template <WeightFormat F, GemmMode M>
@@ -144,53 +146,61 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
   constexpr int Blocks = S::kBlocks;
   const int thread = threadIdx.x - kGroups * 128, lane = thread % 32, warp = thread / 32;
   constexpr bool gathered = M == GemmMode::gate_up;
-  const int n_blocks = args.weight.n_groups * (kGroup / block_k(F)), n_items = count_items<Blocks>(args);
+  const int n_blocks = args.weight.n_groups * (kGroup / block_k(F)), n_items = count_items<S>(args);
   Position at;
   int info = 0, pending[2] = {-1, -1};  // stages whose 16-byte copies have not been awaited, newest first
   const int n_cluster = args.n_splits * args.n_paired;
   for (int index = blockIdx.x / n_cluster; index < n_items; index += gridDim.x / n_cluster) {
-    const Item item = find_item<Blocks>(args, index);
+    const Item item = find_item<S>(args, index);
     const RowTile& rows = item.rows;
     const int n_operand = operand_rows<takes_any_16<F, M>>(rows.n_rows);
 
-    // Rows past the last repeat it; nobody writes their results.
-    const int own_row = min(thread, rows.n_rows - 1);
-    int32_t token = rows.first + own_row, out_row = token;
-    float factor = 1.0f;
-    if (M != GemmMode::linear) {
-      if (rows.expert < args.n_experts) {
-        const int slot = args.slot_order[token];
-        token = slot / args.n_active;
-        out_row = token * args.n_slots + slot % args.n_active;
-        if (M == GemmMode::down) factor = args.slot_weights[slot];
-      } else {
-        out_row = token * args.n_slots + args.n_active;
+    // Rows past the last repeat it; nobody writes their results. A thread has one, the first ones another.
+    constexpr int kOwn = (S::kRows + 127) / 128;
+    int32_t out_rows[kOwn];
+    float factors[kOwn];
+    if (gathered) meet<kProducers, 128>();  // the last item's tokens have been read
+#pragma unroll
+    for (int i = 0; i < kOwn; ++i) {
+      if (thread + 128 * i >= S::kRows) break;
+      const int own_row = min(thread + 128 * i, rows.n_rows - 1);
+      int32_t token = rows.first + own_row;
+      out_rows[i] = token;
+      factors[i] = 1.0f;
+      if (M != GemmMode::linear) {
+        if (rows.expert < args.n_experts) {
+          const int slot = args.slot_order[token];
+          token = slot / args.n_active;
+          out_rows[i] = token * args.n_slots + slot % args.n_active;
+          if (M == GemmMode::down) factors[i] = args.slot_weights[slot];
+        } else {
+          out_rows[i] = token * args.n_slots + args.n_active;
+        }
       }
+      if (F == WeightFormat::fp8) factors[i] *= args.x.scales[M == GemmMode::down ? rows.packed_row + own_row : token];
+      if (gathered) s.tokens[thread + 128 * i] = token;
     }
-    if (F == WeightFormat::fp8) factor *= args.x.scales[M == GemmMode::down ? rows.packed_row + own_row : token];
-    uint32_t places[kTileRows / 16];  // in a k block of x, of the pieces that this thread gathers
+    uint32_t places[S::kRows / 16];  // in a k block of x, of the pieces that this thread gathers
     if (gathered) {
-      meet<kProducers, 128>();  // the last item's tokens have been read
-      s.tokens[thread] = token;
       meet<kProducers, 128>();
 #pragma unroll
-      for (int i = 0; i < kTileRows / 16; ++i) places[i] = swizzled(s.tokens[thread / 8 + 16 * i], thread % 8);
+      for (int i = 0; i < S::kRows / 16; ++i) places[i] = swizzled(s.tokens[thread / 8 + 16 * i], thread % 8);
     }
     // A bulk copy costs its thread some hundred cycles, so each warp has a part of them: some tiles of W, and one has x.
-    constexpr int kOwn = kWeightTiles<Blocks> / 4;
-    const int n_own = max(0, min(kOwn, args.weight.n_tiles - item.weight_tile - kOwn * warp));
+    constexpr int kOwnTiles = kWeightTiles<Blocks> / 4;
+    const int n_own = max(0, min(kOwnTiles, args.weight.n_tiles - item.weight_tile - kOwnTiles * warp));
     const bool takes_x = !gathered && warp == 0;
     uint32_t own_bytes = n_own * kChunkRun;
     if (takes_x) own_bytes += n_operand * 128;
     const uint8_t* source = reinterpret_cast<const uint8_t*>(weight_of(args, rows.expert).tiles) +
-                            static_cast<size_t>(item.weight_tile + kOwn * warp + lane) * n_blocks * kChunkRun;
-    const bool to_both = item.shared && lane < kOwn;
+                            static_cast<size_t>(item.weight_tile + kOwnTiles * warp + lane) * n_blocks * kChunkRun;
+    const bool to_both = item.shared && lane < kOwnTiles;
     uint32_t source_step = kChunkRun, bytes = lane < n_own && (!to_both || lane % 2 == blockIdx.x % 2) ? kChunkRun : 0;
-    uint8_t* target = s.w[0] + (kOwn * warp + lane) * kChunkRun;
+    uint8_t* target = s.w[0] + (kOwnTiles * warp + lane) * kChunkRun;
     uint32_t target_step = kWeightTiles<Blocks> * kChunkRun;
-    if (lane == kOwn && takes_x) {
+    if (lane == kOwnTiles && takes_x) {
       source = args.x.data + static_cast<size_t>(rows.packed_row) * 128, source_step = args.x.stride * 128;
-      target = s.x[0], target_step = kTileRows * 128, bytes = n_operand * 128;
+      target = s.x[0], target_step = S::kRows * 128, bytes = n_operand * 128;
     }
     source += static_cast<size_t>(range.begin) * source_step;
     // The scales of W: four threads have one each, a k block ahead.
@@ -206,8 +216,10 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
     for (int kb = range.begin; kb < range.end; ++kb) {
       barrier_wait(&s.empty[at.stage], at.parity ^ 1);
       if (kb == range.begin) {
-        s.out_rows[info][thread] = out_row;
-        s.factors[info][thread] = factor;
+#pragma unroll
+        for (int i = 0; i < kOwn; ++i)
+          if (thread + 128 * i < S::kRows)
+            s.out_rows[info][thread + 128 * i] = out_rows[i], s.factors[info][thread + 128 * i] = factors[i];
         if (thread == 0) s.items[info] = rows, s.weight_tiles[info] = item.weight_tile;
       }
       if (brings_scale) reinterpret_cast<float*>(s.w_scales[at.stage])[lane] = w_scale;
@@ -222,7 +234,7 @@ __device__ void produce(const TensorGemmArgs& args, S& s, const KRange& range) {
       if (gathered) {
         const uint8_t* x_block = args.x.data + static_cast<size_t>(kb) * args.x.stride * 128;
 #pragma unroll
-        for (int i = 0; i < kTileRows / 16; ++i)
+        for (int i = 0; i < S::kRows / 16; ++i)
           if (16 * i < n_operand) copy_16_bytes(s.x[at.stage] + swizzled(thread / 8 + 16 * i, thread % 8), x_block + places[i]);
         commit_copies();
         if (pending[1] >= 0) {

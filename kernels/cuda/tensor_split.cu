@@ -50,7 +50,7 @@ __device__ void run_item(const TensorGemmArgs& args, Shared<kBlocks>& s, Positio
 template <WeightFormat F>
 __global__ void __launch_bounds__(kThreads, 1) tensor_split_kernel(const __grid_constant__ TensorGemmArgs args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  static_assert(sizeof(Shared<kBlocks>::x) >= kWeightTiles<kBlocks> * 16 * kTileRows * sizeof(float),
+  static_assert(sizeof(Shared<kBlocks>::x) >= kWeightTiles<kBlocks> * 16 * Shared<kBlocks>::kRows * sizeof(float),
                 "the sums take the place of x");
   extern __shared__ uint8_t raw[];
   let_next_start();
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads, 1) tensor_split_kernel(const __grid_
   } else {
     take_registers<232>();
     Position at;
-    const Item item = find_item<kBlocks>(args, blockIdx.x / args.n_splits);
+    const Item item = find_item<Shared<kBlocks>>(args, blockIdx.x / args.n_splits);
     switch (operand_rows<false>(item.rows.n_rows)) {
       case 16: run_item<F, 16>(args, s, at, item); break;
       case 32: run_item<F, 32>(args, s, at, item); break;
@@ -82,7 +82,7 @@ void launch_tensor_split(const Queue& queue, const TensorGemmArgs& args) {
   const auto kernel = args.weight.format == WeightFormat::fp8 ? tensor_split_kernel<WeightFormat::fp8>
                                                               : tensor_split_kernel<WeightFormat::bf16>;
   constexpr size_t kBytes = sizeof(Shared<kBlocks>) + 1024;
-  const int n_tiles = divide_up(args.weight.n_tiles, kWeightTiles<kBlocks>) * divide_up(args.n_rows, kTileRows);
+  const int n_tiles = divide_up(args.weight.n_tiles, kWeightTiles<kBlocks>) * divide_up(args.n_rows, Shared<kBlocks>::kRows);
   launch_clusters(queue, args.n_splits, kernel, n_tiles * args.n_splits, kThreads, kBytes, args);
 }
 

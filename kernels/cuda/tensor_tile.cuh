@@ -8,19 +8,6 @@ namespace sigmoe::cuda {
 template <int N, int Blocks>
 using Sums = float[Blocks][N / 2];  // by block of 64 rows of W
 
-// The lane's part of a stage's 64 rows of W.
-struct Operand {
-  uint4 chunks[4];
-  template <int begin = 0, int end = 4, class S>
-  __device__ void load(const S& s, int stage, int block) {
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32 % 4, group = threadIdx.x / 128;
-    const uint4* tile =
-        reinterpret_cast<const uint4*>(s.w[stage] + ((group * S::kBlocks + block) * 4 + warp) * kChunkRun) + lane;
-#pragma unroll
-    for (int c = begin; c < end; ++c) chunks[c] = tile[32 * c];
-  }
-};
-
 template <class S>
 __device__ inline void release(S& s, const Position& at, int stage) {
   __syncwarp();
@@ -37,29 +24,30 @@ __device__ inline void release(S& s, const Position& at, int stage) {
 //
 // One tensor-core product per 64 rows of W and k block: all rows of x at once, into one set of sums, which are then scaled and
 // added to float32. For that time a warpgroup leaves the tensor cores to the other one: they wait only if both take longer to
-// add than a product takes. So nothing else may stand between two products: W comes to registers while the product before
-// still runs, as soon as its first chunks have been read; so does the word that the next stage is full.
+// add than a product takes. So nothing else may stand between two products: both operands come from shared memory, which
+// leaves the registers to sums, and the word that the next stage is full is read while the product before runs.
 template <int N, class S>
 __device__ void multiply_fp8(S& s, Position& at, const KRange& range, Sums<N, S::kBlocks>& sum) {
   constexpr int Blocks = S::kBlocks;
-  const int group = threadIdx.x / 128;
+  const int group = __shfl_sync(kAllLanes, threadIdx.x / 128, 0);  // which the compiler then knows to be the warp's
 #pragma unroll
   for (int b = 0; b < Blocks; ++b)
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) sum[b][i] = 0.0f;
   float part[N / 2];
-  Operand a;
-  constexpr int kEarly = 3;  // chunks of W that come while the product before still runs
-  const auto start = [&](int stage) {
-    const uint64_t b = swizzled_operand(s.x[stage]);
+  const uint64_t first_w = weight_operand(s.w[0] + group * Blocks * 4 * kChunkRun), first_x = swizzled_operand(s.x[0]);
+  const auto start = [&](int stage, int block) {
+    const uint64_t a = first_w + (stage * static_cast<int>(sizeof(s.w[0])) + block * 4 * kChunkRun) / 16;
+    const uint64_t b = first_x + stage * static_cast<int>(sizeof(s.x[0])) / 16;
     pin(part);
     wgmma_fence();
 #pragma unroll
-    for (int c = 0; c < 4; ++c) {
-      wgmma_fp8<N>(part, a.chunks[c], b + 2 * c, c > 0);
-      if (c + 1 == kEarly) wgmma_commit();
-    }
+    for (int c = 0; c < 4; ++c) wgmma_fp8<N>(part, a + (c / 2 * 512 + c % 2 * 32) / 16, b + 2 * c, c > 0);
     wgmma_commit();
+  };
+  const auto finish = [&] {
+    wgmma_wait<0>();
+    pin(part);
   };
   const auto add = [&](float(&to)[N / 2], float2 scale) {
 #pragma unroll
@@ -70,47 +58,39 @@ __device__ void multiply_fp8(S& s, Position& at, const KRange& range, Sums<N, S:
       to[4 * j + 3] += part[4 * j + 3] * scale.y;
     }
   };
-  const auto finish = [&](int next_stage, int next_block) {
-    wgmma_wait<1>();
-    a.load<0, kEarly>(s, next_stage, next_block);
-    wgmma_wait<0>();
-    pin(part);
-    a.load<kEarly, 4>(s, next_stage, next_block);
-  };
   barrier_wait(&s.full[at.stage], at.parity);
-  a.load(s, at.stage, 0);
   float2 scale = s.w_scales[at.stage][group];
-  start(at.stage);
+  start(at.stage, 0);
   for (int kb = range.begin;; ++kb) {
     const int stage = at.stage;
 #pragma unroll
     for (int block = 0; block + 1 < Blocks; ++block) {
-      finish(stage, block + 1);
+      finish();
       add(sum[block], scale);
-      start(stage);
+      start(stage, block + 1);
     }
     at.next(S::kStages);
     if (kb + 1 == range.end) {
-      wgmma_wait<0>();
-      pin(part);
+      finish();
       release(s, at, stage);
       break;
     }
     barrier_wait(&s.full[at.stage], at.parity);
     const float2 next_scale = s.w_scales[at.stage][group];
-    finish(at.stage, 0);
+    finish();
     release(s, at, stage);
     add(sum[Blocks - 1], scale);
     scale = next_scale;
-    start(at.stage);
+    start(at.stage, 0);
   }
   add(sum[Blocks - 1], scale);
 }
 
-// The same in BF16: the tensor core's own float32 sums are the result.
+// The same in BF16, W from registers: the tensor core's own float32 sums are the result.
 template <int N, class S>
 __device__ void multiply_bf16(S& s, Position& at, const KRange& range, Sums<N, S::kBlocks>& sum) {
   constexpr int Blocks = S::kBlocks;
+  const int group = threadIdx.x / 128, warp = threadIdx.x / 32 % 4;
 #pragma unroll
   for (int b = 0; b < Blocks; ++b)
 #pragma unroll
@@ -121,12 +101,15 @@ __device__ void multiply_bf16(S& s, Position& at, const KRange& range, Sums<N, S
     const uint64_t b = swizzled_operand(s.x[stage]);
 #pragma unroll
     for (int block = 0; block < Blocks; ++block) {
-      Operand a;
-      a.load(s, stage, block);
+      const uint4* tile =
+          reinterpret_cast<const uint4*>(s.w[stage] + ((group * Blocks + block) * 4 + warp) * kChunkRun) + threadIdx.x % 32;
+      uint4 a[4];
+#pragma unroll
+      for (int c = 0; c < 4; ++c) a[c] = tile[32 * c];
       pin(sum[block]);
       wgmma_fence();
 #pragma unroll
-      for (int c = 0; c < 4; ++c) wgmma_bf16<N>(sum[block], a.chunks[c], b + 2 * c, true);
+      for (int c = 0; c < 4; ++c) wgmma_bf16<N>(sum[block], a[c], b + 2 * c, true);
       wgmma_commit();
       wgmma_wait<0>();
       pin(sum[block]);

@@ -1,12 +1,15 @@
-// Weights in tensor-core order, one layout for all formats.
+// Weights in tensor-core order.
 //
 // A tile is 16 rows of W; along k it is a run of chunks of 32 bytes per row (8 k in F32, 16 in BF16, 32 in FP8 and INT8, 64 in
-// INT4). A chunk is 512 contiguous bytes: lane (g, q) of a warp owns bytes [8q, 8q+8) of rows g and g + 8, so one coalesced
-// 16-byte load per lane brings what the lane feeds the tensor core, and no shared memory is needed. Its words are in the tensor
-// core's order (four bytes of row g, of row g + 8, the next four of both), for products take them from where a load left them:
-// a copy of each between two products is what the tensor cores waited for. k is padded to a multiple
-// of 128 with zeros, rows to whole tiles. In a gate_up weight rows 0-7 of tile t are gate rows 8t.., rows 8-15 the up rows of
-// the same columns, so that SwiGLU happens in the registers of one lane.
+// INT4), 512 contiguous bytes each, of which one coalesced 16-byte load per lane brings what the lane feeds the tensor core. k
+// is padded to a multiple of 128 with zeros, rows to whole tiles. In a gate_up weight rows 0-7 of tile t are gate rows 8t..,
+// rows 8-15 the up rows of the same columns, so that SwiGLU happens in the registers of one lane.
+//
+// Lane (g, q) of a warp owns rows g and g + 8. All formats but FP8: bytes [8q, 8q+8) of both in every chunk, in the order of
+// the tensor core's operand in registers (four bytes of row g, of row g + 8, the next four of both). FP8 is also read by
+// Hopper's tensor cores from shared memory, which want eight rows apart from the next eight: of the four chunks of a group of
+// 128 k, the first two have rows 0-7, the others rows 8-15, of 64 k each, a row's 64 bytes in pieces of 16, the piece of lane q
+// at place q ^ g / 2. So a lane's bytes [16q, 16q+16) of rows g and g + 8 are two chunks for it (chunk_of() in gemm_tile.cuh).
 #pragma once
 
 #include <cstdint>

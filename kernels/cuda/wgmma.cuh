@@ -1,5 +1,5 @@
 // Hopper's asynchronous instructions as the many-row products use them: barriers in shared memory, bulk copies, and the
-// warpgroup's tensor-core product with its 64-row operand in registers and its narrow one in shared memory.
+// warpgroup's tensor-core product, its narrow operand in shared memory and its 64-row one there or in registers.
 #pragma once
 
 #include <cstdint>
@@ -150,6 +150,11 @@ __device__ inline void pin(float (&values)[n]) {
 __device__ inline uint64_t swizzled_operand(const void* shared) {
   return uint64_t{1} << 62 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 16 | (shared_address(shared) & 0x3ffff) >> 4;
 }
+// Tiles of an FP8 weight as they are stored (weight.h): eight rows every 1024 bytes, of the halves of 64 bytes of k that begin
+// at `shared`, a multiple of 512.
+__device__ inline uint64_t weight_operand(const void* shared) {
+  return uint64_t{2} << 62 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 16 | (shared_address(shared) & 0x3ffff) >> 4;
+}
 
 // A0 to A3, B, S: the operand numbers after the accumulators.
 #define SIGMOE_WGMMA(SHAPE, TYPES, N, TRANSPOSE, A0, A1, A2, A3, B, S)                                           \
@@ -157,21 +162,35 @@ __device__ inline uint64_t swizzled_operand(const void* shared) {
                " {" SIGMOE_LIST_##N "}, {%" #A0 ",%" #A1 ",%" #A2 ",%" #A3 "}, %" #B ", p, 1, 1" TRANSPOSE "; }" \
                : SIGMOE_OUT_##N(0)                                                                               \
                : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"(static_cast<int>(accumulate)))
+#define SIGMOE_WGMMA_SHARED(SHAPE, N, A, B, S)                                                                   \
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #S ", 0; wgmma.mma_async.sync.aligned." SHAPE ".f32.e4m3.e4m3" \
+               " {" SIGMOE_LIST_##N "}, %" #A ", %" #B ", p, 1, 1; }"                                            \
+               : SIGMOE_OUT_##N(0)                                                                               \
+               : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
 
-// d (64, N) = a b, plus d when `accumulate`. The warp's 16 rows of a come as the lane's 16 bytes of a stored chunk (weight.h);
-// b holds the same 32 bytes of k, in the order of packed_place(), of N rows. d as mma_bf16's c, 8 columns after the other.
+// d (64, N) = a b, plus d when `accumulate`: 32 bytes of k, in one order in both operands. d as mma_bf16's c, 8 columns after
+// the other. The warp's 16 rows of a come as 16 bytes of a lane (narrow_experts.cu; for_registers in packed.cuh).
 template <int N>
 __device__ inline void wgmma_fp8(float (&d)[N / 2], const uint4& a, uint64_t b, bool accumulate) {
-  static_assert(N % 16 == 0 && N <= 128);
+  static_assert(N == 16);
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  if constexpr (N == 16) SIGMOE_WGMMA("m64n16k32", "e4m3.e4m3", 16, "", 8, 9, 10, 11, 12, 13);
-  if constexpr (N == 32) SIGMOE_WGMMA("m64n32k32", "e4m3.e4m3", 32, "", 16, 17, 18, 19, 20, 21);
-  if constexpr (N == 48) SIGMOE_WGMMA("m64n48k32", "e4m3.e4m3", 48, "", 24, 25, 26, 27, 28, 29);
-  if constexpr (N == 64) SIGMOE_WGMMA("m64n64k32", "e4m3.e4m3", 64, "", 32, 33, 34, 35, 36, 37);
-  if constexpr (N == 80) SIGMOE_WGMMA("m64n80k32", "e4m3.e4m3", 80, "", 40, 41, 42, 43, 44, 45);
-  if constexpr (N == 112) SIGMOE_WGMMA("m64n112k32", "e4m3.e4m3", 112, "", 56, 57, 58, 59, 60, 61);
-  if constexpr (N == 96) SIGMOE_WGMMA("m64n96k32", "e4m3.e4m3", 96, "", 48, 49, 50, 51, 52, 53);
-  if constexpr (N == 128) SIGMOE_WGMMA("m64n128k32", "e4m3.e4m3", 128, "", 64, 65, 66, 67, 68, 69);
+  SIGMOE_WGMMA("m64n16k32", "e4m3.e4m3", 16, "", 8, 9, 10, 11, 12, 13);
+#endif
+}
+// Both from shared memory.
+template <int N>
+__device__ inline void wgmma_fp8(float (&d)[N / 2], uint64_t a, uint64_t b, bool accumulate) {
+  static_assert(N % 16 == 0 && N <= 144);
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  if constexpr (N == 16) SIGMOE_WGMMA_SHARED("m64n16k32", 16, 8, 9, 10);
+  if constexpr (N == 32) SIGMOE_WGMMA_SHARED("m64n32k32", 32, 16, 17, 18);
+  if constexpr (N == 48) SIGMOE_WGMMA_SHARED("m64n48k32", 48, 24, 25, 26);
+  if constexpr (N == 64) SIGMOE_WGMMA_SHARED("m64n64k32", 64, 32, 33, 34);
+  if constexpr (N == 80) SIGMOE_WGMMA_SHARED("m64n80k32", 80, 40, 41, 42);
+  if constexpr (N == 96) SIGMOE_WGMMA_SHARED("m64n96k32", 96, 48, 49, 50);
+  if constexpr (N == 112) SIGMOE_WGMMA_SHARED("m64n112k32", 112, 56, 57, 58);
+  if constexpr (N == 128) SIGMOE_WGMMA_SHARED("m64n128k32", 128, 64, 65, 66);
+  if constexpr (N == 144) SIGMOE_WGMMA_SHARED("m64n144k32", 144, 72, 73, 74);
 #endif
 }
 template <int N>
@@ -186,5 +205,6 @@ __device__ inline void wgmma_bf16(float (&d)[N / 2], const uint4& a, uint64_t b,
 }
 
 #undef SIGMOE_WGMMA
+#undef SIGMOE_WGMMA_SHARED
 
 }  // namespace sigmoe::cuda
