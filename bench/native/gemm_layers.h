@@ -142,7 +142,7 @@ struct ExpertRun {
   void pack() const { launch_pack_rows(backend.queue(), format, x.get(), nullptr, lists.n_tokens, width, packed.view(), plan); }
   void gate_up() const { launch_tensor_gemm(backend.queue(), up); }
   void pack_inner() const {
-    if (format == WeightFormat::fp8) launch_pack_inner(backend.queue(), up.inner_rows, packed_inner.n_blocks, down.x, false);
+    if (format == WeightFormat::fp8) launch_pack_inner(backend.queue(), up.inner_rows, packed_inner.n_blocks, down.x);
   }
   void project_down() const { launch_tensor_gemm(backend.queue(), down); }
 

@@ -166,7 +166,7 @@ void CudaBackend::run_narrow_experts(const float* x, const ExpertWeights& weight
   down.slots = reinterpret_cast<__nv_bfloat16*>(out);
   if (!packed) launch_pack_rows(queue_, wide.format, x, nullptr, n_tokens, wide.k, up.x, {});
   launch_narrow_experts(queue_, up);
-  launch_pack_inner(queue_, up.inner_rows, back.n_groups, down.x, true);
+  launch_pack_inner(queue_, up.inner_rows, back.n_groups, down.x);
   launch_narrow_experts(queue_, down);
 }
 
@@ -198,7 +198,7 @@ void CudaBackend::run_many_experts(const float* x, const ExpertWeights& weights,
   down.slots = reinterpret_cast<__nv_bfloat16*>(out);
   launch_pack_rows(queue_, up.weight.format, x, nullptr, packed ? 0 : n_tokens, up.weight.k, up.x, plan);
   launch_tensor_gemm(queue_, up);
-  if (packs_later) launch_pack_inner(queue_, up.inner_rows, down.weight.n_groups, down.x, false);
+  if (packs_later) launch_pack_inner(queue_, up.inner_rows, down.weight.n_groups, down.x);
   launch_tensor_gemm(queue_, down);
 }
 

@@ -36,8 +36,8 @@ __host__ __device__ constexpr int fp8_word(int word) { return word / 16 * 16 + w
 // k that one word of 4 bytes holds.
 __host__ __device__ inline int word_k(WeightFormat format) { return chunk_k(format) / 8; }
 
-// Byte offset of word `word` of row `row`: a row's k run is cut into words of 4 bytes. FP8: 16 words of a row lie
-// together, in swizzled pieces of four; others: eight words are a chunk's, two a lane's.
+// Byte offset of word `word` of row `row`: a row's k run is cut into words of 4 bytes. FP8: 16 words of a row lie together, in
+// swizzled pieces of four; others: eight words are a chunk's, two a lane's.
 __host__ __device__ inline size_t word_offset(const WeightView& w, int tile, int row, int word) {
   if (w.format == WeightFormat::fp8) {
     const size_t group = static_cast<size_t>(tile) * w.n_groups + word / 32;

@@ -142,7 +142,8 @@ __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_c
       copy_groups(kHeldGroups, kHeldGroups, kStagedGroups - kHeldGroups, &arrived[1]);
     }
 #pragma unroll
-    for (int c = 0; c < S::kChunks; ++c) last[c] = load_once(source + (kDownGroups - 1) * kGroupVectors + c * 32 + vector_of<kFormat>(lane));
+    for (int c = 0; c < S::kChunks; ++c)
+      last[c] = load_once(source + (kDownGroups - 1) * kGroupVectors + c * 32 + vector_of<kFormat>(lane));
     scale = expert.scales[static_cast<size_t>(tile * 16 >> w.row_shift) * w.scale_columns +
                           (lane % kDownGroups * kGroup >> w.k_shift)];
   };

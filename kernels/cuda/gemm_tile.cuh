@@ -111,8 +111,7 @@ template <WeightFormat F>
 __device__ inline void unpack_now(const uint4& w, uint32_t (&a)[Stream<F>::kProducts][4]) {
   unpack<F>(w, a);
 #pragma unroll
-  for (int m = 0; m < Stream<F>::kProducts; ++m)
-    asm volatile("" : "+r"(a[m][0]), "+r"(a[m][1]), "+r"(a[m][2]), "+r"(a[m][3]));
+  for (int m = 0; m < Stream<F>::kProducts; ++m) asm volatile("" : "+r"(a[m][0]), "+r"(a[m][1]), "+r"(a[m][2]), "+r"(a[m][3]));
 }
 
 // sum (16 rows, 8 tokens) += the chunk times the lane's kLaneK activations, as BF16 pairs in x.

@@ -50,9 +50,9 @@ __global__ void __launch_bounds__(Warps * 32, 12 / Warps) held_kernel(const __gr
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, q = lane % 4;
   const int slice = warp % Slices, tile = min(static_cast<int>(blockIdx.x) * tiles + warp / Slices, w.n_tiles - 1);
   uint4 held[kSliceGroups][S::kChunks];
-  const uint4* source =
-      w.tiles + (static_cast<size_t>(tile) * (Slices * kSliceGroups) + slice * kSliceGroups) * S::kChunks * 32 +
-      vector_of<kFormat>(lane);
+  const uint4* source = w.tiles +
+                        (static_cast<size_t>(tile) * (Slices * kSliceGroups) + slice * kSliceGroups) * S::kChunks * 32 +
+                        vector_of<kFormat>(lane);
 #pragma unroll
   for (int i = 0; i < kSliceGroups; ++i)
 #pragma unroll

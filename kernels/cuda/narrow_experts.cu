@@ -9,6 +9,7 @@
 // Sums are promoted to float32 every 128 of k, in the order of tensor_tile.cuh: the bits are tensor_gemm.cu's.
 #include <algorithm>
 
+#include "cuda/gemm_tile.cuh"
 #include "cuda/narrow_tokens.cuh"
 
 namespace sigmoe::cuda {
@@ -27,17 +28,23 @@ using namespace narrow;
   return value;
 }
 
-// A row's two words of a lane, of the first product of 64 bytes and of the second.
+// A row's two words of a lane for the first product of 64 bytes, and for the second.
 struct Halves {
   uint2 first, second;
 };
-// Even lanes have both lanes' words of the first product, odd ones of the second. New registers also for what a lane keeps:
-// handed to the product as they were loaded, all loads in flight share one of the hardware's counters, and each product waits
-// for the newest of them.
-[[maybe_unused]] __device__ inline Halves shared_out(const uint4& w) {
-  const bool odd = threadIdx.x % 2 == 1;
-  const uint2 from = {__shfl_xor_sync(kAllLanes, odd ? w.x : w.z, 1), __shfl_xor_sync(kAllLanes, odd ? w.y : w.w, 1)};
-  return {odd ? from : uint2{w.x, w.y}, odd ? uint2{w.z, w.w} : from};
+
+// Of a row's four pieces of four words, one of each lane, word q of each to lane q: W lies in memory for tensor cores that read
+// it from shared memory (weight.h), where a product takes two whole pieces; so does this one, to have the same bits. What comes
+// out is in other registers than loads wrote. Handed to the product as they are, all loads in flight share one of the
+// hardware's counters, and each product waits for the newest of them.
+[[maybe_unused]] __device__ inline Halves word_of_each(const uint4& piece) {
+  const auto swapped = [](uint32_t word, int lanes) { return __shfl_xor_sync(kAllLanes, word, lanes); };
+  const bool odd = threadIdx.x % 2 == 1, upper = threadIdx.x % 4 >= 2;
+  // Words of one parity of both lanes of a pair: words 0 or 1, and words 2 or 3.
+  const uint32_t one = swapped(odd ? piece.x : piece.y, 1), two = swapped(odd ? piece.z : piece.w, 1);
+  const uint2 low = odd ? uint2{one, piece.y} : uint2{piece.x, one}, high = odd ? uint2{two, piece.w} : uint2{piece.z, two};
+  const uint2 others = {swapped(upper ? low.x : high.x, 2), swapped(upper ? low.y : high.y, 2)};
+  return upper ? Halves{others, high} : Halves{low, others};
 }
 
 template <bool GateUp>
@@ -74,10 +81,6 @@ __global__ void __launch_bounds__(kThreads, 1) narrow_kernel(const __grid_consta
   // What the warp reads of a place: its first tile of each operand, and the scales of its rows 0-7 and 8-15 (gate and up have
   // their own), of group `lane`.
   const size_t tile_vectors = static_cast<size_t>(n_groups) * kChunks * 32;
-  // Of a row's 64 bytes (weight.h) a product takes 32, as tensor_gemm.cu does: two pieces, of which lanes 0 and 1 have halves of
-  // the first, 2 and 3 of the second. So even lanes load pieces of the first product, odd ones of the second, and each gives its
-  // neighbour half of its piece.
-  const int own_vector = lane / 4 * 4 + ((lane % 2 * 2 + lane % 4 / 2) ^ lane / 8);
   const int first_tile = group * kBlocks * 4 + threadIdx.x / 32 % 4;
   struct Place {
     const uint4* tiles;
@@ -91,7 +94,8 @@ __global__ void __launch_bounds__(kThreads, 1) narrow_kernel(const __grid_consta
     ahead.seek(gemm, lists.starts, n_items, place);
     const ExpertTiles& item = lists.weights[ahead.item];
     found.tile = ahead.tile;
-    found.tiles = item.tiles + (static_cast<size_t>(ahead.tile) * kPlaceTiles + first_tile) * tile_vectors + own_vector;
+    found.tiles = item.tiles + (static_cast<size_t>(ahead.tile) * kPlaceTiles + first_tile) * tile_vectors +
+                  vector_of<WeightFormat::fp8>(lane);
     const int low = GateUp ? ahead.tile : 2 * ahead.tile + group, high = GateUp ? low + any.n / 256 : low;
     if (lane < n_groups)
       found.scale = {item.scales[low * any.scale_columns + lane], item.scales[high * any.scale_columns + lane]};
@@ -138,10 +142,12 @@ __global__ void __launch_bounds__(kThreads, 1) narrow_kernel(const __grid_consta
         for (int block = 0; block < kBlocks; ++block)
 #pragma unroll
           for (int half = 0; half < kChunks / 2; ++half) {  // of the group's k
-            const Halves low = shared_out(weights[d][block][half]), high = shared_out(weights[d][block][kChunks / 2 + half]);
+            const Halves low = word_of_each(weights[d][block][half]),
+                         high = word_of_each(weights[d][block][kChunks / 2 + half]);
             a[block][2 * half] = {low.first.x, high.first.x, low.first.y, high.first.y};
             a[block][2 * half + 1] = {low.second.x, high.second.x, low.second.y, high.second.y};
           }
+        fetch(d, refill, d);
         wgmma_fence();
 #pragma unroll
         for (int block = 0; block < kBlocks; ++block)
@@ -151,7 +157,6 @@ __global__ void __launch_bounds__(kThreads, 1) narrow_kernel(const __grid_consta
         wgmma_wait<0>();
         pin(part[0]);
         pin(part[1]);
-        fetch(d, refill, d);
         __syncwarp();
         const float2 scale = {__shfl_sync(kAllLanes, place.scale.x, first + d),
                               __shfl_sync(kAllLanes, place.scale.y, first + d)};

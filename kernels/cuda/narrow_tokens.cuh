@@ -77,10 +77,7 @@ __device__ void copy_tokens(const NarrowArgs& args, const stream::Lists& lists, 
         const uint8_t* from = args.x.data + static_cast<size_t>(group) * args.x.stride * 128;
 #pragma unroll
         for (int m = 0; m < kTokens / 4; ++m)
-#pragma unroll
-          for (int word = 0; word < 4; ++word)  // W is in registers: place_of_word()
-            copy_4_bytes(to + group * kXBytes + place_of_word<true>(4 * m + lane / 8, lane % 8 * 4 + word),
-                         from + swizzled(rows[m], lane % 8) + word * 4);
+          copy_16_bytes(to + group * kXBytes + swizzled(4 * m + lane / 8, lane % 8), from + swizzled(rows[m], lane % 8));
       }
       wait_for_copies();
       publish_to_async();

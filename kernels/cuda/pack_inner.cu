@@ -12,7 +12,6 @@ namespace {
 constexpr int kWarps = 8;
 constexpr int kHeld = 8;
 
-template <bool for_registers>
 __global__ void __launch_bounds__(kWarps * 32) pack_inner_kernel(const __nv_bfloat16* rows, int n_groups, PackedRows out) {
   let_next_start();
   wait_for_previous();
@@ -31,14 +30,14 @@ __global__ void __launch_bounds__(kWarps * 32) pack_inner_kernel(const __nv_bflo
   if (lane == 0) out.scales[r] = scale.x;
 #pragma unroll
   for (int i = 0; i < kHeld; ++i)
-    if (i < n_groups) pack_group_fp8<for_registers>(out, r, i, values_of(held[i]), scale.y);
-  for (int group = kHeld; group < n_groups; ++group) pack_group_fp8<for_registers>(out, r, group, values_of(load(group)), scale.y);
+    if (i < n_groups) pack_group_fp8(out, r, i, values_of(held[i]), scale.y);
+  for (int group = kHeld; group < n_groups; ++group) pack_group_fp8(out, r, group, values_of(load(group)), scale.y);
 }
 
 }  // namespace
 
-void launch_pack_inner(const Queue& queue, const __nv_bfloat16* rows, int n_groups, const PackedRows& out, bool for_registers) {
-  launch(queue, for_registers ? pack_inner_kernel<true> : pack_inner_kernel<false>, out.stride / kWarps, kWarps * 32, 0, rows, n_groups, out);
+void launch_pack_inner(const Queue& queue, const __nv_bfloat16* rows, int n_groups, const PackedRows& out) {
+  launch(queue, pack_inner_kernel, out.stride / kWarps, kWarps * 32, 0, rows, n_groups, out);
 }
 
 }  // namespace sigmoe::cuda

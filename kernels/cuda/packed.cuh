@@ -18,15 +18,6 @@ __host__ __device__ constexpr int packed_place_bf16(int k) { return k % 4 / 2 * 
 // Byte offset of 16-byte piece `piece` of row r's block.
 __device__ inline int swizzled(int r, int piece) { return r * 128 + (piece ^ (r & 7)) * 16; }
 
-// Byte offset of word `place` of row r's block in FP8, as its words lie in weights (fp8_word() in element.cuh). For a kernel
-// that has W in registers: of a product's eight words lane q has two that follow each other, and the tensor core takes first one
-// word of all lanes, then the other.
-template <bool for_registers>
-__device__ inline int place_of_word(int r, int place) {
-  const int piece = for_registers ? place / 8 * 2 + place % 2 : place / 4;
-  return swizzled(r, piece) + (for_registers ? place % 8 / 2 : place % 4) * 4;
-}
-
 __device__ inline uint32_t pack_fp8(float a, float b) {
   return __nv_cvt_float2_to_fp8x2(float2{a, b}, __NV_SATFINITE, __NV_E4M3);
 }
@@ -49,12 +40,12 @@ __device__ inline float2 fp8_scale(float largest) {
 
 // Row r's values of one group of 128 columns, packed by a warp: lane l brings columns 4l .. 4l + 3. `inverse` of the row's
 // scale.
-template <bool for_registers = false>
 __device__ inline void pack_group_fp8(const PackedRows& out, int r, int group, const float4& v, float inverse) {
-  // the lane's four k fill one word, its middle bytes swapped as in weights (element.cuh)
+  // The lane's four k fill one word. It and its bytes lie as in weights (element.cuh): the tensor core pairs what it finds.
   const uint32_t word = pack_fp8(v.x * inverse, v.z * inverse) | pack_fp8(v.y * inverse, v.w * inverse) << 16;
+  const int place = fp8_word(threadIdx.x % 32);
   uint8_t* block = out.data + static_cast<int64_t>(group) * out.stride * 128;
-  *reinterpret_cast<uint32_t*>(block + place_of_word<for_registers>(r, fp8_word(threadIdx.x % 32))) = word;
+  *reinterpret_cast<uint32_t*>(block + swizzled(r, place / 4) + place % 4 * 4) = word;
 }
 __device__ inline void pack_group_bf16(const PackedRows& out, int r, int group, const float4& v) {
   const int lane = threadIdx.x % 32, piece = lane % 16 / 4 * 2;

@@ -43,7 +43,8 @@ struct RowTile {
 };
 
 constexpr int round_up_8(int n) { return (n + 7) / 8 * 8; }
-// Tiles of up to `rows` and packed rows of n_slots routed slots over n_experts and n_shared tokens at the shared expert, at most.
+// Tiles of up to `rows` and packed rows of n_slots routed slots over n_experts and n_shared tokens at the shared expert, at
+// most.
 constexpr int most_tiles(int rows, int n_slots, int n_experts, int n_shared) {
   return n_slots / rows + (n_slots < n_experts ? n_slots : n_experts) + n_shared / rows + 1;
 }
@@ -58,7 +59,7 @@ struct TilePlan {
   const int32_t* expert_offsets = nullptr;  // (E + 1)
   const ExpertTiles* experts = nullptr;     // (E): those without weights get no tiles
   int n_experts = 0;
-  int n_shared = 0;  // tokens at the shared expert; 0: none
+  int n_shared = 0;   // tokens at the shared expert; 0: none
   int tile_rows = 0;  // of a tile, at most
   RowTile* tiles = nullptr;
   int32_t* n_tiles = nullptr;
@@ -68,8 +69,7 @@ struct TilePlan {
 void launch_pack_rows(const Queue& queue, WeightFormat format, const float* x, const int32_t* row_ids, int n_rows, int k,
                       const PackedRows& out, const TilePlan& plan);
 
-// FP8: packs what gate_up left, (out.stride, n_groups * 128) bf16, for the down product (pack_inner.cu);
-// for_registers: in the order of a kernel that has W in registers (packed.cuh).
-void launch_pack_inner(const Queue& queue, const __nv_bfloat16* rows, int n_groups, const PackedRows& out, bool for_registers);
+// FP8: packs what gate_up left, (out.stride, n_groups * 128) bf16, for the down product (pack_inner.cu).
+void launch_pack_inner(const Queue& queue, const __nv_bfloat16* rows, int n_groups, const PackedRows& out);
 
 }  // namespace sigmoe::cuda

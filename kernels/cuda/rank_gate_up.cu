@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(kUpWarps * 32, kUpBlocks) rank_gate_up_kernel(
     for (int c = 0; c < S::kChunks; ++c) weights[d][c] = load_once(source + group * kGroupVectors + c * 32);
   };
   const auto start = [&](const ExpertTiles& expert) {
-    source = expert.tiles + (static_cast<size_t>(tile) * kUpGroups + warp * kSliceGroups) * kGroupVectors +
-             vector_of<kFormat>(lane);
+    source =
+        expert.tiles + (static_cast<size_t>(tile) * kUpGroups + warp * kSliceGroups) * kGroupVectors + vector_of<kFormat>(lane);
 #pragma unroll
     for (int d = 0; d < kDeep; ++d) load_group(d, d);
     if constexpr (S::kScaled) {

@@ -17,7 +17,7 @@
 
 namespace sigmoe::cuda {
 
-constexpr int kGroups = 2;                // warpgroups that multiply
+constexpr int kGroups = 2;  // warpgroups that multiply
 constexpr int kThreads = (kGroups + 1) * 128;
 constexpr int kChunkRun = 2048;  // bytes of a 16-row tile in a stage
 constexpr int kInfos = 5;        // items that producers may be ahead, and one

@@ -8,8 +8,9 @@
 // Lane (g, q) of a warp owns rows g and g + 8. All formats but FP8: bytes [8q, 8q+8) of both in every chunk, in the order of
 // the tensor core's operand in registers (four bytes of row g, of row g + 8, the next four of both). FP8 is also read by
 // Hopper's tensor cores from shared memory, which want eight rows apart from the next eight: of the four chunks of a group of
-// 128 k, the first two have rows 0-7, the others rows 8-15, of 64 k each, a row's 64 bytes in pieces of 16, the piece of lane q
-// at place q ^ g / 2. So a lane's bytes [16q, 16q+16) of rows g and g + 8 are two chunks for it (chunk_of() in gemm_tile.cuh).
+// 128 k, the first two have rows 0-7, the others rows 8-15, of 64 k each: a row's 64 bytes lie together in pieces of 16, the
+// piece of lane q at place q ^ g / 2, and hold the lane's [8q, 8q+8) of the first 32 bytes and of the second. So two loads of a
+// lane, of rows g and g + 8, are two chunks (chunk_of() in gemm_tile.cuh).
 #pragma once
 
 #include <cstdint>

@@ -162,14 +162,16 @@ __device__ inline uint64_t weight_operand(const void* shared) {
                " {" SIGMOE_LIST_##N "}, {%" #A0 ",%" #A1 ",%" #A2 ",%" #A3 "}, %" #B ", p, 1, 1" TRANSPOSE "; }" \
                : SIGMOE_OUT_##N(0)                                                                               \
                : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "r"(static_cast<int>(accumulate)))
-#define SIGMOE_WGMMA_SHARED(SHAPE, N, A, B, S)                                                                   \
-  asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #S ", 0; wgmma.mma_async.sync.aligned." SHAPE ".f32.e4m3.e4m3" \
-               " {" SIGMOE_LIST_##N "}, %" #A ", %" #B ", p, 1, 1; }"                                            \
-               : SIGMOE_OUT_##N(0)                                                                               \
+#define SIGMOE_WGMMA_SHARED(SHAPE, N, A, B, S)                                                  \
+  asm volatile("{ .reg .pred p; setp.ne.b32 p, %" #S ", 0; wgmma.mma_async.sync.aligned." SHAPE \
+               ".f32.e4m3.e4m3"                                                                 \
+               " {" SIGMOE_LIST_##N "}, %" #A ", %" #B ", p, 1, 1; }"                           \
+               : SIGMOE_OUT_##N(0)                                                              \
                : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
 
 // d (64, N) = a b, plus d when `accumulate`: 32 bytes of k, in one order in both operands. d as mma_bf16's c, 8 columns after
-// the other. The warp's 16 rows of a come as 16 bytes of a lane (narrow_experts.cu; for_registers in packed.cuh).
+// the other. Of the warp's 16 rows of a lane (g, q) brings
+// bytes 4q .. 4q + 3 of row g, of row g + 8, and the same of the second 16 bytes.
 template <int N>
 __device__ inline void wgmma_fp8(float (&d)[N / 2], const uint4& a, uint64_t b, bool accumulate) {
   static_assert(N == 16);
