@@ -122,10 +122,7 @@ DeviceBuffer CudaBackend::alloc(size_t bytes, const char* what) {
   enter();
   void* data = device_malloc(bytes, what);
   DeviceBuffer buffer(data, bytes, [brief = std::weak_ptr(brief_)](void* memory, size_t n_bytes) {
-    if (const auto rows = brief.lock())  // what comes to lie here next is not theirs
-      std::erase_if(*rows, [&](const BriefRows& each) {
-        return each.data >= memory && each.data < static_cast<std::byte*>(memory) + n_bytes;
-      });
+    if (const auto rows = brief.lock()) rows->forget_all(memory, n_bytes);
     cudaFree(memory);
   });
   writes(data);
@@ -201,7 +198,8 @@ void CudaBackend::join(Comm& comm) {
   meets_on_host_ = !world_;
 }
 
-// The first run of a key only runs: it sizes scratch memory and makes tables. The second is recorded, the rest replay.
+// The first run of a key only runs: it sizes scratch memory and makes tables. The second is recorded, the rest replay; but
+// where rows that were there before are BF16 now and were floats for what was recorded, or the other way round, ops are called.
 void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
   if (meets_on_host_) return ops();
   enter();
@@ -216,24 +214,32 @@ void CudaBackend::run_recorded(uint64_t key, const std::function<void()>& ops) {
     cudaGraph_t graph = nullptr;
     CUDA_CHECK(cudaStreamBeginCapture(queue_.stream, cudaStreamCaptureModeThreadLocal));
     recording_ = true;
+    brief_->begin_recording();
     try {
       ops();
     } catch (...) {
       recording_ = false;
+      brief_->end_recording();
       cudaStreamEndCapture(queue_.stream, &graph);
       if (graph) cudaGraphDestroy(graph);
       throw;
     }
     recording_ = false;
+    BriefList::Recording brief = brief_->end_recording();
     twin_ = {};
     CUDA_CHECK(cudaStreamEndCapture(queue_.stream, &graph));
     const cudaError_t status = cudaGraphInstantiate(&recorded_[key].graph, graph, 0);
     cudaGraphDestroy(graph);
     CUDA_CHECK(status);
-    recorded_[key].brief = *brief_;
+    recorded_[key].brief = std::move(brief);
   }
-  CUDA_CHECK(cudaGraphLaunch(recorded_[key].graph, queue_.stream));
-  *brief_ = recorded_[key].brief;
+  const Recorded& recorded = recorded_[key];
+  if (brief_->replay(recorded.brief)) {
+    CUDA_CHECK(cudaGraphLaunch(recorded.graph, queue_.stream));
+  } else {
+    ops();
+    twin_ = {};
+  }
 }
 
 bool CudaBackend::would_replay(uint64_t key) const {

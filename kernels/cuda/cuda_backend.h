@@ -16,6 +16,7 @@
 #include "backend/backend.h"
 #include "backend/bench_device.h"
 #include "backend/decode_layer.h"
+#include "cuda/brief_rows.h"
 #include "cuda/comm.h"
 #include "cuda/few_rows.h"
 #include "cuda/gemm.h"
@@ -135,17 +136,8 @@ class CudaBackend : public Backend, public DecodeLayers {
   const PackedRows* packed_twin_of(const float* x, int n_rows, const WeightView& weight);  // likewise
   const void* to_bf16(const float* x, const int32_t* row_ids, int n_rows, int width);
 
-  // What many rows left at an op's output in BF16, half the bytes of the floats that the seam speaks of: experts() its slots,
-  // linear() its products, qk_norm_rope_store() its queries, scaled as attention wants them. The op that reads them next in a
-  // layer takes them so; for anyone else they become floats first (floats()).
-  struct BriefRows {
-    void* data = nullptr;
-    size_t n = 0;         // of them, in room for as many floats
-    float factor = 1.0f;  // that the values were multiplied by
-    bool holds(const void* address) const { return address >= data && address < static_cast<const float*>(data) + n; }
-  };
-  void leave_brief(float* out, size_t n, float factor = 1.0f) { brief_->push_back({out, n, factor}); }
-  bool is_brief(const void* rows) const;  // from their first on
+  void leave_brief(float* out, size_t n, float factor = 1.0f) { brief_->leave({out, n, factor}); }
+  bool is_brief(const void* rows) { return brief_->begins(rows); }
   void floats(const void* address);
 
   // One row of partial results that the kernel which made them has pushed to the other ranks, and where the residual stream is
@@ -212,7 +204,7 @@ class CudaBackend : public Backend, public DecodeLayers {
   std::array<Landing, kDownloads> landings_{};
 
   Twin twin_;
-  std::shared_ptr<std::vector<BriefRows>> brief_ = std::make_shared<std::vector<BriefRows>>();  // buffers see to it, too
+  std::shared_ptr<BriefList> brief_ = std::make_shared<BriefList>();  // buffers see to it, too
   Pushed pushed_;
   std::map<const LinearWeight*, bool> ranks_push_;  // by a layer's router
   std::optional<WeightFormat> packs_;  // the format of the last weight that met many rows: what the next norm packs for
@@ -228,7 +220,7 @@ class CudaBackend : public Backend, public DecodeLayers {
   struct Recorded {
     int n_runs = 0;
     cudaGraphExec_t graph = nullptr;
-    std::vector<BriefRows> brief;  // as a replay leaves them
+    BriefList::Recording brief;  // what a replay does to brief_, and what it has to find there
   };
   std::map<uint64_t, Recorded> recorded_;
   std::array<cudaEvent_t, kMarks> marks_{};

@@ -85,30 +85,24 @@ void CudaBackend::reduce_add_rms_norm(float* residual, float* addend, int n_slot
 void CudaBackend::writes(const void* address) {
   const float* at = static_cast<const float*>(address);
   if (twin_.rows && at >= twin_.rows && at < twin_.rows + static_cast<size_t>(twin_.n_rows) * twin_.width) twin_ = {};
-  std::erase_if(*brief_, [&](const BriefRows& rows) { return rows.data == address; });
+  brief_->forget(address);
   floats(address);  // those of which a part is written
   if (address == pushed_.partial) pushed_ = {};
 }
 
-bool CudaBackend::is_brief(const void* rows) const {
-  return std::ranges::any_of(*brief_, [&](const BriefRows& each) { return each.data == rows; });
-}
-
 // Whoever reads at `address` sees floats.
 void CudaBackend::floats(const void* address) {
-  const auto rows = std::ranges::find_if(*brief_, [&](const BriefRows& each) { return each.holds(address); });
-  if (rows == brief_->end()) return;
-  const BriefRows found = *rows;
-  brief_->erase(rows);
+  const BriefRows rows = brief_->take(address);
+  if (!rows.data) return;
   float* wide = nullptr;
   try {
-    wide = scratch<float>(slot_sums_, found.n);  // where it grows the list may change
+    wide = scratch<float>(slot_sums_, rows.n);  // where it grows the list may change
   } catch (...) {
-    brief_->push_back(found);
+    brief_->leave(rows);
     throw;
   }
-  launch_widen(queue_, found.data, found.n, 1.0f / found.factor, wide);
-  CUDA_CHECK(cudaMemcpyAsync(found.data, wide, found.n * sizeof(float), cudaMemcpyDeviceToDevice, queue_.stream));
+  launch_widen(queue_, rows.data, rows.n, 1.0f / rows.factor, wide);
+  CUDA_CHECK(cudaMemcpyAsync(rows.data, wide, rows.n * sizeof(float), cudaMemcpyDeviceToDevice, queue_.stream));
 }
 
 const void* CudaBackend::twin_of(const float* x, int n_rows, int width) const {

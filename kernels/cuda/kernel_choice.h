@@ -196,7 +196,7 @@ constexpr int kMmaExpertRows = 256;
 constexpr int kMostNarrowRows = 256;  // of a step; more are sooner done by tensor_gemm.h's kernels, which give the same bits
 
 // From here on a linear layer is tensor_gemm.cu's, whatever its shape, and what a layer's ops hand on to the next one is BF16
-// (BriefRows in cuda_backend.h): half the bytes, where a step is long enough for them to count.
+// (brief_rows.h): half the bytes, where a step is long enough for them to count.
 constexpr int kBriefRows = 1024;
 
 // Blocks that divide k in a linear of tensor_split.cu; 1: it takes tensor_gemm.cu.

@@ -164,3 +164,42 @@ TEST_CASE("cuda brief rows: a part of them is read and written as floats, and wh
     for (int i = 0; i < 40; ++i) CHECK(pieces[i]->read() == std::vector<float>(kRows * n / 40, 1.0f * i));
   });
 }
+
+TEST_CASE("cuda brief rows: a recorded step reads rows as they are now, not as they were when it was recorded") {
+  on_cuda([](Backend& backend, DType) {
+    constexpr int n = 400, kPart = 50;
+    const auto weight = random_weight(WeightFormat::bf16, n, kHidden, {}, 0, 5).put(backend);
+    const OnDevice<float> x(backend, gaussian(kRows * kHidden, 6)), y(backend, std::vector<float>(kRows * n, kPoison)),
+        part(backend, std::vector<float>(kPart * n, kPoison));
+    const auto multiply = [&] { backend.linear(x.get(), *weight, kRows, y.get()); };
+    multiply();
+    const std::vector<float> products = y.read(), others = gaussian(kRows * n, 7);
+    const auto first_of = [](const std::vector<float>& rows) {
+      return std::vector<float>(rows.begin(), rows.begin() + kPart * n);
+    };
+    const auto leave = [&](bool as_products) {
+      if (as_products)
+        multiply();
+      else
+        backend.upload(y.get(), others.data(), others.size() * sizeof(float));
+    };
+    for (const bool recorded_of_products : {false, true})
+      for (int run = 0; run < 6; ++run) {
+        CAPTURE(recorded_of_products);
+        CAPTURE(run);
+        const bool of_products = (run % 2 == 1) == recorded_of_products;  // the second run is recorded
+        leave(of_products);
+        backend.run_recorded(1 + recorded_of_products,
+                             [&] { backend.copy_rows(y.get(), nullptr, n, part.get(), nullptr, n, kPart, n); });
+        CHECK(part.read() == first_of(of_products ? products : others));
+        CHECK(y.read() == (of_products ? products : others));
+      }
+    // One that has nothing to do with y, recorded while y was in BF16.
+    for (int run = 0; run < 4; ++run) {
+      CAPTURE(run);
+      leave(run < 2);
+      backend.run_recorded(3, [&] { backend.zero(part.get(), kPart * n * sizeof(float)); });
+      CHECK(y.read() == (run < 2 ? products : others));
+    }
+  });
+}
