@@ -136,7 +136,7 @@ __global__ void __launch_bounds__(kWarps * 32, kBlocksPerSm) early_kernel(const 
     uint4 stored[S::kChunks];
     weights(i, stored);
 #pragma unroll
-    for (int c = 0; c < S::kChunks; ++c) unpack_now<kFormat>(chunk_of<kFormat>(stored, c), held[i][c]);
+    for (int c = 0; c < S::kChunks; ++c) unpack<kFormat>(chunk_of<kFormat>(stored, c), held[i][c]);
   }
   [[maybe_unused]] NormOfSlice norm;
   if constexpr (kAround == Around::norm_before) load_weight(norm, args.norm_weight + warp * kSliceK);

@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kSlots * 32, 2) few_down_kernel(const __grid_c
     uint4 stored[S::kChunks];
     staged(i, stored);
 #pragma unroll
-    for (int c = 0; c < S::kChunks; ++c) unpack_now<kFormat>(chunk_of<kFormat>(stored, c), held[i][c]);
+    for (int c = 0; c < S::kChunks; ++c) unpack<kFormat>(chunk_of<kFormat>(stored, c), held[i][c]);
   }
   __syncwarp();
   if (lane == 0) {  // the sixth group takes the second one's place, activations take the first one's

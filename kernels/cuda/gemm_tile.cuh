@@ -106,14 +106,6 @@ __device__ inline void unpack(const uint4& w, uint32_t (&a)[Stream<F>::kProducts
   }
 }
 
-// The same, here and not where it is used: for what is expanded while a kernel waits.
-template <WeightFormat F>
-__device__ inline void unpack_now(const uint4& w, uint32_t (&a)[Stream<F>::kProducts][4]) {
-  unpack<F>(w, a);
-#pragma unroll
-  for (int m = 0; m < Stream<F>::kProducts; ++m) asm volatile("" : "+r"(a[m][0]), "+r"(a[m][1]), "+r"(a[m][2]), "+r"(a[m][3]));
-}
-
 // sum (16 rows, 8 tokens) += the chunk times the lane's kLaneK activations, as BF16 pairs in x.
 template <WeightFormat F>
 __device__ inline void multiply(float (&sum)[4], const uint32_t (&a)[Stream<F>::kProducts][4], const uint32_t* x) {

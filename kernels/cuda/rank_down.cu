@@ -122,7 +122,7 @@ __global__ void __launch_bounds__(kSlots * 32, 2) rank_down_kernel(const __grid_
         uint4 stored[S::kChunks];
         staged(i, stored);
 #pragma unroll
-        for (int c = 0; c < S::kChunks; ++c) unpack_now<kFormat>(chunk_of<kFormat>(stored, c), held[i][c]);
+        for (int c = 0; c < S::kChunks; ++c) unpack<kFormat>(chunk_of<kFormat>(stored, c), held[i][c]);
       }
     }
   }

@@ -82,7 +82,7 @@ __device__ inline void start_slice(Slice<F>& own, const WeightView& w, int tile,
       for (int c = 0; c < S::kChunks; ++c)
         stored[c] = load_once(reinterpret_cast<const uint4*>(source) + (i * S::kChunks + c) * 32 + vector_of<F>(lane));
 #pragma unroll
-    for (int c = 0; c < S::kChunks; ++c) unpack_now<F>(chunk_of<F>(stored, c), held[i][c]);
+    for (int c = 0; c < S::kChunks; ++c) unpack<F>(chunk_of<F>(stored, c), held[i][c]);
   }
 }
 

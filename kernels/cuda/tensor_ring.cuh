@@ -2,7 +2,7 @@
 // tensor_tile.cuh multiplies from it.
 //
 // Operands are swapped: 16-row tiles of W, as they are stored (weight.h), are the tensor core's 64-row operand, and up to 144
-// rows of x the narrow one (128 with BF16 weights). A block of rows of W and a tile of rows of x
+// rows of x (128 with BF16 weights) the narrow one. A block of rows of W and a tile of rows of x
 // walks k in blocks of 128 bytes: four producer warps fill the stages (W by bulk copies; x by bulk copies, or gathered by token
 // with 16-byte copies), two warpgroups multiply half of the rows of W each. FP8 sums are kept for 128 of k in the tensor core,
 // then scaled into float32 registers while the next product runs. Two blocks may be a pair, with two tiles of rows of x for the

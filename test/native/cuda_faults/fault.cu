@@ -2,6 +2,8 @@
 // that could do this on purpose.
 #include <cuda_runtime.h>
 
+#include <cstdint>
+
 #include "fault.h"
 
 namespace sigmoe::testing {
