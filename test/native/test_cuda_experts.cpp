@@ -202,8 +202,8 @@ TEST_CASE("cuda experts: lists of every length of a tile, and the same rows in s
   constexpr int kTokens = 320, kActive = 4, kExperts = 16, kWidth = 512;
   const ExpertCase c{"fp8 lists", kWidth, 256, 0, kExperts, kActive, WeightFormat::fp8, WeightFormat::fp8, false};
   std::vector<int32_t> ids(kTokens * kActive);
-  for (int i = 0, e = 0, n = 0; i < kTokens * kActive; ++i, ++n) {  // expert e has 16 (e % 8 + 1) slots, the last has the rest
-    if (n == 16 * (e % 8 + 1) && e + 1 < kExperts) ++e, n = 0;
+  for (int i = 0, e = 0, n = 0; i < kTokens * kActive; ++i, ++n) {  // expert e has 16 (e % 9 + 1) slots, the last has the rest
+    if (n == 16 * (e % 9 + 1) && e + 1 < kExperts) ++e, n = 0;
     ids[i % kTokens * kActive + i / kTokens] = e;
   }
   const std::vector<float> x = on_fp8_grid(gaussian(kTokens * kWidth, 21), kWidth), all_weights = gaussian(ids.size(), 22);
