@@ -59,6 +59,8 @@ export function describe(path: string, info: NativeInfo, chatTemplate: ChatTempl
       reason: info.deviceReason,
       kernels: info.kernels,
       compute: info.compute,
+      kvCacheDtype: info.kvCacheDtype,
+      prefillAttention: info.prefillAttention,
       threads: info.threads,
     },
     shape: {

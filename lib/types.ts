@@ -125,7 +125,20 @@ export interface ModelInfo {
   context: number;
   vocabSize: number;
   weightFormat: string;
-  device: { name: string; description: string; reason: string; kernels: string; compute: string; threads: number };
+  /** What runs, where options left it to `auto`, too; of `inspect`, which loads no weights, texts are empty. */
+  device: {
+    name: string;
+    description: string;
+    reason: string;
+    kernels: string;
+    /** What products multiply in. */
+    compute: string;
+    /** What the KV cache holds: `float32`, `bfloat16` or `fp8`. */
+    kvCacheDtype: string;
+    /** What attention of prompts multiplies in: `float32`, `bfloat16` or `fp8`, which only heads of 128 dims have. */
+    prefillAttention: string;
+    threads: number;
+  };
   shape: {
     hiddenSize: number;
     layers: number;

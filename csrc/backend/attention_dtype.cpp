@@ -35,4 +35,9 @@ bool fp8_prefill(const BackendOptions& options, DType own, bool has_fp8) {
       way_out("prefill attention", asked));
 }
 
+DType prefill_dtype(const BackendInfo& info, int64_t head_dim) {
+  if (info.fp8_prefill && head_dim == kFp8PrefillHeadDim) return DType::f8_e4m3;
+  return info.compute == DType::f32 ? DType::f32 : DType::bf16;  // attention of W8A8 is in BF16
+}
+
 }  // namespace sigmoe

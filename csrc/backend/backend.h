@@ -287,10 +287,13 @@ struct BackendInfo {
   std::string kernels;          // the path that runs: "avx512bf16"
   DType compute = DType::f32;   // what products are multiplied in
   DType kv_dtype = DType::f32;  // what the KV cache must hold
-  bool fp8_prefill = false;     // attention of prompts multiplies in E4M3
+  bool fp8_prefill = false;     // attention of prompts multiplies in E4M3, over heads of kFp8PrefillHeadDim dims
   int n_threads = 0;
   std::string weights;  // how weights are kept where that costs accuracy, once they are loaded; else empty
 };
+constexpr int kFp8PrefillHeadDim = 128;
+// What attention of prompts multiplies in over heads of `head_dim` dims.
+DType prefill_dtype(const BackendInfo& info, int64_t head_dim);
 
 class BenchDevice;
 

@@ -229,7 +229,7 @@ LoadedModel load_model(const std::string& folder, const EngineOptions& options, 
       info.compute = compute == DType::f32 ? "float32" : compute == DType::i8 ? "int8" : "bfloat16";
       info.n_threads = backend->info().n_threads;
       info.kv_cache_dtype = attention_dtype_name(backend->info().kv_dtype);
-      info.prefill_attention = attention_dtype_name(backend->info().fp8_prefill ? DType::f8_e4m3 : compute);
+      info.prefill_attention = attention_dtype_name(prefill_dtype(backend->info(), config.head_dim));
       info.kv_bytes_per_token = bytes_per_token(config.n_kv_heads, backend->info().kv_dtype);
     }
     ModelWeights weights = std::move(all_weights[rank - first]);

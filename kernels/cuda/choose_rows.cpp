@@ -28,7 +28,8 @@ AttentionChoice by_rows(const Facts& facts, int n_tokens, int n_seqs, const Atte
   if (n_tokens - n_seqs < kMostChainRows) return choice;
   const auto fp8 = [&] {
     if (!facts.fp8_prefill) return outside();
-    return shape.head_dim == kFp8HeadDim ? takes() : refuses(Reason::exactly, "head_dim", shape.head_dim, kFp8HeadDim);
+    if (shape.head_dim == kFp8PrefillHeadDim) return takes();
+    return refuses(Reason::exactly, "head_dim", shape.head_dim, kFp8PrefillHeadDim);
   };
   Candidates many;
   choice.many = many.tries(Kernel::fp8_prefill, fp8()) ? many.found() : many.otherwise(Kernel::prefill_attention);

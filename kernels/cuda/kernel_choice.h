@@ -239,7 +239,6 @@ constexpr int kMostChainRows = 16;
 constexpr int kSplitGroupHeads = 16;   // query heads that share a KV head: rows of one tensor-core operand
 constexpr int kHopperGroupHeads = 64;  // of chain_attention and prefill_attention
 constexpr int kTableSeqs = 512;        // sequences that a launch of the two looks up
-constexpr int kFp8HeadDim = 128;       // of fp8_prefill
 constexpr int kMmaGroupHeads = 128;    // of mma_attention
 constexpr int kManyRouterRows = 64;    // steps of this many rows take the tensor cores
 

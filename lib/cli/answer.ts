@@ -27,12 +27,14 @@ export async function printAnswer(generation: Generation): Promise<GenerateResul
 export function noteStats(result: GenerateResult, info: ModelInfo): void {
   const { ttftMs, totalMs, tokensPerSecond } = result.timings;
   const { device } = info;
+  const cache = device.kvCacheDtype === 'fp8' ? ', KV cache in fp8' : '';
+  const prompts = device.prefillAttention === 'fp8' ? ', prompts in fp8' : '';
   const { draftedTokens, acceptedTokens } = result.usage;
   const drafts = draftedTokens === 0 ? '' : `, ${integer(acceptedTokens)} of ${integer(draftedTokens)} drafts came true`;
   note(
     dim(
       `${integer(result.usage.completionTokens)} tokens in ${measure(totalMs)} ms: ${measure(tokensPerSecond)} tokens/s after a first token at ` +
-        `${measure(ttftMs)} ms (prompt of ${integer(result.usage.promptTokens)})${drafts}; ${device.name} ${device.kernels} ${device.compute}, ` +
+        `${measure(ttftMs)} ms (prompt of ${integer(result.usage.promptTokens)})${drafts}; ${device.name} ${device.kernels} ${device.compute}${cache}${prompts}, ` +
         `${device.threads} threads`,
     ),
   );

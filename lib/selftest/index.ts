@@ -147,9 +147,7 @@ export async function saveRecording(recording: SelftestRecording, file: string):
 
 /** Float32 in products and in the KV cache: nothing that would explain a difference. */
 function isExact({ info }: Model): boolean {
-  const { layers, kvHeads, headDim } = info.shape;
-  const float32Kv = layers * kvHeads * headDim * 2 * 4;
-  return info.device.compute === 'float32' && info.memory.kvBytesPerToken >= float32Kv;
+  return info.device.compute === 'float32' && info.device.kvCacheDtype === 'float32';
 }
 
 function checkRoom({ info }: Model, recording: SelftestRecording): void {

@@ -110,13 +110,14 @@ export class Metrics {
     new Gauge({
       name: `${PREFIX}cache_config_info`,
       help: 'Settings of the KV cache, as labels',
-      labelNames: ['kv_cache_tokens', 'num_pages', 'max_num_seqs', 'max_model_len'],
+      labelNames: ['cache_dtype', 'kv_cache_tokens', 'num_pages', 'max_num_seqs', 'max_model_len'],
       registers: [registry],
       collect() {
         const loaded = model();
         if (loaded === undefined || loaded.disposed) return;
-        const { context, limits } = loaded.info;
+        const { context, device, limits } = loaded.info;
         const labels = {
+          cache_dtype: device.kvCacheDtype,
           kv_cache_tokens: String(limits.kvCacheTokens),
           num_pages: String(loaded.stats().totalPages),
           max_num_seqs: String(limits.maxNumSeqs),

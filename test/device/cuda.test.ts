@@ -47,7 +47,8 @@ async function expectSameUpToNearTies(host: Model, gpu: Model, text: string): Pr
 describe.skipIf(!cuda?.available)('the bundled model on a GPU', { timeout: 120_000 }, () => {
   test('is picked by auto, and says what it runs on', async () => {
     await using model = await Model.load(nano);
-    expect(model.info.device).toMatchObject({ name: 'cuda', compute: 'bfloat16' });
+    const bfloat16 = { compute: 'bfloat16', kvCacheDtype: 'bfloat16', prefillAttention: 'bfloat16' };
+    expect(model.info.device).toMatchObject({ name: 'cuda', ...bfloat16 });
     expect(model.info.device.reason).not.toBe('');
     expect(model.info.memory.weightBytes).toBeGreaterThan(1e6);
   });
@@ -156,6 +157,7 @@ describe.skipIf(!cuda?.available)('the bundled model on a GPU', { timeout: 120_0
       return;
     }
     await using fp8 = await Model.load(nano, { device: 'cuda', prefillAttention: 'fp8' });
+    expect(fp8.info.device).toMatchObject({ kvCacheDtype: 'bfloat16', prefillAttention: 'fp8' });
     const ids = Int32Array.from(plain.tokenizer.encode('The symptoms of asthma and of other diseases of the lung. '.repeat(8)));
     const [a, b] = [await plain.logits(ids), await fp8.logits(ids)];
     const difference = Math.sqrt(a.reduce((sum, value, i) => sum + (value - (b[i] ?? Number.NaN)) ** 2, 0));

@@ -18,7 +18,7 @@ describe('generation', () => {
       architecture: 'BailingMoeV2ForCausalLM',
       context: 2048,
       vocabSize: 6144,
-      device: { name: 'cpu', compute: 'bfloat16' },
+      device: { name: 'cpu', compute: 'bfloat16', kvCacheDtype: 'bfloat16', prefillAttention: 'bfloat16' },
       shape: { hiddenSize: 256, layers: 6, experts: 16, activeExperts: 4 },
       chatTemplate: 'tokenizer_config.json',
     });
@@ -85,6 +85,7 @@ describe('generation', () => {
 
   test('log-probabilities are those of the logits', async () => {
     const exact = await Model.load(nano, { compute: 'float32' });
+    expect(exact.info.device).toMatchObject({ compute: 'float32', kvCacheDtype: 'float32', prefillAttention: 'float32' });
     const prompt = exact.tokenizer.encode('<role>HUMAN</role>What is asthma?<|role_end|><role>ASSISTANT</role>');
     const neutral = { temperature: 1, topP: 1, topK: 0, repetitionPenalty: 1 };
     const { tokens, logprobs = [] } = await exact.generate({ prompt, maxTokens: 6, seed: 1, logprobs: 5, ...neutral }).result;

@@ -59,3 +59,17 @@ TEST_CASE("attention types: that of prompts is FP8 where it is asked for and the
       refusal(fp8_prefill, asking("auto", "bfloat16"), DType::f32, true) ==
       "prefill attention in bfloat16 asked for; this device and compute type have it in float32 | use prefill attention auto");
 }
+
+TEST_CASE("attention types: prompts are read in FP8 over heads of 128 dims alone, and in BF16 or float32 by the compute type") {
+  BackendInfo info;
+  info.compute = DType::bf16;
+  CHECK(prefill_dtype(info, 128) == DType::bf16);
+  info.fp8_prefill = true;
+  CHECK(prefill_dtype(info, 128) == DType::f8_e4m3);
+  CHECK(prefill_dtype(info, 64) == DType::bf16);
+  info.fp8_prefill = false;
+  info.compute = DType::f32;
+  CHECK(prefill_dtype(info, 128) == DType::f32);
+  info.compute = DType::i8;
+  CHECK(prefill_dtype(info, 128) == DType::bf16);
+}

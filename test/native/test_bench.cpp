@@ -1,5 +1,6 @@
 // `sigmoe bench` below the command line: options are checked, rows are there and their fractions follow from their parts.
 #include "doctest/doctest.h"
+#include "engine/bench/cost.h"
 #include "engine/bench/meter.h"
 #include "engine/engine.h"
 #include "nlohmann/json.hpp"
@@ -99,6 +100,34 @@ TEST_CASE("bench prefill: prompts in chunks, causal FLOP of attention") {
   const std::vector<Json> attention = rows_of(result, "attention");
   CHECK(attention[0]["flop"].get<double>() == 4.0 * 512 * (40 * 41 / 2));
   CHECK(attention[1]["flop"].get<double>() == 4.0 * 512 * (8 * 192 + 8 * 9 / 2));
+}
+
+TEST_CASE("bench: attention of prompts counts against the peak of what it multiplies in") {
+  constexpr int kHeads = 4, kTokens = 200, kContext = 300;
+  const ModelWeights none;
+  const auto cost = [&](bool fp8_prefill, DType kv_dtype, int head_dim, int n_tokens) {
+    ModelConfig config;
+    config.n_heads = kHeads, config.n_kv_heads = 1, config.head_dim = head_dim;
+    BackendInfo info;
+    info.compute = DType::bf16, info.kv_dtype = kv_dtype, info.fp8_prefill = fp8_prefill;
+    return bench::Costs(config, none, info, false, false).attention(1, n_tokens, kContext);
+  };
+  for (const DType kv_dtype : {DType::bf16, DType::f8_e4m3}) {
+    CAPTURE(dtype_name(kv_dtype));
+    const double flop = 4.0 * kHeads * 128 * (kTokens * 100 + kTokens * 201 / 2);
+    const bench::Cost bf16 = cost(false, kv_dtype, 128, kTokens), fp8 = cost(true, kv_dtype, 128, kTokens),
+                      narrow = cost(true, kv_dtype, 64, kTokens);
+    CHECK(bf16.flop == flop);
+    CHECK(bf16.flop_fp8 == 0);
+    // Scores of a BF16 cache are BF16, and half of the products.
+    CHECK(fp8.flop_fp8 == (kv_dtype == DType::bf16 ? flop / 2 : flop));
+    CHECK(fp8.all_flop() == flop);
+    CHECK(fp8.bytes == bf16.bytes);
+    CHECK(narrow.flop == flop / 2);
+    CHECK(narrow.flop_fp8 == 0);
+    CHECK(cost(true, kv_dtype, 128, 16).flop_fp8 == 0);  // a token and the longest draft
+    CHECK(cost(true, kv_dtype, 128, 17).flop_fp8 > 0);
+  }
 }
 
 TEST_CASE("bench kernels: every op, experts by rows") {

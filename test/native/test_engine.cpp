@@ -323,6 +323,11 @@ TEST_CASE("engine: loading reports progress, can be cancelled, and refuses what 
   options.prefill_attention = "auto";
   options.compute = "float32";
   CHECK(load_nano(options)->info().prefill_attention == "float32");
+  CHECK(load_nano(options)->info().kv_cache_dtype == "float32");
+  options.compute = "bfloat16";
+  options.kernels = "reference";  // products in float32 over a BF16 cache
+  CHECK(load_nano(options)->info().prefill_attention == "float32");
+  CHECK(load_nano(options)->info().kv_cache_dtype == "bfloat16");
 }
 
 TEST_CASE("engine: a rank that fails breaks the model, ends every request with an error, and the process goes on") {

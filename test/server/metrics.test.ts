@@ -63,6 +63,8 @@ test('requests, tokens and times are counted', async () => {
   expect(now.get('inter_token_latency_seconds_count')).toBeLessThanOrEqual(15); // tokens that arrive together are one gap
   expect(now.get('prefix_cache_hits_total')).toBeGreaterThanOrEqual(256);
   expect(now.get('engine_steps_total')).toBeGreaterThan(0);
+  const settings = [...now.keys()].find((name) => name.startsWith('cache_config_info'));
+  expect(settings).toContain(`cache_dtype="${server.model.info.device.kvCacheDtype}"`);
   const [total, first] = [now.get('e2e_request_latency_seconds_sum') ?? 0, now.get('time_to_first_token_seconds_sum') ?? 0];
   expect(total).toBeGreaterThan(first);
 

@@ -162,7 +162,16 @@ describe('the judgement', () => {
 
   test('which devices round activations', () => {
     const info = (kernels: string, compute: string, weightFormat: string) => ({
-      device: { name: 'd', description: 'd', reason: 'r', kernels, compute, threads: 1 },
+      device: {
+        name: 'd',
+        description: 'd',
+        reason: 'r',
+        kernels,
+        compute,
+        kvCacheDtype: 'bfloat16',
+        prefillAttention: 'bfloat16',
+        threads: 1,
+      },
       weightFormat,
     });
     expect(activationsOf(info('sm_90', 'bfloat16', 'FP8 blocks'))).toBe('fp8');

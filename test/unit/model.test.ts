@@ -102,7 +102,7 @@ describe('loading', () => {
     expect(model.info).toMatchObject({
       path: nano,
       context: 64,
-      device: { name: 'cpu', reason: 'asked for' },
+      device: { name: 'cpu', reason: 'asked for', kvCacheDtype: 'float32', prefillAttention: 'float32' },
       chatTemplate: 'tokenizer_config.json',
     });
   });

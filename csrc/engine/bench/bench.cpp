@@ -13,8 +13,7 @@ namespace bench {
 Costs costs_of(const BenchModel& model, const Options& options) {
   const bool random = options.model.empty();
   const bool fp8 = random ? options.dtype == "fp8" : model.config.quant.method == QuantMethod::fp8_block;
-  const BackendInfo& info = model.backend->info();
-  return Costs(model.config, model.weights, info.kv_dtype, fp8, random && options.head == "fp8", info.fp8_prefill);
+  return Costs(model.config, model.weights, model.backend->info(), fp8, random && options.head == "fp8");
 }
 
 namespace {

@@ -4,9 +4,13 @@
 
 namespace sigmoe::bench {
 
-Costs::Costs(const ModelConfig& config, const ModelWeights& weights, DType kv_dtype, bool fp8_body, bool fp8_head,
-             bool fp8_prefill)
-    : c_(config), weights_(weights), kv_dtype_(kv_dtype), fp8_body_(fp8_body), fp8_head_(fp8_head), fp8_prefill_(fp8_prefill) {}
+Costs::Costs(const ModelConfig& config, const ModelWeights& weights, const BackendInfo& info, bool fp8_body, bool fp8_head)
+    : c_(config),
+      weights_(weights),
+      kv_dtype_(info.kv_dtype),
+      prefill_dtype_(prefill_dtype(info, config.head_dim)),
+      fp8_body_(fp8_body),
+      fp8_head_(fp8_head) {}
 
 Cost Costs::linear(const LinearWeight* weight, double macs_per_token, double n_tokens, bool fp8) const {
   if (!weight) return {};
@@ -41,7 +45,8 @@ Cost Costs::attention(int n_seqs, int n_tokens, int64_t context) const {
                static_cast<double>(context) * n_seqs;
   constexpr int kMostDecoded = 1 + kMaxDraftDepth;  // rows of a sequence in a step
   const double flop = 4 * q_width * pairs * n_seqs;
-  if (fp8_prefill_ && n_tokens > kMostDecoded) cost.flop_fp8 = kv_dtype_ == DType::f8_e4m3 ? flop : flop / 2;
+  if (prefill_dtype_ == DType::f8_e4m3 && n_tokens > kMostDecoded)
+    cost.flop_fp8 = kv_dtype_ == DType::f8_e4m3 ? flop : flop / 2;
   cost.flop = flop - cost.flop_fp8;
   return cost;
 }

@@ -27,9 +27,9 @@ inline Cost operator+(Cost a, const Cost& b) { return a += b; }
 // Costs of the parts of a layer.
 class Costs {
  public:
-  // `fp8_body`, `fp8_head`: the products of these weights count as FP8; `fp8_prefill`: so does attention of prompts, over a
-  // BF16 cache half of it.
-  Costs(const ModelConfig& config, const ModelWeights& weights, DType kv_dtype, bool fp8_body, bool fp8_head, bool fp8_prefill);
+  // `fp8_body`, `fp8_head`: the products of these weights count as FP8. So does attention of prompts where it runs in FP8, over
+  // a BF16 cache half of it.
+  Costs(const ModelConfig& config, const ModelWeights& weights, const BackendInfo& info, bool fp8_body, bool fp8_head);
 
   Cost qkv(int n_tokens) const;
   Cost attention_out(int n_tokens) const;
@@ -48,8 +48,8 @@ class Costs {
 
   const ModelConfig& c_;
   const ModelWeights& weights_;
-  DType kv_dtype_;
-  bool fp8_body_, fp8_head_, fp8_prefill_;
+  DType kv_dtype_, prefill_dtype_;
+  bool fp8_body_, fp8_head_;
 };
 
 }  // namespace sigmoe::bench
