@@ -2,13 +2,13 @@
 // tensor_tile.cuh multiplies from it.
 //
 // Operands are swapped: 16-row tiles of W, as they are stored (weight.h), are the tensor core's 64-row operand, and up to 144
-// rows of x (128 with BF16 weights) the narrow one. A block of rows of W and a tile of rows of x
-// walks k in blocks of 128 bytes: four producer warps fill the stages (W by bulk copies; x by bulk copies, or gathered by token
-// with 16-byte copies), two warpgroups multiply half of the rows of W each. FP8 sums are kept for 128 of k in the tensor core,
-// then scaled into float32 registers while the next product runs. Two blocks may be a pair, with two tiles of rows of x for the
-// same rows of W: each brings half of W to both, a third less from the cache. In a burst that gains little, but prompts are
-// read at the card's power limit, and bytes are power. A column of the result depends on its row of x and W alone: a row's bits
-// depend neither on its neighbours nor on how many there are.
+// rows of x (128 with BF16 weights) the narrow one. A block of rows of W and a tile of rows of x walks k in blocks of 128
+// bytes: four producer warps fill the stages (W by bulk copies; x by bulk copies, or gathered by token with 16-byte copies),
+// two warpgroups multiply half of the rows of W each. FP8 sums are kept for 128 of k in the tensor core, then scaled into
+// float32 registers while the next product runs. Two blocks may be a pair, with two tiles of rows of x for the same rows of W:
+// each brings half of W to both, a third less from the cache. In a burst that gains little, but prompts are read at the card's
+// power limit, and bytes are power. A column of the result depends on its row of x and W alone: a row's bits depend neither on
+// its neighbours nor on how many there are.
 #pragma once
 
 #include "cuda/packed.cuh"

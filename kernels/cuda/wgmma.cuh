@@ -170,8 +170,8 @@ __device__ inline uint64_t weight_operand(const void* shared) {
                : "l"(a), "l"(b), "r"(static_cast<int>(accumulate)))
 
 // d (64, N) = a b, plus d when `accumulate`: 32 bytes of k, in one order in both operands. d as mma_bf16's c, 8 columns after
-// the other. Of the warp's 16 rows of a lane (g, q) brings
-// bytes 4q .. 4q + 3 of row g, of row g + 8, and the same of the second 16 bytes.
+// the other. Of the warp's 16 rows of a lane (g, q) brings bytes 4q .. 4q + 3 of row g, of row g + 8, and the same of the second
+// 16 bytes.
 template <int N>
 __device__ inline void wgmma_fp8(float (&d)[N / 2], const uint4& a, uint64_t b, bool accumulate) {
   static_assert(N == 16);
